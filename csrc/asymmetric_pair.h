@@ -1,0 +1,29 @@
+// asymmetric_pair: 1 x n -> scale, shift, act -> n x 1 -> scale, shift, act (or the other order), intermediate in
+// cache.
+#pragma once
+#include "common/types.h"
+
+namespace ik {
+
+struct PairForward {
+  ConvShape first;   // [N, C, H, W] -> [N, first.K, first.P(), first.Q()]
+  ConvShape second;  // second.C == first.K, second.H == first.P(), second.W == first.Q()
+  DType dtype;
+  NhwcInput x;
+  const void* first_packed_weight;  // written by cpu::conv2d_pack
+  const void* first_scale;          // [first.K], accumulation type; null = 1
+  const void* first_shift;          // null = 0
+  Activation first_activation;
+  const void* second_packed_weight;
+  const void* second_scale;  // [second.K]
+  const void* second_shift;
+  Activation second_activation;
+  NhwcOutput y;  // [N, P, Q, second.K]
+};
+
+namespace cpu {
+
+void asymmetric_pair_forward(const PairForward& args);
+
+}  // namespace cpu
+}  // namespace ik

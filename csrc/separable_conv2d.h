@@ -1,0 +1,52 @@
+// separable_conv2d: [act] -> depthwise R x S -> [act] -> pointwise 1 x 1 -> scale, shift -> + residual -> [act].
+#pragma once
+#include <cstddef>
+
+#include "common/types.h"
+
+namespace ik {
+
+struct SeparableForward {
+  ConvShape shape;  // R, S, stride, padding, dilation are those of the depthwise part; K of the pointwise
+  DType dtype;
+  NhwcInput x;                   // [N, H, W, C]
+  const void* packed_depthwise;  // written by cpu::separable_pack
+  const void* packed_pointwise;
+  const void* depthwise_bias;  // [C], accumulation type; null = 0
+  const void* scale;           // [K], accumulation type; null = 1
+  const void* shift;           // [K], accumulation type; null = 0
+  NhwcInput residual;          // [N, P, Q, K]; data null = none
+  Activation input_activation;
+  Activation mid_activation;
+  Activation activation;
+  NhwcOutput y;  // [N, P, Q, K]
+};
+
+// Gradients of the part before BN. The depthwise output is recomputed, not read. A null output is not wanted.
+struct SeparableBackward {
+  ConvShape shape;
+  DType dtype;
+  NhwcInput grad_z;             // [N, P, Q, K]: gradient of the pointwise output
+  NhwcInput x;                  // [N, H, W, C]
+  WeightView depthwise_weight;  // [C, 1, R, S]: stride_k counts channels, stride_c unused
+  WeightView pointwise_weight;  // [K, C, 1, 1]
+  const void* depthwise_bias;   // [C], accumulation type; null = 0
+  Activation input_activation;
+  Activation mid_activation;
+  NhwcOutput grad_x;            // [N, H, W, C]
+  void* grad_depthwise_weight;  // [C, 1, R, S] contiguous, dtype
+  void* grad_pointwise_weight;  // [K, C, 1, 1] contiguous, dtype
+  void* grad_depthwise_bias;    // [C], accumulation type
+};
+
+namespace cpu {
+
+size_t separable_packed_depthwise_bytes(const ConvShape& shape, DType dtype);
+size_t separable_packed_pointwise_bytes(const ConvShape& shape, DType dtype);
+void separable_pack(const ConvShape& shape, DType dtype, const WeightView& depthwise, const WeightView& pointwise,
+                    void* packed_depthwise, void* packed_pointwise);
+void separable_forward(const SeparableForward& args);
+void separable_backward(const SeparableBackward& args);
+
+}  // namespace cpu
+}  // namespace ik
