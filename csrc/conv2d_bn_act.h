@@ -26,6 +26,7 @@ struct Conv2dBackward {
 
 namespace cpu {
 
+// The packed form may depend on C, K, R, S, stride, padding, dilation and the ISA in force, never on N, H, W.
 size_t conv2d_packed_bytes(const ConvShape& shape, DType dtype);
 void conv2d_pack(const ConvShape& shape, DType dtype, const WeightView& weight, void* packed);
 void conv2d_forward(const Conv2dForward& args);

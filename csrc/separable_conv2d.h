@@ -41,6 +41,7 @@ struct SeparableBackward {
 
 namespace cpu {
 
+// The packed form may depend on C, K, R, S, stride, padding, dilation and the ISA in force, never on N, H, W.
 size_t separable_packed_depthwise_bytes(const ConvShape& shape, DType dtype);
 size_t separable_packed_pointwise_bytes(const ConvShape& shape, DType dtype);
 void separable_pack(const ConvShape& shape, DType dtype, const WeightView& depthwise, const WeightView& pointwise,
