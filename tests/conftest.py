@@ -1,0 +1,60 @@
+"""Fixtures and settings of every test."""
+
+import importlib.util
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from inception_kernels.models.loading import make_torchvision_importable
+
+make_torchvision_importable()  # before any test imports torchvision or what is built on it
+torch.set_num_threads(2)
+
+_THIRD_PARTY = ("torchvision", "timm", "pretrainedmodels", "segmentation_models_pytorch", "pytorch_fid", "torch_fidelity",
+                "torchmetrics")  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "third_party(*modules): needs these packages of the `test` extra; fails, not skips, under --require-third-party",
+    )
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--require-third-party",
+        action="store_true",
+        help="fail where a test's third-party package is missing, instead of skipping (CI passes this)",
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for marker in item.iter_markers("third_party"):
+        missing = [
+            module for module in marker.args or _THIRD_PARTY if importlib.util.find_spec(module) is None
+        ]
+        if missing:
+            message = f"not installed: {', '.join(missing)} (pip install the `test` extra)"
+            if item.config.getoption("--require-third-party"):
+                pytest.fail(message)
+            pytest.skip(message)
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """New tensors that nobody has written hold NaN (integers: the largest value), in Python and in ATen's C++.
+
+    A kernel that leaves one output element unwritten, or reads one that it has not written, then shows in any
+    comparison. Use with `@pytest.mark.usefixtures("poisoned_memory")` or autouse in a module.
+    """
+    enabled = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    fill = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    assert torch.empty(3).isnan().all(), "this torch does not fill new memory"
+    yield
+    torch.utils.deterministic.fill_uninitialized_memory = fill
+    torch.use_deterministic_algorithms(enabled, warn_only=warn_only)

@@ -1,0 +1,80 @@
+"""Shared by the tests: random models with sane activations, and the one tolerance rule."""
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def randomize_batch_norm(
+    model: nn.Module, seed: int = 0, example_input: torch.Tensor | None = None
+) -> nn.Module:
+    """Give every batch norm random affine parameters and running statistics under which activations stay near 1.
+
+    Fresh statistics (mean 0, variance 1) let activations of a deep random network vanish or explode, which hides
+    errors. With `example_input` one evaluation pass measures the input of each batch norm as it is reached and the
+    running statistics become the measured ones times random factors; layers that the pass does not reach (an
+    auxiliary head) and models without `example_input` get plain random statistics. Returns `model`.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def uniform(like: torch.Tensor, low: float, high: float) -> torch.Tensor:
+        return (torch.rand(like.shape, generator=generator) * (high - low) + low).to(like)
+
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    with torch.no_grad():
+        for norm in norms:
+            if norm.affine:
+                norm.weight.copy_(uniform(norm.weight, 0.7, 1.3))
+                norm.bias.copy_(uniform(norm.bias, -0.3, 0.3))
+            if norm.running_mean is not None:
+                norm.running_mean.copy_(uniform(norm.running_mean, -0.3, 0.3))
+                norm.running_var.copy_(uniform(norm.running_var, 0.5, 1.5))
+    if example_input is None:
+        return model
+
+    def calibrate(norm: _BatchNorm, inputs: tuple[torch.Tensor, ...]) -> None:
+        x = inputs[0].detach().float()
+        dims = [d for d in range(x.dim()) if d != 1]
+        mean = x.mean(dim=dims)
+        # One variance for the layer, and a floor: where the image is down to one pixel there is almost none.
+        variance = (
+            (x.var(dim=dims, unbiased=False).mean() + 0.1 * mean.square().mean()).clamp_min(1e-6).item()
+        )
+        noise = uniform(norm.running_mean, -0.3, 0.3) * variance**0.5
+        norm.running_mean.copy_(mean + noise)
+        norm.running_var.copy_(uniform(norm.running_var, 0.7, 1.4) * variance)
+
+    modes = {module: module.training for module in model.modules()}
+    handles = [norm.register_forward_pre_hook(calibrate) for norm in norms if norm.running_mean is not None]
+    try:
+        with torch.no_grad():
+            model.eval()(example_input)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    return model
+
+
+def assert_as_accurate(
+    actual: torch.Tensor, baseline: torch.Tensor, exact: torch.Tensor, name: str = "result"
+) -> None:
+    """The error of `actual` against float64 `exact` is at most twice that of PyTorch's `baseline` in the same dtype.
+
+    The floor is 4 units in the last place of the dtype at the largest magnitude, for results where the baseline
+    happens to be exact.
+    """
+    assert actual.dtype == baseline.dtype, f"{name}: expected {baseline.dtype}, got {actual.dtype}"
+    assert actual.shape == exact.shape, (
+        f"{name}: expected shape {tuple(exact.shape)}, got {tuple(actual.shape)}"
+    )
+    assert torch.isfinite(actual).all(), f"{name}: has values that are not finite"
+    if actual.numel() == 0:
+        return
+    error = (actual.double() - exact).abs().max().item()
+    allowed = 2 * (baseline.double() - exact).abs().max().item()
+    floor = 4 * torch.finfo(actual.dtype).eps * exact.abs().max().item()
+    assert error <= max(allowed, floor), (
+        f"{name}: error {error:.3e}, PyTorch's own x 2 {allowed:.3e}, floor {floor:.3e}"
+    )
