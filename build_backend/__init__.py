@@ -1,0 +1,1 @@
+"""Builds the package's C++ and CUDA extensions; used by pip (through `hooks`) and by setup.py."""

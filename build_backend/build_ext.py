@@ -1,0 +1,96 @@
+"""The setuptools command that builds `_C`, and `_C_cuda` where it can, and says in one line what it built and why."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension
+from setuptools.command.build_ext import build_ext
+
+from build_backend import ninja_build, sources, toolchain, torch_lookup
+
+ROOT = Path(__file__).resolve().parent.parent
+CPU, CUDA = "inception_kernels._C", "inception_kernels._C_cuda"
+
+# The oldest LibTorch whose stable ABI the sources use (2.10) and the oldest Python (3.10).
+DEFINES = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030a0000", "-DNDEBUG"]
+CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+NVCC_FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Xcompiler=-fPIC,-fvisibility=hidden"]
+
+
+def extensions() -> list[Extension]:
+    """Extensions by name only: their sources need flags per folder, which `BuildExt` knows."""
+    wanted = [CPU]
+    if toolchain.build_mode() == "cuda" and not sources.cuda_sources(ROOT):
+        raise SystemExit("IK_BUILD=cuda has nothing to build, for csrc/cuda has no .cu file: use IK_BUILD=cpu.")
+    if _builds_cuda():
+        wanted.append(CUDA)
+    return [Extension(name, [], py_limited_api=True) for name in wanted]
+
+
+class BuildExt(build_ext):
+    def run(self) -> None:
+        self.tools = toolchain.require_toolchain()
+        self.torch = torch_lookup.require_torch()
+        super().run()
+        print(self.summary())
+
+    def build_extension(self, ext: Extension) -> None:
+        files = sources.cuda_sources(ROOT) if ext.name == CUDA else sources.cpu_sources(ROOT, toolchain.is_x86())
+        if not files:
+            raise SystemExit(f"{ext.name} has no sources under {ROOT / 'csrc'}: the checkout is incomplete.")
+        # One folder for editable and for wheel builds, so that the second of them compiles nothing.
+        folder = ROOT / "build" / f"native-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        steps = [self._compile_step(file, folder) for file in files]
+        target = Path(self.get_ext_fullpath(ext.name))
+        linked = folder / target.name
+        ninja_build.build(steps, self._link_step(steps, linked, ext.name == CUDA), folder, ROOT)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)  # a running process keeps the old file
+        shutil.copy2(linked, target)
+
+    def summary(self) -> str:
+        isas = sources.read_isa_flags(ROOT / "csrc" / "cpu" / "isa_flags.txt") if toolchain.is_x86() else {}
+        built = f"_C ({', '.join(['portable', *isas])}; {' '.join(self.tools.cxx)}; torch {self.torch.version})"
+        if _builds_cuda():
+            return f"inception_kernels: built {built} and _C_cuda ({self.tools.cuda})."
+        reason = self.tools.cuda if self.tools.nvcc is None else "csrc/cuda has no .cu file yet"
+        return f"inception_kernels: built {built}; not _C_cuda: {reason}."
+
+    def _compile_step(self, file: sources.Source, folder: Path) -> ninja_build.Step:
+        output = folder / file.path.with_name(file.path.name + ".o")
+        depfile = output.with_suffix(".d")
+        includes = ["-Icsrc", "-isystem", str(self.torch.include), "-isystem", toolchain.python_include()]
+        if file.path.suffix == ".cu":
+            assert self.tools.nvcc is not None
+            # No torch headers: device code has a plain C interface.
+            command = [self.tools.nvcc, f"-ccbin={self.tools.cxx[0]}", *NVCC_FLAGS, *toolchain.cuda_arch_flags(), "-Icsrc"]
+        else:
+            command = [*self.tools.cxx, *CXX_FLAGS, *DEFINES, *includes, *file.flags]
+            command += shlex.split(os.environ.get("CXXFLAGS", ""))
+        command += ["-MD", "-MF", str(depfile), "-c", str(file.path), "-o", str(output)]
+        return ninja_build.Step(command, [file.path], output, depfile)
+
+    def _link_step(self, steps: list[ninja_build.Step], output: Path, cuda: bool) -> ninja_build.Step:
+        objects = [step.output for step in steps]
+        shared = ["-bundle", "-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else ["-shared"]
+        # No rpath: `import torch` comes first and brings the libraries, wherever they are then.
+        libraries = [f"-L{self.torch.lib}", "-ltorch", "-ltorch_cpu"]
+        if cuda:
+            assert self.tools.nvcc is not None
+            # The static runtime, so that the object loads on a machine without CUDA.
+            toolkit = Path(self.tools.nvcc).resolve().parent.parent
+            libraries += [f"-L{toolkit / 'lib64'}", "-lcudart_static", "-lpthread", "-ldl", "-lrt"]
+        flags = shlex.split(os.environ.get("LDFLAGS", ""))
+        command = [*self.tools.cxx, *shared, *map(str, objects), "-o", str(output), *libraries, *flags]
+        return ninja_build.Step(command, objects, output)
+
+
+def _builds_cuda() -> bool:
+    return toolchain.build_mode() != "cpu" and toolchain.find_nvcc() is not None and bool(sources.cuda_sources(ROOT))

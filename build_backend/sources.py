@@ -1,0 +1,55 @@
+"""Which sources make which extension, with which extra flags."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Source:
+    path: Path  # relative to the repository root
+    flags: tuple[str, ...] = ()
+
+
+def read_isa_flags(path: Path) -> dict[str, tuple[str, ...]]:
+    """Parse `folder: flags` lines; `#` starts a comment. The order is from the lowest instruction set to the highest."""
+    flags: dict[str, tuple[str, ...]] = {}
+    if not path.exists():
+        return flags
+    for number, raw in enumerate(path.read_text().splitlines(), start=1):
+        line = raw.split("#", 1)[0].strip()
+        if not line:
+            continue
+        folder, colon, rest = line.partition(":")
+        if not colon:
+            raise SystemExit(f"{path}:{number}: expected 'folder: flags', found {raw!r}.")
+        flags[folder.strip()] = tuple(rest.split())
+    return flags
+
+
+def cpu_sources(root: Path, x86: bool) -> list[Source]:
+    """Sources of `_C`. Folders that `csrc/cpu/isa_flags.txt` names get its flags, and are left out where not x86.
+
+    The baseline comes first, then the instruction sets in the order of the file: of an inline function that several
+    objects define the linker keeps the first, which must be the one that every machine can run.
+    """
+    csrc = root / "csrc"
+    isa_flags = read_isa_flags(csrc / "cpu" / "isa_flags.txt")
+    baseline = [*csrc.glob("*.cpp"), *(csrc / "common").glob("*.cpp")]
+    isa: dict[str, list[Path]] = {folder: [] for folder in isa_flags}
+    for path in (csrc / "cpu").rglob("*.cpp"):
+        folder = path.parent.relative_to(csrc / "cpu").as_posix()
+        isa.get(folder, baseline).append(path)
+    sources = [Source(path.relative_to(root)) for path in sorted(baseline)]
+    if x86:
+        for folder, paths in isa.items():
+            sources += [Source(path.relative_to(root), isa_flags[folder]) for path in sorted(paths)]
+    return sources
+
+
+def cuda_sources(root: Path) -> list[Source]:
+    """Sources of `_C_cuda`: none as long as there is no .cu file, else those and the C++ files beside them."""
+    folder = root / "csrc" / "cuda"
+    kernels = sorted(folder.glob("*.cu"))
+    return [Source(path.relative_to(root)) for path in (*kernels, *sorted(folder.glob("*.cpp"))) if kernels]
