@@ -1,0 +1,38 @@
+// The batch-norm halves that the operators share: batch statistics + normalisation, and the gradient of BN + activation.
+#pragma once
+#include "batch_norm.h"
+#include "common/tensors.h"
+
+namespace ik {
+
+struct NormalizedBatch {
+  Tensor y;          // channels-last, act(BN(z) + residual)
+  Tensor mean, var;  // [K], accumulation type; var is biased
+};
+NormalizedBatch normalize_batch(const Tensor& z, const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
+                                const OptionalTensor& residual, Activation activation, double eps);
+
+struct BatchNormGradientArgs {
+  const Tensor& grad_y;
+  const OptionalTensor& z;  // may be missing where neither the activation nor bn_weight's gradient needs it
+  const OptionalTensor& residual;
+  const OptionalTensor& bn_weight;
+  const OptionalTensor& bn_bias;
+  const OptionalTensor& mean;  // missing = no BN
+  const OptionalTensor& var;
+  Activation activation;
+  bool training;
+  double eps;
+  bool needs_grad_z;
+  bool needs_grad_residual;
+};
+struct BatchNormGradients {
+  Tensor grad_z, grad_residual;             // channels-last; empty where not needed
+  Tensor grad_gamma, grad_beta, grad_bias;  // [K], accumulation type
+};
+BatchNormGradients batch_norm_gradients(const BatchNormGradientArgs& args);
+
+// The gradient in its parameter's dtype, or an empty tensor where it is not wanted.
+Tensor like_parameter(const Tensor& gradient, const OptionalTensor& parameter, bool wanted);
+
+}  // namespace ik

@@ -1,0 +1,62 @@
+// What the operators need of a torch::stable::Tensor: dtype, memory format, views and allocation.
+#pragma once
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "common/types.h"
+
+namespace ik {
+
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+DType dtype_of(const Tensor& tensor, const char* name);
+std::string describe(const Tensor& tensor);  // "float32 [2, 3, 8, 8]"
+
+// torch.nn.functional.conv2d's own rule for the memory format of its output.
+bool suggests_channels_last(const Tensor& x);
+
+// Uninitialised [N, C, H, W] of x's dtype and device.
+Tensor empty_activations(const Tensor& like, int64_t N, int64_t C, int64_t H, int64_t W, bool channels_last);
+// Uninitialised, contiguous, of the given dtype, on the CPU.
+Tensor empty_cpu(std::vector<int64_t> sizes, torch::headeronly::ScalarType dtype);
+
+// The tensor itself where its channels are adjacent, else a channels-last copy (counted as "layout.to_channels_last").
+Tensor with_adjacent_channels(const Tensor& x);
+// A contiguous copy where the caller's memory format asks for one (counted as "layout.to_contiguous").
+Tensor in_memory_format(Tensor y, bool channels_last);
+
+NhwcInput input_view(const Tensor& x);
+NhwcInput input_view(const OptionalTensor& x);
+NhwcOutput output_view(const Tensor& y);
+WeightView weight_view(const Tensor& weight);
+
+torch::headeronly::ScalarType accumulation_type(DType dtype);
+
+// A [K] vector in the accumulation type. Empty means "not given": data() is null.
+class ChannelVector {
+ public:
+  ChannelVector() = default;
+  ChannelVector(DType dtype, const std::vector<double>& values);
+  const void* data() const;
+
+ private:
+  std::vector<float> float_;
+  std::vector<double> double_;
+};
+
+// The values of a 1-d floating tensor of any precision; empty when not given.
+std::vector<double> channel_values(const OptionalTensor& vector, int64_t length, const char* name);
+
+struct ScaleShift {
+  ChannelVector scale, shift;
+};
+// y = scale * conv + shift for BN with these statistics over conv + bias; without BN just the bias.
+ScaleShift fold_batch_norm(DType dtype, int64_t K, const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
+                           const OptionalTensor& mean, const OptionalTensor& var, const OptionalTensor& bias, double eps);
+
+}  // namespace ik

@@ -1,0 +1,121 @@
+// Vectors of the portable build: 16 bytes, through the compiler's vector extension (SSE2, NEON, or scalar code).
+// The three vec_*.h offer one interface, so that a kernel written once against it is compiled once per instruction set:
+// Vec<A>::kLanes, broadcast, load and store of any storage type (whole, or the first n lanes), arithmetic, comparisons.
+// vmax and vmin return their second argument where either is NaN.
+#pragma once
+#include <cmath>
+
+#include "cpu/storage.h"
+
+namespace ik::cpu::portable {
+
+template <typename A>
+struct Vec;
+template <>
+struct Vec<float> {
+  static constexpr int kLanes = 4;
+  typedef float Raw __attribute__((vector_size(16)));
+  typedef int32_t Mask __attribute__((vector_size(16)));
+  Raw v;
+};
+template <>
+struct Vec<double> {
+  static constexpr int kLanes = 2;
+  typedef double Raw __attribute__((vector_size(16)));
+  typedef int64_t Mask __attribute__((vector_size(16)));
+  Raw v;
+};
+using VecF = Vec<float>;
+using VecD = Vec<double>;
+
+template <typename A>
+inline Vec<A> broadcast(A value) {
+  Vec<A> result;
+  for (int i = 0; i < Vec<A>::kLanes; i++) result.v[i] = value;
+  return result;
+}
+template <typename T>
+inline Vec<Accum<T>> load(const T* from) {
+  Vec<Accum<T>> result;
+  for (int i = 0; i < result.kLanes; i++) result.v[i] = to_accum(from[i]);
+  return result;
+}
+inline VecF load(const float* from) {
+  VecF result;
+  std::memcpy(&result.v, from, sizeof result.v);
+  return result;
+}
+inline VecD load(const double* from) {
+  VecD result;
+  std::memcpy(&result.v, from, sizeof result.v);
+  return result;
+}
+template <typename T>
+inline Vec<Accum<T>> load(const T* from, int n) {
+  Vec<Accum<T>> result = broadcast<Accum<T>>(0);
+  for (int i = 0; i < n; i++) result.v[i] = to_accum(from[i]);
+  return result;
+}
+template <typename T>
+inline void store(T* to, Vec<Accum<T>> value) {
+  for (int i = 0; i < value.kLanes; i++) from_accum(value.v[i], &to[i]);
+}
+inline void store(float* to, VecF value) { std::memcpy(to, &value.v, sizeof value.v); }
+inline void store(double* to, VecD value) { std::memcpy(to, &value.v, sizeof value.v); }
+template <typename T>
+inline void store(T* to, Vec<Accum<T>> value, int n) {
+  for (int i = 0; i < n; i++) from_accum(value.v[i], &to[i]);
+}
+
+template <typename A>
+inline Vec<A> operator+(Vec<A> a, Vec<A> b) {
+  return {a.v + b.v};
+}
+template <typename A>
+inline Vec<A> operator-(Vec<A> a, Vec<A> b) {
+  return {a.v - b.v};
+}
+template <typename A>
+inline Vec<A> operator*(Vec<A> a, Vec<A> b) {
+  return {a.v * b.v};
+}
+template <typename A>
+inline Vec<A> operator/(Vec<A> a, Vec<A> b) {
+  return {a.v / b.v};
+}
+template <typename A>
+inline Vec<A> fmadd(Vec<A> a, Vec<A> b, Vec<A> c) {
+  return {a.v * b.v + c.v};
+}
+template <typename A>
+inline Vec<A> vmax(Vec<A> a, Vec<A> b) {
+  return {a.v > b.v ? a.v : b.v};
+}
+template <typename A>
+inline Vec<A> vmin(Vec<A> a, Vec<A> b) {
+  return {a.v < b.v ? a.v : b.v};
+}
+// a > b ? yes : no
+template <typename A>
+inline Vec<A> where_greater(Vec<A> a, Vec<A> b, Vec<A> yes, Vec<A> no) {
+  return {a.v > b.v ? yes.v : no.v};
+}
+inline VecF round_nearest(VecF a) {
+  for (int i = 0; i < VecF::kLanes; i++) a.v[i] = std::nearbyintf(a.v[i]);
+  return a;
+}
+// 2^a for integral a in [-126, 127]
+inline VecF power_of_two(VecF a) {
+  for (int i = 0; i < VecF::kLanes; i++)
+    a.v[i] = a.v[i] >= -126 && a.v[i] <= 127 ? bits_float(static_cast<uint32_t>(static_cast<int>(a.v[i]) + 127) << 23)
+                                             : 0;
+  return a;
+}
+template <typename A>
+inline A horizontal_sum(Vec<A> a) {
+  A sum = 0;
+  for (int i = 0; i < Vec<A>::kLanes; i++) sum += a.v[i];
+  return sum;
+}
+
+}  // namespace ik::cpu::portable

@@ -1,0 +1,86 @@
+// Every operator schema and the module's init; nothing else. Implementations register themselves in <op>.cpp.
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+
+#include "common/counters.h"
+#include "cpu/isa.h"
+
+STABLE_TORCH_LIBRARY(inception_kernels, m) {
+  m.def(
+      "conv2d_bn_act(Tensor x, Tensor weight, Tensor? bn_weight, Tensor? bn_bias, Tensor? running_mean, "
+      "Tensor? running_var, Tensor? bias, Tensor? residual, int[2] stride, int[2] padding, int[2] dilation, "
+      "str activation, float eps) -> Tensor");
+  m.def(
+      "conv2d_bn_act_training(Tensor x, Tensor weight, Tensor? bn_weight, Tensor? bn_bias, Tensor? bias, "
+      "Tensor? residual, int[2] stride, int[2] padding, int[2] dilation, str activation, float eps) "
+      "-> (Tensor y, Tensor z, Tensor mean, Tensor var)");
+  m.def(
+      "conv2d_bn_act_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? bn_weight, Tensor? bn_bias, Tensor? mean, "
+      "Tensor? var, Tensor? bias, Tensor? residual, Tensor? z, int[2] stride, int[2] padding, int[2] dilation, "
+      "str activation, bool training, float eps, bool[6] output_mask) "
+      "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bn_weight, Tensor grad_bn_bias, Tensor grad_bias, "
+      "Tensor grad_residual)");
+  m.def("conv2d_bn_act_pack(Tensor weight, int[2] stride, int[2] padding, int[2] dilation) -> Tensor");
+  m.def(
+      "conv2d_bn_act_prepacked(Tensor x, Tensor packed, Tensor? scale, Tensor? shift, Tensor? residual, "
+      "int[4] weight_shape, int[2] stride, int[2] padding, int[2] dilation, str activation) -> Tensor");
+
+  m.def(
+      "separable_conv2d(Tensor x, Tensor depthwise_weight, Tensor pointwise_weight, Tensor? bn_weight, Tensor? bn_bias, "
+      "Tensor? running_mean, Tensor? running_var, Tensor? depthwise_bias, Tensor? bias, Tensor? residual, "
+      "int[2] stride, int[2] padding, int[2] dilation, str input_activation, str mid_activation, str activation, "
+      "float eps) -> Tensor");
+  m.def(
+      "separable_conv2d_training(Tensor x, Tensor depthwise_weight, Tensor pointwise_weight, Tensor? bn_weight, "
+      "Tensor? bn_bias, Tensor? depthwise_bias, Tensor? bias, Tensor? residual, int[2] stride, int[2] padding, "
+      "int[2] dilation, str input_activation, str mid_activation, str activation, float eps) "
+      "-> (Tensor y, Tensor z, Tensor mean, Tensor var)");
+  m.def(
+      "separable_conv2d_backward(Tensor grad_y, Tensor x, Tensor depthwise_weight, Tensor pointwise_weight, "
+      "Tensor? bn_weight, Tensor? bn_bias, Tensor? mean, Tensor? var, Tensor? depthwise_bias, Tensor? bias, "
+      "Tensor? residual, Tensor? z, int[2] stride, int[2] padding, int[2] dilation, str input_activation, "
+      "str mid_activation, str activation, bool training, float eps, bool[8] output_mask) "
+      "-> (Tensor grad_x, Tensor grad_depthwise_weight, Tensor grad_pointwise_weight, Tensor grad_bn_weight, "
+      "Tensor grad_bn_bias, Tensor grad_depthwise_bias, Tensor grad_bias, Tensor grad_residual)");
+  m.def(
+      "separable_conv2d_pack(Tensor depthwise_weight, Tensor pointwise_weight, int[2] stride, int[2] padding, "
+      "int[2] dilation) -> (Tensor packed_depthwise, Tensor packed_pointwise)");
+  m.def(
+      "separable_conv2d_prepacked(Tensor x, Tensor packed_depthwise, Tensor packed_pointwise, Tensor? depthwise_bias, "
+      "Tensor? scale, Tensor? shift, Tensor? residual, int[4] window, int[2] stride, int[2] padding, int[2] dilation, "
+      "str input_activation, str mid_activation, str activation) -> Tensor");
+
+  m.def(
+      "asymmetric_pair(Tensor x, Tensor weight1, Tensor? bn_weight1, Tensor? bn_bias1, Tensor? running_mean1, "
+      "Tensor? running_var1, Tensor? bias1, Tensor weight2, Tensor? bn_weight2, Tensor? bn_bias2, "
+      "Tensor? running_mean2, Tensor? running_var2, Tensor? bias2, int[2] stride1, int[2] stride2, int[2] padding1, "
+      "int[2] padding2, str mid_activation, str activation, float eps) -> Tensor");
+
+  m.def("_counted_kernels() -> str");
+  m.def("_reset_counted_kernels() -> ()");
+  m.def("_cpu_isa() -> str");
+  m.def("_best_cpu_isa() -> str");
+  m.def("_set_cpu_isa(str name) -> ()");
+}
+
+namespace {
+
+std::string cpu_isa() { return ik::cpu::isa_name(ik::cpu::isa()); }
+std::string best_cpu_isa() { return ik::cpu::isa_name(ik::cpu::best_isa()); }
+void set_cpu_isa(std::string name) { ik::cpu::set_isa(ik::cpu::isa_from_name(name)); }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(inception_kernels, CompositeExplicitAutograd, m) {
+  m.impl("_counted_kernels", TORCH_BOX(&ik::counted_kernels));
+  m.impl("_reset_counted_kernels", TORCH_BOX(&ik::reset_counted_kernels));
+  m.impl("_cpu_isa", TORCH_BOX(&cpu_isa));
+  m.impl("_best_cpu_isa", TORCH_BOX(&best_cpu_isa));
+  m.impl("_set_cpu_isa", TORCH_BOX(&set_cpu_isa));
+}
+
+// Importing the module loads the library, whose static initialisers register the operators.
+extern "C" PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef module{PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}
