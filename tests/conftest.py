@@ -11,14 +11,21 @@ from inception_kernels.models.loading import make_torchvision_importable
 make_torchvision_importable()  # before any test imports torchvision or what is built on it
 torch.set_num_threads(2)
 
-_THIRD_PARTY = ("torchvision", "timm", "pretrainedmodels", "segmentation_models_pytorch", "pytorch_fid", "torch_fidelity",
-                "torchmetrics")  # fmt: skip
+_THIRD_PARTY = (
+    "torchvision",
+    "timm",
+    "pretrainedmodels",
+    "segmentation_models_pytorch",
+    "pytorch_fid",
+    "torch_fidelity",
+    "torchmetrics",
+)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers",
-        "third_party(*modules): needs these packages of the `test` extra; fails, not skips, under --require-third-party",
+        "third_party(*modules): needs these packages; with --require-third-party their lack is a failure",
     )
 
 
@@ -36,7 +43,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             module for module in marker.args or _THIRD_PARTY if importlib.util.find_spec(module) is None
         ]
         if missing:
-            message = f"not installed: {', '.join(missing)} (pip install the `test` extra)"
+            message = f"not installed: {', '.join(missing)} (CONTRIBUTING.md has the pip command)"
             if item.config.getoption("--require-third-party"):
                 pytest.fail(message)
             pytest.skip(message)
@@ -44,7 +51,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
-    """New tensors that nobody has written hold NaN (integers: the largest value), in Python and in ATen's C++.
+    """New tensors that nobody has written hold NaN (integers: the largest value), also those made in C++.
 
     A kernel that leaves one output element unwritten, or reads one that it has not written, then shows in any
     comparison. Use with `@pytest.mark.usefixtures("poisoned_memory")` or autouse in a module.

@@ -8,12 +8,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def randomize_batch_norm(
     model: nn.Module, seed: int = 0, example_input: torch.Tensor | None = None
 ) -> nn.Module:
-    """Give every batch norm random affine parameters and running statistics under which activations stay near 1.
+    """Give every batch norm random affine parameters and statistics under which activations stay near 1.
 
-    Fresh statistics (mean 0, variance 1) let activations of a deep random network vanish or explode, which hides
-    errors. With `example_input` one evaluation pass measures the input of each batch norm as it is reached and the
-    running statistics become the measured ones times random factors; layers that the pass does not reach (an
-    auxiliary head) and models without `example_input` get plain random statistics. Returns `model`.
+    Fresh statistics (mean 0, variance 1) let activations of a deep random network vanish or explode, which
+    hides errors. With `example_input` one evaluation pass measures the input of each batch norm as it is
+    reached and the running statistics become the measured ones times random factors: give it the image size
+    that the test uses, since padding weighs more in small images and the mean then shifts layer by layer.
+    Layers that the pass does not reach (an auxiliary head) and models without `example_input` get plain
+    random statistics. Returns `model`.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -60,10 +62,11 @@ def randomize_batch_norm(
 def assert_as_accurate(
     actual: torch.Tensor, baseline: torch.Tensor, exact: torch.Tensor, name: str = "result"
 ) -> None:
-    """The error of `actual` against float64 `exact` is at most twice that of PyTorch's `baseline` in the same dtype.
+    """Error of `actual` against float64 `exact`: at most twice that of PyTorch's `baseline` in the same
+    dtype.
 
-    The floor is 4 units in the last place of the dtype at the largest magnitude, for results where the baseline
-    happens to be exact.
+    The floor is 4 units in the last place of the dtype at the largest magnitude, for results where the
+    baseline happens to be exact.
     """
     assert actual.dtype == baseline.dtype, f"{name}: expected {baseline.dtype}, got {actual.dtype}"
     assert actual.shape == exact.shape, (

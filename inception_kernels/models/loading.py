@@ -2,12 +2,17 @@
 
 import importlib
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from inception_kernels.models.inception_v3 import inception_v3
+from inception_kernels.models.xception import xception
+
+_OURS: dict[str, Callable[..., nn.Module]] = {"inception_v3": inception_v3, "xception": xception}
 _stub_library: torch.library.Library | None = None
 
 
@@ -15,12 +20,12 @@ def make_torchvision_importable() -> None:
     """Declare torchvision's two NMS schemas where its compiled operators cannot load.
 
     torchvision's only wheel on PyPI links CUDA, so under a CPU-only torch `import torchvision` fails with
-    "operator torchvision::nms does not exist". No model of ours calls these operators; declaring them is enough.
-    Does nothing where torchvision is not installed or its operators load. Safe to call twice.
+    "operator torchvision::nms does not exist". No model of ours calls these operators; declaring them is
+    enough. Does nothing where torchvision is not installed or its operators load. Safe to call twice.
     """
     global _stub_library
     spec = importlib.util.find_spec("torchvision")
-    if _stub_library is not None or spec is None or spec.origin is None:
+    if spec is None or spec.origin is None or hasattr(torch.ops.torchvision, "nms"):
         return
     libraries = [*Path(spec.origin).parent.glob("_C*.so"), *Path(spec.origin).parent.glob("_C*.pyd")]
     for library in libraries:
@@ -47,18 +52,17 @@ def load(name: str, **options: Any) -> nn.Module:
     """Build a model with random weights. Nothing is downloaded.
 
     `name` is `inception_v3` or `xception` (this package), `torchvision:<constructor>`, `timm:<model>`, or
-    `package.module:callable`; `options` go to the constructor. Raises ValueError, naming the forms, where there is
-    no such model, and TypeError where a callable does not build a `torch.nn.Module`.
+    `package.module:callable`; `options` go to the constructor. Raises ValueError, naming the forms, where
+    there is no such model, and TypeError where a callable does not build a `torch.nn.Module`.
     """
     source, separator, model = name.partition(":")
     if not separator:
-        from inception_kernels import models
-
-        if name not in ("inception_v3", "xception"):
+        if name not in _OURS:
             raise ValueError(
-                f"expected inception_v3, xception, torchvision:NAME, timm:NAME or package.module:callable, got {name!r}"
+                "expected inception_v3, xception, torchvision:NAME, timm:NAME or package.module:callable, "
+                f"got {name!r}"
             )
-        return getattr(models, name)(**options)
+        return _OURS[name](**options)
     if source in ("torchvision", "timm"):
         make_torchvision_importable()
     if source == "torchvision":
