@@ -1,4 +1,4 @@
-"""The setuptools command that builds `_C`, and `_C_cuda` where it can, and says in one line what it built and why."""
+"""The setuptools command that builds `_C` and, where it can, `_C_cuda`, and sums up in one line."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def extensions() -> list[Extension]:
     """Extensions by name only: their sources need flags per folder, which `BuildExt` knows."""
     wanted = [CPU]
     if toolchain.build_mode() == "cuda" and not sources.cuda_sources(ROOT):
-        raise SystemExit("IK_BUILD=cuda has nothing to build, for csrc/cuda has no .cu file: use IK_BUILD=cpu.")
+        raise SystemExit("IK_BUILD=cuda has nothing to build: csrc/cuda has no .cu file, use IK_BUILD=cpu.")
     if _builds_cuda():
         wanted.append(CUDA)
     return [Extension(name, [], py_limited_api=True) for name in wanted]
@@ -42,7 +42,8 @@ class BuildExt(build_ext):
         print(self.summary())
 
     def build_extension(self, ext: Extension) -> None:
-        files = sources.cuda_sources(ROOT) if ext.name == CUDA else sources.cpu_sources(ROOT, toolchain.is_x86())
+        cuda = ext.name == CUDA
+        files = sources.cuda_sources(ROOT) if cuda else sources.cpu_sources(ROOT, toolchain.is_x86())
         if not files:
             raise SystemExit(f"{ext.name} has no sources under {ROOT / 'csrc'}: the checkout is incomplete.")
         # One folder for editable and for wheel builds, so that the second of them compiles nothing.
@@ -50,14 +51,15 @@ class BuildExt(build_ext):
         steps = [self._compile_step(file, folder) for file in files]
         target = Path(self.get_ext_fullpath(ext.name))
         linked = folder / target.name
-        ninja_build.build(steps, self._link_step(steps, linked, ext.name == CUDA), folder, ROOT)
+        ninja_build.build(steps, self._link_step(steps, linked, cuda), folder, ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.unlink(missing_ok=True)  # a running process keeps the old file
         shutil.copy2(linked, target)
 
     def summary(self) -> str:
-        isas = sources.read_isa_flags(ROOT / "csrc" / "cpu" / "isa_flags.txt") if toolchain.is_x86() else {}
-        built = f"_C ({', '.join(['portable', *isas])}; {' '.join(self.tools.cxx)}; torch {self.torch.version})"
+        flags = sources.read_isa_flags(ROOT / "csrc" / "cpu" / "isa_flags.txt")
+        isas = ", ".join(sources.built_isas(flags, toolchain.is_x86()))
+        built = f"_C ({isas}; {' '.join(self.tools.cxx)}; torch {self.torch.version})"
         if _builds_cuda():
             return f"inception_kernels: built {built} and _C_cuda ({self.tools.cuda})."
         reason = self.tools.cuda if self.tools.nvcc is None else "csrc/cuda has no .cu file yet"
@@ -70,7 +72,8 @@ class BuildExt(build_ext):
         if file.path.suffix == ".cu":
             assert self.tools.nvcc is not None
             # No torch headers: device code has a plain C interface.
-            command = [self.tools.nvcc, f"-ccbin={self.tools.cxx[0]}", *NVCC_FLAGS, *toolchain.cuda_arch_flags(), "-Icsrc"]
+            host = [f"-ccbin={self.tools.cxx[0]}", "-Icsrc"]
+            command = [self.tools.nvcc, *host, *NVCC_FLAGS, *toolchain.cuda_arch_flags()]
         else:
             command = [*self.tools.cxx, *CXX_FLAGS, *DEFINES, *includes, *file.flags]
             command += shlex.split(os.environ.get("CXXFLAGS", ""))
@@ -79,18 +82,19 @@ class BuildExt(build_ext):
 
     def _link_step(self, steps: list[ninja_build.Step], output: Path, cuda: bool) -> ninja_build.Step:
         objects = [step.output for step in steps]
-        shared = ["-bundle", "-undefined", "dynamic_lookup"] if platform.system() == "Darwin" else ["-shared"]
         # No rpath: `import torch` comes first and brings the libraries, wherever they are then.
-        libraries = [f"-L{self.torch.lib}", "-ltorch", "-ltorch_cpu"]
+        rest = [*map(str, objects), "-o", str(output), f"-L{self.torch.lib}", "-ltorch", "-ltorch_cpu"]
         if cuda:
             assert self.tools.nvcc is not None
             # The static runtime, so that the object loads on a machine without CUDA.
-            toolkit = Path(self.tools.nvcc).resolve().parent.parent
-            libraries += [f"-L{toolkit / 'lib64'}", "-lcudart_static", "-lpthread", "-ldl", "-lrt"]
-        flags = shlex.split(os.environ.get("LDFLAGS", ""))
-        command = [*self.tools.cxx, *shared, *map(str, objects), "-o", str(output), *libraries, *flags]
+            command = [self.tools.nvcc, f"-ccbin={self.tools.cxx[0]}", "-shared", "-cudart=static", *rest]
+        else:
+            mac = platform.system() == "Darwin"
+            shared = ["-bundle", "-undefined", "dynamic_lookup"] if mac else ["-shared"]
+            command = [*self.tools.cxx, *shared, *rest, *shlex.split(os.environ.get("LDFLAGS", ""))]
         return ninja_build.Step(command, objects, output)
 
 
 def _builds_cuda() -> bool:
-    return toolchain.build_mode() != "cpu" and toolchain.find_nvcc() is not None and bool(sources.cuda_sources(ROOT))
+    wanted = toolchain.build_mode() != "cpu"
+    return wanted and toolchain.find_nvcc() is not None and bool(sources.cuda_sources(ROOT))

@@ -1,17 +1,11 @@
-"""PEP 517 and 660 hooks: setuptools' own, plus torch as a build requirement only where the target has none."""
+"""PEP 517 and 660 hooks: setuptools' own, plus torch as a requirement only where the target has none."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from setuptools.build_meta import (
-    build_editable,
-    build_sdist,
-    build_wheel,
-    get_requires_for_build_sdist,
-    prepare_metadata_for_build_editable,
-    prepare_metadata_for_build_wheel,
-)
+from setuptools import build_meta
+from setuptools.build_meta import build_editable, build_sdist, build_wheel, get_requires_for_build_sdist
 
 from build_backend import toolchain, torch_lookup
 
@@ -38,3 +32,22 @@ def get_requires_for_build_wheel(config_settings: Any = None) -> list[str]:
 
 def get_requires_for_build_editable(config_settings: Any = None) -> list[str]:
     return get_requires_for_build_wheel(config_settings)
+
+
+# Installers ask for metadata before they download dependencies: the moment to say what is missing.
+
+
+def prepare_metadata_for_build_wheel(metadata_directory: str, config_settings: Any = None) -> str:
+    _require_everything()
+    return build_meta.prepare_metadata_for_build_wheel(metadata_directory, config_settings)
+
+
+def prepare_metadata_for_build_editable(metadata_directory: str, config_settings: Any = None) -> str:
+    _require_everything()
+    return build_meta.prepare_metadata_for_build_editable(metadata_directory, config_settings)
+
+
+def _require_everything() -> None:
+    toolchain.require_setuptools()
+    toolchain.require_toolchain()
+    torch_lookup.require_torch()

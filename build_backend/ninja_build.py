@@ -1,4 +1,4 @@
-"""Compile and link one shared object, with ninja where there is one (incremental, header-aware), else directly."""
+"""Compile and link one shared object: with ninja where there is one, so incrementally, else directly."""
 
 from __future__ import annotations
 

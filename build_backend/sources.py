@@ -13,7 +13,7 @@ class Source:
 
 
 def read_isa_flags(path: Path) -> dict[str, tuple[str, ...]]:
-    """Parse `folder: flags` lines; `#` starts a comment. The order is from the lowest instruction set to the highest."""
+    """Parse `folder: flags` lines, from the lowest instruction set to the highest; `#` starts a comment."""
     flags: dict[str, tuple[str, ...]] = {}
     if not path.exists():
         return flags
@@ -29,9 +29,9 @@ def read_isa_flags(path: Path) -> dict[str, tuple[str, ...]]:
 
 
 def cpu_sources(root: Path, x86: bool) -> list[Source]:
-    """Sources of `_C`. Folders that `csrc/cpu/isa_flags.txt` names get its flags, and are left out where not x86.
+    """Sources of `_C`. Folders to which `csrc/cpu/isa_flags.txt` gives flags are built where `x86` only.
 
-    The baseline comes first, then the instruction sets in the order of the file: of an inline function that several
+    The baseline comes first, then the folders in the order of the file: of an inline function that several
     objects define the linker keeps the first, which must be the one that every machine can run.
     """
     csrc = root / "csrc"
@@ -39,17 +39,20 @@ def cpu_sources(root: Path, x86: bool) -> list[Source]:
     baseline = [*csrc.glob("*.cpp"), *(csrc / "common").glob("*.cpp")]
     isa: dict[str, list[Path]] = {folder: [] for folder in isa_flags}
     for path in (csrc / "cpu").rglob("*.cpp"):
-        folder = path.parent.relative_to(csrc / "cpu").as_posix()
-        isa.get(folder, baseline).append(path)
+        isa.get(path.parent.relative_to(csrc / "cpu").as_posix(), baseline).append(path)
     sources = [Source(path.relative_to(root)) for path in sorted(baseline)]
-    if x86:
-        for folder, paths in isa.items():
-            sources += [Source(path.relative_to(root), isa_flags[folder]) for path in sorted(paths)]
+    for folder in built_isas(isa_flags, x86):
+        sources += [Source(path.relative_to(root), isa_flags[folder]) for path in sorted(isa[folder])]
     return sources
 
 
+def built_isas(isa_flags: dict[str, tuple[str, ...]], x86: bool) -> list[str]:
+    """Folders without flags are portable; the flags name x86 instruction sets."""
+    return [folder for folder, flags in isa_flags.items() if x86 or not flags]
+
+
 def cuda_sources(root: Path) -> list[Source]:
-    """Sources of `_C_cuda`: none as long as there is no .cu file, else those and the C++ files beside them."""
+    """Sources of `_C_cuda`: the .cu files and the C++ files beside them; none where there is no .cu file."""
     folder = root / "csrc" / "cuda"
     kernels = sorted(folder.glob("*.cu"))
     return [Source(path.relative_to(root)) for path in (*kernels, *sorted(folder.glob("*.cpp"))) if kernels]

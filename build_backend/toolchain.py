@@ -1,4 +1,4 @@
-"""Compilers and the IK_BUILD switch. Everything that is missing is said in one sentence that names the fix."""
+"""Compilers and the IK_BUILD switch. What is missing is said in one sentence that names the fix."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ import shutil
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
+
+import setuptools
+
+OLDEST_SETUPTOOLS = 77  # pyproject.toml asks for it too, but without build isolation nobody reads that
 
 # PTX of 8.0, not of 9.0a: architecture-specific PTX does not run on later GPUs.
 DEFAULT_CUDA_ARCHS = "8.0+PTX;9.0a"
@@ -46,6 +50,14 @@ def require_toolchain() -> Toolchain:
     return Toolchain(cxx, nvcc, f"nvcc {nvcc}" if nvcc else "nvcc not found")
 
 
+def require_setuptools() -> None:
+    if int(setuptools.__version__.split(".")[0]) < OLDEST_SETUPTOOLS:
+        raise SystemExit(
+            f"Building inception_kernels needs setuptools {OLDEST_SETUPTOOLS} or newer, found "
+            f"{setuptools.__version__}: pip install -U setuptools, or drop --no-build-isolation."
+        )
+
+
 def find_cxx() -> list[str]:
     if os.name == "nt":
         raise SystemExit("inception_kernels builds on Linux and macOS only: on Windows use WSL.")
@@ -53,10 +65,9 @@ def find_cxx() -> list[str]:
     candidates = [named] if named else ["g++", "c++", "clang++"]
     command = next((shlex.split(name) for name in candidates if shutil.which(shlex.split(name)[0])), None)
     if command is None:
-        looked = named or ", ".join(candidates)
         raise SystemExit(
-            f"Building inception_kernels needs a C++20 compiler, but {looked} is not on PATH: install one "
-            "(apt-get install g++) or name it in CXX."
+            f"Building inception_kernels needs a C++20 compiler, but found no {' or '.join(candidates)}: "
+            "install one (apt-get install g++) or name it in CXX."
         )
     if not Path(python_include(), "Python.h").exists():
         raise SystemExit(
@@ -67,7 +78,7 @@ def find_cxx() -> list[str]:
 
 
 def find_nvcc() -> str | None:
-    """CUDA_HOME, then PATH, then CUDA's usual place; torch is not asked because a CPU build of it knows no CUDA."""
+    """CUDA_HOME, PATH, then CUDA's usual place. torch is not asked: a CPU build of it knows no CUDA."""
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     if home:
         return shutil.which("nvcc", path=os.path.join(home, "bin"))
@@ -84,7 +95,7 @@ def cuda_arch_flags() -> list[str]:
         if not number:
             continue
         if not number[:2].isdigit():
-            raise SystemExit(f"TORCH_CUDA_ARCH_LIST must hold numbers such as 8.0 or 9.0a+PTX, but has {arch!r}.")
+            raise SystemExit(f"TORCH_CUDA_ARCH_LIST must hold numbers (8.0;9.0a+PTX), but has {arch!r}.")
         flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
         if arch.endswith("+PTX"):
             flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")

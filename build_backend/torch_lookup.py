@@ -1,4 +1,4 @@
-"""Find the PyTorch to build against without importing it: the build reads its headers and links its libraries."""
+"""Find the PyTorch to build against. It is not imported: the build needs its headers and its libraries."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def find_torch() -> Torch | None:
     version = match[1]
     if not OLDEST <= tuple(int(part) for part in version.split(".")[:2]) <= NEWEST:
         raise SystemExit(
-            f"inception_kernels needs torch 2.11 to 2.15, found {version} in {folder}: pip install '{REQUIREMENT}'."
+            f"inception_kernels needs torch 2.11 to 2.15, found {version}: pip install '{REQUIREMENT}'."
         )
     return Torch(folder, version)
 
@@ -64,14 +64,14 @@ def require_torch() -> Torch:
 def explain_missing() -> str:
     if inside_uv_isolation():
         return (
-            "uv builds in an environment of its own that cannot see your torch: install torch, setuptools and ninja "
-            "first, then repeat the command with --no-build-isolation."
+            "uv builds in an environment of its own that cannot see your torch: install torch, setuptools "
+            "and ninja first, then repeat the command with --no-build-isolation."
         )
-    return f"Building inception_kernels needs PyTorch: pip install -c constraints.txt '{REQUIREMENT}', then try again."
+    return f"Building inception_kernels needs PyTorch: pip install '{REQUIREMENT}', then try again."
 
 
 def inside_uv_isolation() -> bool:
-    """uv tells its children about itself; pip's isolation under `uv run` is told apart by pip's overlay folder."""
+    """uv tells its children of itself; pip's isolation under `uv run` has pip's overlay on the path."""
     return "UV" in os.environ and not any("pip-build-env-" in entry for entry in sys.path)
 
 
@@ -81,7 +81,7 @@ def _visible_torch() -> Path | None:
 
 
 def _target_environment_torch() -> Path | None:
-    # pip hides the target's site-packages through PYTHONPATH, so a child that ignores PYTHON* sees them again.
+    # pip hides the target's site-packages through PYTHONPATH: a child that ignores PYTHON* sees them again.
     child = subprocess.run(
         [sys.executable, "-E", "-c", _REPORT_TORCH],
         cwd=sys.prefix,
