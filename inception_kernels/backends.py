@@ -1,0 +1,189 @@
+"""Which backend runs an operator, why, and what has run.
+
+A backend is an implementation of every operator: ``cuda`` (CUDA C++), ``triton``, ``cpu`` (host kernels) or ``reference``
+(plain PyTorch: cuDNN or oneDNN). Each has one predicate, ``can_run_<backend>``, that returns None or the reason why it
+cannot run a call. The automatic choice takes the first that can and logs every reason at DEBUG; a backend that was forced
+with :func:`use_backend` raises with the same reason.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from . import _extension
+
+logger = logging.getLogger("inception_kernels")
+
+BACKENDS = ("cuda", "triton", "cpu", "reference")
+
+
+class BackendUnavailableError(RuntimeError):
+    """A backend was forced that cannot run this call; the message is the predicate's reason."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What ran the last call of an operator in this thread, and why the backends before it did not."""
+
+    operator: str
+    backend: str
+    reasons: dict[str, str] = field(default_factory=dict)
+
+
+def can_run_cuda(x: Tensor | None = None) -> str | None:
+    """None where the CUDA kernels can run on x, else the reason. Without x: whether this installation has them."""
+    if not _extension.cuda_available:
+        return _extension.cuda_reason
+    if x is not None and x.device.type != "cuda":
+        return f"the input is on {x.device.type}, not on a CUDA device"
+    return None
+
+
+def can_run_triton(x: Tensor | None = None) -> str | None:
+    """None where a Triton kernel can run on x, else the reason."""
+    return "this version has no Triton kernels"
+
+
+def can_run_cpu(x: Tensor | None = None) -> str | None:
+    """None where the host kernels can run on x, else the reason. Without x: whether this installation has them."""
+    if not _extension.available:
+        return _extension.reason
+    if x is not None and x.device.type != "cpu":
+        return f"the input is on {x.device.type}, not on the CPU"
+    return None
+
+
+def can_run_reference(x: Tensor | None = None) -> str | None:
+    """Plain PyTorch runs wherever the tensor is."""
+    return None
+
+
+_predicates = {
+    "cuda": can_run_cuda,
+    "triton": can_run_triton,
+    "cpu": can_run_cpu,
+    "reference": can_run_reference,
+}
+# The order of the automatic choice, by the input's device.
+_preference = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+
+_forced: str | None = None
+_reference_calls: Counter[str] = Counter()
+_reference_lock = threading.Lock()
+_thread = threading.local()
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Force one backend for every operator of this process (all threads) inside the ``with`` block.
+
+    Args:
+        name: "cuda", "triton", "cpu" or "reference".
+
+    Raises:
+        ValueError: no such backend.
+        BackendUnavailableError: the installation has no such backend; a call it cannot run raises the same later.
+    """
+    global _forced
+    if name not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    reason = _predicates[name]()
+    if reason is not None:
+        raise BackendUnavailableError(f"backend {name} cannot run: {reason}")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def forced() -> str | None:
+    """The backend in force through :func:`use_backend`, or None."""
+    return _forced
+
+
+def available() -> dict[str, str | None]:
+    """Every backend with None where this installation has it, else the reason why not."""
+    return {name: predicate() for name, predicate in _predicates.items()}
+
+
+def choose(operator: str, x: Tensor) -> str:
+    """The backend that runs this call. Counts the reference; compiled kernels count themselves."""
+    order = (_forced,) if _forced is not None else _preference.get(x.device.type, ("reference",))
+    reasons: dict[str, str] = {}
+    for name in order:
+        reason = _predicates[name](x)
+        if reason is None:
+            if not torch.compiler.is_compiling():
+                _record(operator, name, reasons)
+            return name
+        reasons[name] = reason
+    raise BackendUnavailableError(f"backend {_forced} cannot run {operator}: {reasons[str(_forced)]}")
+
+
+def _record(operator: str, name: str, reasons: dict[str, str]) -> None:
+    _thread.last = (operator, name, reasons)
+    if name == "reference":
+        with _reference_lock:
+            _reference_calls[f"{operator}.forward.reference"] += 1
+    for rejected, reason in reasons.items():
+        logger.debug("%s: not on %s: %s", operator, rejected, reason)
+
+
+def last_choice() -> Choice | None:
+    """The choice made for this thread's last eager call of an operator; None before the first."""
+    last = getattr(_thread, "last", None)
+    return None if last is None else Choice(*last)
+
+
+def counters() -> dict[str, int]:
+    """How often each kernel ran since the start or the last :func:`reset_counters`.
+
+    Keys are ``<operator>.<direction>.<variant>``; compiled kernels count themselves where they run, so these numbers are
+    evidence, under torch.compile too. Layout conversions count as ``layout.*``.
+    """
+    counts = {}
+    if _extension.available:
+        for line in torch.ops.inception_kernels._counted_kernels().splitlines():
+            name, _, count = line.rpartition("=")
+            counts[name] = int(count)
+    with _reference_lock:
+        counts.update(_reference_calls)
+    return counts
+
+
+def reset_counters() -> None:
+    """Set every counter back to zero."""
+    if _extension.available:
+        torch.ops.inception_kernels._reset_counted_kernels()
+    with _reference_lock:
+        _reference_calls.clear()
+
+
+def cpu_isa() -> str:
+    """The instruction set that the host kernels use: "portable", "avx2", "avx512" or "amx"."""
+    return torch.ops.inception_kernels._cpu_isa()
+
+
+def best_cpu_isa() -> str:
+    """The best instruction set that this machine offers to the host kernels."""
+    return torch.ops.inception_kernels._best_cpu_isa()
+
+
+def set_cpu_isa(name: str) -> None:
+    """Lower the instruction set of the host kernels (tests, comparisons); IK_CPU_ISA does it at the start.
+
+    Weights that were prepared before belong to the old setting and are refused afterwards.
+
+    Raises:
+        RuntimeError: no such instruction set, or this machine does not have it.
+    """
+    torch.ops.inception_kernels._set_cpu_isa(name)

@@ -1,0 +1,171 @@
+"""Modules over the fused operators. Their children are torch.nn layers, so checkpoints keep the usual keys."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from . import ops
+from .ops._checks import IntOrPair
+
+
+def batch_norm_arguments(bn: nn.BatchNorm2d) -> dict[str, Any]:
+    """The keyword arguments with which an operator does what ``bn`` would do now.
+
+    Counts the batch when ``bn`` is training, and turns ``momentum=None`` into the factor of a cumulative average, as
+    torch.nn.BatchNorm2d does.
+    """
+    momentum = bn.momentum
+    if bn.training and bn.track_running_stats and bn.num_batches_tracked is not None:
+        bn.num_batches_tracked.add_(1)
+        if momentum is None:
+            momentum = 1.0 / float(bn.num_batches_tracked)
+    return {
+        "bn_weight": bn.weight,
+        "bn_bias": bn.bias,
+        "running_mean": bn.running_mean,
+        "running_var": bn.running_var,
+        "training": bn.training or bn.running_mean is None,
+        "momentum": 0.0 if momentum is None else momentum,
+        "eps": bn.eps,
+    }
+
+
+def _four(bn: dict[str, Any]) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    return bn["bn_weight"], bn["bn_bias"], bn["running_mean"], bn["running_var"]
+
+
+class ConvBNAct(nn.Module):
+    """Convolution -> BN -> activation in one operator: the ``BasicConv2d`` of Inception-v3.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, bias: as torch.nn.Conv2d.
+        activation: "none", "relu", "relu6", "elu" or "silu".
+        eps, momentum: as torch.nn.BatchNorm2d.
+
+    Children ``conv`` and ``bn`` hold the parameters. Input ``[N, C, H, W]``, optional residual ``[N, K, P, Q]``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrPair,
+        stride: IntOrPair = 1,
+        padding: IntOrPair = 0,
+        dilation: IntOrPair = 1,
+        activation: str = "relu",
+        bias: bool = False,
+        eps: float = 1e-3,
+        momentum: float | None = 0.1,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, bias=bias)  # type: ignore[arg-type]
+        self.bn = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum)
+        self.activation = activation
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        conv = self.conv
+        return ops.conv2d_bn_act(
+            x, conv.weight, bias=conv.bias, residual=residual, stride=conv.stride, padding=conv.padding,
+            dilation=conv.dilation, activation=self.activation, **batch_norm_arguments(self.bn),
+        )  # fmt: skip
+
+
+class SeparableConv2d(nn.Module):
+    """[act] -> depthwise -> [act] -> pointwise -> [BN] -> [+ residual] -> [act] in one operator: the unit of Xception.
+
+    Args:
+        in_channels, out_channels, kernel_size, stride, padding, dilation, bias: as torch.nn.Conv2d; all but out_channels
+            belong to the depthwise part, bias to both.
+        input_activation, mid_activation, activation: "none", "relu", "relu6", "elu" or "silu".
+        batch_norm: whether a BN follows the pointwise convolution.
+        eps, momentum: as torch.nn.BatchNorm2d.
+
+    Children ``depthwise``, ``pointwise`` and ``bn`` hold the parameters.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: IntOrPair = 3,
+        stride: IntOrPair = 1,
+        padding: IntOrPair = 1,
+        dilation: IntOrPair = 1,
+        input_activation: str = "none",
+        mid_activation: str = "none",
+        activation: str = "none",
+        bias: bool = False,
+        batch_norm: bool = True,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+    ) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(
+            in_channels, in_channels, kernel_size, stride, padding, dilation, groups=in_channels, bias=bias  # type: ignore[arg-type]
+        )  # fmt: skip
+        self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=bias)
+        self.bn = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum) if batch_norm else None
+        self.activations = (input_activation, mid_activation, activation)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        depthwise, pointwise = self.depthwise, self.pointwise
+        before, mid, after = self.activations
+        bn = {} if self.bn is None else batch_norm_arguments(self.bn)
+        return ops.separable_conv2d(
+            x, depthwise.weight, pointwise.weight, residual=residual, stride=depthwise.stride,
+            padding=depthwise.padding, dilation=depthwise.dilation, depthwise_bias=depthwise.bias,
+            bias=pointwise.bias, input_activation=before, mid_activation=mid, activation=after, **bn,
+        )  # fmt: skip
+
+
+class AsymmetricPair(nn.Module):
+    """n x n factorised into 1 x n and n x 1, each with BN and activation; in evaluation one operator.
+
+    Args:
+        in_channels, mid_channels, out_channels: channels before, between and after.
+        n: odd length of the window; "same" padding.
+        order: "1xn_nx1" or "nx1_1xn".
+        activation: after both convolutions.
+        eps, momentum: as torch.nn.BatchNorm2d.
+
+    Children ``first`` and ``second`` are :class:`ConvBNAct`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        mid_channels: int,
+        out_channels: int,
+        n: int = 7,
+        order: str = "1xn_nx1",
+        activation: str = "relu",
+        eps: float = 1e-3,
+        momentum: float | None = 0.1,
+    ) -> None:
+        super().__init__()
+        if n < 1 or n % 2 == 0:
+            raise ValueError(f"n: expected an odd length, so that the padding is the same on both sides, got {n}")
+        windows = {"1xn_nx1": ((1, n), (n, 1)), "nx1_1xn": ((n, 1), (1, n))}
+        if order not in windows:
+            raise ValueError(f"order: expected 1xn_nx1 or nx1_1xn, got {order!r}")
+        one, two = windows[order]
+        options: dict[str, Any] = {"activation": activation, "eps": eps, "momentum": momentum}
+        self.first = ConvBNAct(in_channels, mid_channels, one, padding=(one[0] // 2, one[1] // 2), **options)
+        self.second = ConvBNAct(mid_channels, out_channels, two, padding=(two[0] // 2, two[1] // 2), **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, second = self.first, self.second
+        if first.bn.training != second.bn.training:
+            return second(first(x))  # one of the two is frozen
+        bn1, bn2 = batch_norm_arguments(first.bn), batch_norm_arguments(second.bn)
+        return ops.asymmetric_pair(
+            x, first.conv.weight, second.conv.weight, _four(bn1), _four(bn2),
+            padding1=first.conv.padding, padding2=second.conv.padding, mid_activation=first.activation,
+            activation=second.activation, training=bn1["training"], momentum=bn1["momentum"], eps=bn1["eps"],
+        )  # fmt: skip
+
+
+__all__ = ["AsymmetricPair", "ConvBNAct", "SeparableConv2d", "batch_norm_arguments"]

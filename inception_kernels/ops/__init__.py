@@ -1,0 +1,7 @@
+"""The operators: validation, choice of the backend, and the rules that autograd and the compiler need."""
+
+from .asymmetric_pair import asymmetric_pair
+from .conv2d_bn_act import conv2d_bn_act
+from .separable_conv2d import separable_conv2d
+
+__all__ = ["asymmetric_pair", "conv2d_bn_act", "separable_conv2d"]

@@ -1,0 +1,67 @@
+"""What the operators share: memory format, autocast, running statistics, gradients of optional arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def suggests_channels_last(x: Tensor) -> bool:
+    """Whether torch.nn.functional.conv2d would return channels-last for this [N, C, H, W] tensor."""
+    smallest = 0
+    if x.stride(1) == 0:
+        return False
+    for dim in (1, 3, 2, 0):
+        if x.shape[dim] == 0 or x.stride(dim) < smallest:
+            return False
+        if dim == 0 and smallest == x.stride(1):
+            return False
+        smallest = x.stride(dim) * max(x.shape[dim], 1)
+    return True
+
+
+def memory_format_of(x: Tensor) -> torch.memory_format:
+    return torch.channels_last if suggests_channels_last(x) else torch.contiguous_format
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast asks of a convolution on x's device; None outside autocast and for float64."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind) or not x.is_floating_point() or x.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(kind)
+
+
+def cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
+    if tensor is None or dtype is None or not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        return tensor
+    return tensor.to(dtype)
+
+
+@torch.no_grad()
+def update_running_statistics(
+    running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, var: Tensor, momentum: float, count: int
+) -> None:
+    """Exponential average of the batch mean and the unbiased batch variance, in place, as batch_norm does."""
+    if running_mean is None or running_var is None:
+        return
+    unbiased = var * (count / (count - 1))
+    running_mean.mul_(1 - momentum).add_(mean.to(running_mean.dtype), alpha=momentum)
+    running_var.mul_(1 - momentum).add_(unbiased.to(running_var.dtype), alpha=momentum)
+
+
+def wanted(gradients: Sequence[Tensor], mask: Sequence[bool]) -> list[Tensor | None]:
+    """The compiled backward returns empty tensors where no gradient was asked for; autograd wants None."""
+    return [gradient if needed else None for gradient, needed in zip(gradients, mask, strict=True)]
+
+
+def refuse_double_backward(operator: str) -> Callable[..., None]:
+    def backward(ctx: object, *gradients: Tensor) -> None:
+        raise RuntimeError(
+            f"{operator} has no second derivative; for double backward run the model under "
+            "inception_kernels.use_backend('reference')"
+        )
+
+    return backward

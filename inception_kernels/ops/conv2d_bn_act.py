@@ -1,0 +1,226 @@
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _extension, backends, reference
+from . import _checks as check
+from ._common import (
+    autocast_dtype,
+    cast,
+    memory_format_of,
+    refuse_double_backward,
+    update_running_statistics,
+    wanted,
+)
+
+_NAME = "conv2d_bn_act"
+
+
+def conv2d_bn_act(
+    x: Tensor,
+    weight: Tensor,
+    bn_weight: Tensor | None = None,
+    bn_bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    stride: check.IntOrPair = 1,
+    padding: check.IntOrPair = 0,
+    dilation: check.IntOrPair = 1,
+    activation: str = "relu",
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Dense convolution, batch normalization, residual and activation in one operator.
+
+    ``activation(BN(conv(x) + bias) + residual)``: the unit of Inception-v3 (Szegedy et al. 2016, sections 2 and 3) with
+    any window, the asymmetric 1 x n and n x 1 ones of section 3.2 among them.
+
+    Args:
+        x: ``[N, C, H, W]``, float32, float64, bfloat16 or float16; channels-last is native, other layouts are converted.
+        weight: ``[K, C, R, S]`` of x's dtype.
+        bn_weight, bn_bias: ``[K]`` or None (1 and 0), of any of the dtypes above.
+        running_mean, running_var: ``[K]``. Evaluation normalises with them; training updates them in place (with the
+            unbiased variance), or leaves them out when None. Without any batch-norm argument in evaluation BN is skipped.
+        bias: ``[K]``, the convolution's own, or None.
+        residual: ``[N, K, P, Q]`` of x's dtype, added after BN, or None.
+        stride, padding, dilation: integers or (height, width). Padding is with zeros.
+        activation: "none", "relu", "relu6", "elu" or "silu".
+        training: normalise with the statistics of this batch.
+        momentum: weight of this batch in the running statistics.
+        eps: added to the variance; torchvision's Inception-v3 uses 1e-3.
+
+    Returns:
+        ``[N, K, P, Q]`` of x's dtype in x's memory format, where
+        ``P = (H + 2 padding - dilation (R - 1) - 1) // stride + 1``, Q likewise. Accumulated in float32 (float64 for
+        float64). Empty for N = 0.
+
+    Raises:
+        TypeError: an argument that is no tensor, or has the wrong dtype or layout.
+        ValueError: a wrong shape, device or number, a window larger than the padded input, one value per channel in
+            training, or running statistics that share memory with another argument. Nothing has run or changed then.
+        BackendUnavailableError: a backend forced with ``use_backend`` cannot run this call.
+    """
+    dtype = autocast_dtype(x) if isinstance(x, Tensor) else None
+    if dtype is not None:
+        x, weight, residual = cast(x, dtype), cast(weight, dtype), cast(residual, dtype)
+    check.activations(x)
+    check.weight(weight, x, ("K", x.shape[1], "R", "S"), "weight")
+    stride, padding, dilation = (
+        check.pair(stride, "stride", 1),
+        check.pair(padding, "padding", 0),
+        check.pair(dilation, "dilation", 1),
+    )
+    check.activation(activation, "activation")
+    check.flag(training, "training")
+    momentum, eps = check.number(momentum, "momentum"), check.number(eps, "eps")
+    channels = weight.shape[0]
+    has_bn = check.batch_norm(bn_weight, bn_bias, running_mean, running_var, channels, x, training)
+    check.vector(bias, channels, x, "bias")
+    size = check.output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    check.residual(residual, x, (x.shape[0], channels, *size))
+    batch_statistics = has_bn and training
+    if batch_statistics:
+        check.several_values_per_channel(x, size)
+
+    if backends.choose(_NAME, x) == "reference":
+        return reference.conv2d_bn_act(
+            x, weight, bn_weight, bn_bias, running_mean, running_var, bias, residual,
+            stride, padding, dilation, activation, training, momentum, eps,
+        )  # fmt: skip
+    if not batch_statistics:
+        return torch.ops.inception_kernels.conv2d_bn_act(
+            x, weight, bn_weight, bn_bias, running_mean, running_var, bias, residual,
+            stride, padding, dilation, activation, eps,
+        )  # fmt: skip
+    y, _, mean, var = torch.ops.inception_kernels.conv2d_bn_act_training(
+        x, weight, bn_weight, bn_bias, bias, residual, stride, padding, dilation, activation, eps
+    )
+    update_running_statistics(running_mean, running_var, mean, var, momentum, x.shape[0] * size[0] * size[1])
+    return y
+
+
+# ---- fakes
+
+
+def _output(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) -> Tensor:
+    size = check.output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    return x.new_empty((x.shape[0], weight.shape[0], *size), memory_format=memory_format_of(x))
+
+
+def accumulation_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def training_outputs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    z = torch.empty_like(y, memory_format=torch.channels_last)
+    mean = x.new_empty((y.shape[1],), dtype=accumulation_dtype(x))
+    return y, z, mean, torch.empty_like(mean)
+
+
+def masked(like: Tensor | None, needed: bool, x: Tensor) -> Tensor:
+    """A gradient as the compiled backward allocates it: contiguous for parameters, empty where not asked for."""
+    if like is None or not needed:
+        return x.new_empty((0,))
+    if like.dim() == 4 and like is not x:
+        return like.new_empty(like.shape)
+    return torch.empty_like(like)
+
+
+def activation_gradient(like: Tensor | None, needed: bool, x: Tensor) -> Tensor:
+    if like is None or not needed:
+        return x.new_empty((0,))
+    return x.new_empty(like.shape, memory_format=memory_format_of(like))
+
+
+def _fake(
+    x, weight, bn_weight, bn_bias, running_mean, running_var, bias, residual,
+    stride, padding, dilation, activation, eps,
+):  # fmt: skip
+    return _output(x, weight, stride, padding, dilation)
+
+
+def _fake_training(
+    x, weight, bn_weight, bn_bias, bias, residual, stride, padding, dilation, activation, eps
+):
+    return training_outputs(x, _output(x, weight, stride, padding, dilation))
+
+
+def _fake_backward(
+    grad_y, x, weight, bn_weight, bn_bias, mean, var, bias, residual, z,
+    stride, padding, dilation, activation, training, eps, output_mask,
+):  # fmt: skip
+    return (
+        activation_gradient(x, output_mask[0], x),
+        masked(weight, output_mask[1], x),
+        masked(bn_weight, output_mask[2], x),
+        masked(bn_bias, output_mask[3], x),
+        masked(bias, output_mask[4], x),
+        activation_gradient(residual, output_mask[5], x),
+    )
+
+
+def _fake_prepacked(
+    x, packed, scale, shift, residual, weight_shape, stride, padding, dilation, activation
+):
+    size = check.output_size(x.shape[2:], weight_shape[2:], stride, padding, dilation)
+    return x.new_empty((x.shape[0], weight_shape[0], *size), memory_format=torch.channels_last)
+
+
+# ---- autograd
+
+
+def _setup(ctx, inputs, output):
+    x, weight, bn_weight, bn_bias, running_mean, running_var, bias, residual, *options = inputs
+    ctx.save_for_backward(x, weight, bn_weight, bn_bias, running_mean, running_var, bias, residual, None)
+    ctx.options = options
+
+
+def _setup_training(ctx, inputs, output):
+    x, weight, bn_weight, bn_bias, bias, residual, *options = inputs
+    _, z, mean, var = output
+    ctx.save_for_backward(x, weight, bn_weight, bn_bias, mean, var, bias, residual, z)
+    ctx.options = options
+
+
+def _gradients(ctx, grad_y: Tensor, mask: list[bool], training: bool) -> list[Tensor | None]:
+    x, weight, bn_weight, bn_bias, mean, var, bias, residual, z = ctx.saved_tensors
+    stride, padding, dilation, activation, eps = ctx.options
+    return wanted(
+        torch.ops.inception_kernels.conv2d_bn_act_backward(
+            grad_y, x, weight, bn_weight, bn_bias, mean, var, bias, residual, z,
+            stride, padding, dilation, activation, training, eps, mask,
+        ),  # fmt: skip
+        mask,
+    )
+
+
+def _backward(ctx, grad_y):
+    needs = ctx.needs_input_grad
+    mask = [needs[0], needs[1], needs[2], needs[3], needs[6], needs[7]]
+    x, weight, bn_weight, bn_bias, bias, residual = _gradients(ctx, grad_y, mask, False)
+    return x, weight, bn_weight, bn_bias, None, None, bias, residual, *[None] * 5
+
+
+def _backward_training(ctx, grad_y, *ignored):
+    mask = list(ctx.needs_input_grad[:6])
+    return *_gradients(ctx, grad_y, mask, True), *[None] * 5
+
+
+if _extension.available:
+    torch.library.register_fake("inception_kernels::conv2d_bn_act", _fake)
+    torch.library.register_fake("inception_kernels::conv2d_bn_act_training", _fake_training)
+    torch.library.register_fake("inception_kernels::conv2d_bn_act_backward", _fake_backward)
+    torch.library.register_fake("inception_kernels::conv2d_bn_act_prepacked", _fake_prepacked)
+    torch.library.register_autograd("inception_kernels::conv2d_bn_act", _backward, setup_context=_setup)
+    torch.library.register_autograd(
+        "inception_kernels::conv2d_bn_act_training", _backward_training, setup_context=_setup_training
+    )
+    torch.library.register_autograd(
+        "inception_kernels::conv2d_bn_act_backward", refuse_double_backward(_NAME)
+    )

@@ -1,0 +1,217 @@
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import _extension, backends, reference
+from . import _checks as check
+from ._common import (
+    autocast_dtype,
+    cast,
+    memory_format_of,
+    refuse_double_backward,
+    update_running_statistics,
+    wanted,
+)
+from .conv2d_bn_act import activation_gradient, masked, training_outputs
+
+_NAME = "separable_conv2d"
+
+
+def separable_conv2d(
+    x: Tensor,
+    depthwise_weight: Tensor,
+    pointwise_weight: Tensor,
+    bn_weight: Tensor | None = None,
+    bn_bias: Tensor | None = None,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    residual: Tensor | None = None,
+    stride: check.IntOrPair = 1,
+    padding: check.IntOrPair = 0,
+    dilation: check.IntOrPair = 1,
+    depthwise_bias: Tensor | None = None,
+    bias: Tensor | None = None,
+    input_activation: str = "none",
+    mid_activation: str = "none",
+    activation: str = "none",
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Depthwise-separable convolution with everything around it in one operator.
+
+    ``activation(BN(pointwise(mid_activation(depthwise(input_activation(x))))) + residual)``: the unit of Xception
+    (Chollet 2017, section 2 and figure 5), where the input activation is ReLU and there is none in the middle
+    (section 4.7). The depthwise result never exists as a tensor.
+
+    Args:
+        x: ``[N, C, H, W]``, float32, float64, bfloat16 or float16; channels-last is native, other layouts are converted.
+        depthwise_weight: ``[C, 1, R, S]`` of x's dtype.
+        pointwise_weight: ``[K, C, 1, 1]`` of x's dtype.
+        bn_weight, bn_bias: ``[K]`` or None (1 and 0), of any of the dtypes above.
+        running_mean, running_var: ``[K]``. Evaluation normalises with them; training updates them in place (with the
+            unbiased variance), or leaves them out when None. Without any batch-norm argument in evaluation BN is skipped.
+        residual: ``[N, K, P, Q]`` of x's dtype, added after BN, or None.
+        stride, padding, dilation: of the depthwise part; integers or (height, width). Zeros pad the activated input.
+        depthwise_bias, bias: ``[C]`` and ``[K]``, or None.
+        input_activation, mid_activation, activation: "none", "relu", "relu6", "elu" or "silu".
+        training: normalise with the statistics of this batch.
+        momentum: weight of this batch in the running statistics.
+        eps: added to the variance.
+
+    Returns:
+        ``[N, K, P, Q]`` of x's dtype in x's memory format, with P and Q as for :func:`conv2d_bn_act`. Empty for N = 0.
+
+    Raises:
+        TypeError, ValueError, BackendUnavailableError: as :func:`conv2d_bn_act`.
+    """
+    dtype = autocast_dtype(x) if isinstance(x, Tensor) else None
+    if dtype is not None:
+        x, residual = cast(x, dtype), cast(residual, dtype)
+        depthwise_weight, pointwise_weight = cast(depthwise_weight, dtype), cast(pointwise_weight, dtype)
+    check.activations(x)
+    check.weight(depthwise_weight, x, (x.shape[1], 1, "R", "S"), "depthwise_weight")
+    check.weight(pointwise_weight, x, ("K", x.shape[1], 1, 1), "pointwise_weight")
+    stride, padding, dilation = (
+        check.pair(stride, "stride", 1),
+        check.pair(padding, "padding", 0),
+        check.pair(dilation, "dilation", 1),
+    )
+    check.activation(input_activation, "input_activation")
+    check.activation(mid_activation, "mid_activation")
+    check.activation(activation, "activation")
+    check.flag(training, "training")
+    momentum, eps = check.number(momentum, "momentum"), check.number(eps, "eps")
+    channels = pointwise_weight.shape[0]
+    has_bn = check.batch_norm(bn_weight, bn_bias, running_mean, running_var, channels, x, training)
+    check.vector(depthwise_bias, x.shape[1], x, "depthwise_bias")
+    check.vector(bias, channels, x, "bias")
+    size = check.output_size(x.shape[2:], depthwise_weight.shape[2:], stride, padding, dilation)
+    check.residual(residual, x, (x.shape[0], channels, *size))
+    batch_statistics = has_bn and training
+    if batch_statistics:
+        check.several_values_per_channel(x, size)
+
+    if backends.choose(_NAME, x) == "reference":
+        return reference.separable_conv2d(
+            x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, running_mean, running_var, residual,
+            stride, padding, dilation, depthwise_bias, bias, input_activation, mid_activation, activation,
+            training, momentum, eps,
+        )  # fmt: skip
+    if not batch_statistics:
+        return torch.ops.inception_kernels.separable_conv2d(
+            x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, running_mean, running_var,
+            depthwise_bias, bias, residual, stride, padding, dilation,
+            input_activation, mid_activation, activation, eps,
+        )  # fmt: skip
+    y, _, mean, var = torch.ops.inception_kernels.separable_conv2d_training(
+        x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, depthwise_bias, bias, residual,
+        stride, padding, dilation, input_activation, mid_activation, activation, eps,
+    )  # fmt: skip
+    update_running_statistics(running_mean, running_var, mean, var, momentum, x.shape[0] * size[0] * size[1])
+    return y
+
+
+# ---- fakes
+
+
+def _output(x: Tensor, depthwise: Tensor, pointwise: Tensor, stride: Any, padding: Any, dilation: Any) -> Tensor:
+    size = check.output_size(x.shape[2:], depthwise.shape[2:], stride, padding, dilation)
+    return x.new_empty((x.shape[0], pointwise.shape[0], *size), memory_format=memory_format_of(x))
+
+
+def _fake(
+    x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, running_mean, running_var,
+    depthwise_bias, bias, residual, stride, padding, dilation, input_activation, mid_activation, activation, eps,
+):  # fmt: skip
+    return _output(x, depthwise_weight, pointwise_weight, stride, padding, dilation)
+
+
+def _fake_training(
+    x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, depthwise_bias, bias, residual,
+    stride, padding, dilation, input_activation, mid_activation, activation, eps,
+):  # fmt: skip
+    return training_outputs(x, _output(x, depthwise_weight, pointwise_weight, stride, padding, dilation))
+
+
+def _fake_backward(
+    grad_y, x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, mean, var, depthwise_bias, bias,
+    residual, z, stride, padding, dilation, input_activation, mid_activation, activation, training, eps, output_mask,
+):  # fmt: skip
+    return (
+        activation_gradient(x, output_mask[0], x),
+        masked(depthwise_weight, output_mask[1], x),
+        masked(pointwise_weight, output_mask[2], x),
+        masked(bn_weight, output_mask[3], x),
+        masked(bn_bias, output_mask[4], x),
+        masked(depthwise_bias, output_mask[5], x),
+        masked(bias, output_mask[6], x),
+        activation_gradient(residual, output_mask[7], x),
+    )
+
+
+def _fake_prepacked(
+    x, packed_depthwise, packed_pointwise, depthwise_bias, scale, shift, residual,
+    window, stride, padding, dilation, input_activation, mid_activation, activation,
+):  # fmt: skip
+    size = check.output_size(x.shape[2:], window[2:], stride, padding, dilation)
+    return x.new_empty((x.shape[0], window[0], *size), memory_format=torch.channels_last)
+
+
+# ---- autograd
+
+
+def _setup(ctx, inputs, output):
+    x, depthwise, pointwise, bn_weight, bn_bias, mean, var, depthwise_bias, bias, residual, *options = inputs
+    ctx.save_for_backward(
+        x, depthwise, pointwise, bn_weight, bn_bias, mean, var, depthwise_bias, bias, residual, None
+    )
+    ctx.options = options
+
+
+def _setup_training(ctx, inputs, output):
+    x, depthwise, pointwise, bn_weight, bn_bias, depthwise_bias, bias, residual, *options = inputs
+    _, z, mean, var = output
+    ctx.save_for_backward(
+        x, depthwise, pointwise, bn_weight, bn_bias, mean, var, depthwise_bias, bias, residual, z
+    )
+    ctx.options = options
+
+
+def _gradients(ctx, grad_y: Tensor, mask: list[bool], training: bool) -> list[Tensor | None]:
+    *geometry, input_activation, mid_activation, activation, eps = ctx.options
+    return wanted(
+        torch.ops.inception_kernels.separable_conv2d_backward(
+            grad_y, *ctx.saved_tensors, *geometry, input_activation, mid_activation, activation,
+            training, eps, mask,
+        ),  # fmt: skip
+        mask,
+    )
+
+
+def _backward(ctx, grad_y):
+    needs = ctx.needs_input_grad
+    mask = [*needs[:5], *needs[7:10]]
+    gradients = _gradients(ctx, grad_y, mask, False)
+    return *gradients[:5], None, None, *gradients[5:], *[None] * 7
+
+
+def _backward_training(ctx, grad_y, *ignored):
+    return *_gradients(ctx, grad_y, list(ctx.needs_input_grad[:8]), True), *[None] * 7
+
+
+if _extension.available:
+    torch.library.register_fake("inception_kernels::separable_conv2d", _fake)
+    torch.library.register_fake("inception_kernels::separable_conv2d_training", _fake_training)
+    torch.library.register_fake("inception_kernels::separable_conv2d_backward", _fake_backward)
+    torch.library.register_fake("inception_kernels::separable_conv2d_prepacked", _fake_prepacked)
+    torch.library.register_autograd("inception_kernels::separable_conv2d", _backward, setup_context=_setup)
+    torch.library.register_autograd(
+        "inception_kernels::separable_conv2d_training", _backward_training, setup_context=_setup_training
+    )
+    torch.library.register_autograd(
+        "inception_kernels::separable_conv2d_backward", refuse_double_backward(_NAME)
+    )

@@ -1,0 +1,7 @@
+"""Every operator in plain PyTorch: the specification, and a backend of its own (so cuDNN or oneDNN)."""
+
+from .asymmetric_pair import asymmetric_pair
+from .conv2d_bn_act import conv2d_bn_act
+from .separable_conv2d import separable_conv2d
+
+__all__ = ["asymmetric_pair", "conv2d_bn_act", "separable_conv2d"]
