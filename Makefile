@@ -1,0 +1,55 @@
+# Everything from a bare clone: a virtual environment with the versions of constraints.txt and the package, built.
+# Options: PYTHON=python3.12, PIP_ARGS="--extra-index-url ...", PYTEST_ARGS="-k swap", IK_BUILD and MAX_JOBS.
+
+PYTHON ?= python3
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+NATIVE := $(shell find csrc \( -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \))
+BUILT_FROM := pyproject.toml constraints.txt setup.py $(NATIVE) $(wildcard build_backend/*.py) csrc/cpu/isa_flags.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help bench bench-full test lint format clean
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+
+bench: .venv/bench  ## the fused operators against PyTorch and its peers: table, plots and rows under report/ (minutes)
+	$(BIN)/python -m inception_kernels bench --quick --output report
+
+bench-full: .venv/bench  ## every layer shape, batch size and dtype (hours on a small machine)
+	$(BIN)/python -m inception_kernels bench --output report
+
+test: .venv/test  ## all tests
+	$(BIN)/python -m pytest tests --require-third-party $(PYTEST_ARGS)
+
+lint: .venv/test  ## ruff, mypy and clang-format, changing nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
+
+format: .venv/test  ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(NATIVE)
+
+clean:  ## remove everything that make made
+	rm -rf .venv build report *.egg-info inception_kernels/*.so
+
+# torch comes first and pinned: the build then finds it here and asks for no newer one of its own.
+.venv/torch: constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) torch
+	@touch $@
+
+.venv/test: .venv/torch $(BUILT_FROM) requirements/models.txt
+	$(PIP) -e '.[test,dev]'
+	$(PIP) --no-deps -r requirements/models.txt
+	@touch $@
+
+.venv/bench: .venv/torch $(BUILT_FROM)
+	$(PIP) -e '.[bench,peers]'
+	@touch $@
