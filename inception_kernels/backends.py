@@ -1,9 +1,9 @@
 """Which backend runs an operator, why, and what has run.
 
-A backend is an implementation of every operator: ``cuda`` (CUDA C++), ``triton``, ``cpu`` (host kernels) or ``reference``
-(plain PyTorch: cuDNN or oneDNN). Each has one predicate, ``can_run_<backend>``, that returns None or the reason why it
-cannot run a call. The automatic choice takes the first that can and logs every reason at DEBUG; a backend that was forced
-with :func:`use_backend` raises with the same reason.
+A backend is an implementation of every operator: ``cuda`` (CUDA C++), ``triton``, ``cpu`` (host kernels) or
+``reference`` (plain PyTorch: cuDNN or oneDNN). Each has one predicate, ``can_run_<backend>``, that returns None or the
+reason why it cannot run a call. The automatic choice takes the first that can and logs every reason at DEBUG; a backend
+that was forced with :func:`use_backend` raises with the same reason.
 """
 
 from __future__ import annotations
@@ -147,8 +147,8 @@ def last_choice() -> Choice | None:
 def counters() -> dict[str, int]:
     """How often each kernel ran since the start or the last :func:`reset_counters`.
 
-    Keys are ``<operator>.<direction>.<variant>``; compiled kernels count themselves where they run, so these numbers are
-    evidence, under torch.compile too. Layout conversions count as ``layout.*``.
+    Keys are ``<operator>.<direction>.<variant>``; compiled kernels count themselves where they run, so these numbers
+    are evidence, under torch.compile too. Layout conversions count as ``layout.*``.
     """
     counts = {}
     if _extension.available:

@@ -32,6 +32,22 @@ def batch_norm_arguments(bn: nn.BatchNorm2d) -> dict[str, Any]:
     }
 
 
+def padding_of(conv: nn.Conv2d) -> tuple[int, int]:
+    """The zero padding (height, width) of a convolution on both sides.
+
+    Raises:
+        ValueError: "same" padding of an even span, which pads one side more.
+    """
+    if conv.padding == "valid":
+        return 0, 0
+    if isinstance(conv.padding, str):
+        spans = [dilation * (size - 1) for dilation, size in zip(conv.dilation, conv.kernel_size, strict=True)]
+        if any(span % 2 for span in spans):
+            raise ValueError(f"padding='same': expected odd windows, got {conv.kernel_size} dilated by {conv.dilation}")
+        return spans[0] // 2, spans[1] // 2
+    return conv.padding[0], conv.padding[1]
+
+
 def _four(bn: dict[str, Any]) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     return bn["bn_weight"], bn["bn_bias"], bn["running_mean"], bn["running_var"]
 
@@ -68,7 +84,7 @@ class ConvBNAct(nn.Module):
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         conv = self.conv
         return ops.conv2d_bn_act(
-            x, conv.weight, bias=conv.bias, residual=residual, stride=conv.stride, padding=conv.padding,
+            x, conv.weight, bias=conv.bias, residual=residual, stride=conv.stride, padding=padding_of(conv),
             dilation=conv.dilation, activation=self.activation, **batch_norm_arguments(self.bn),
         )  # fmt: skip
 
@@ -77,8 +93,8 @@ class SeparableConv2d(nn.Module):
     """[act] -> depthwise -> [act] -> pointwise -> [BN] -> [+ residual] -> [act] in one operator: the unit of Xception.
 
     Args:
-        in_channels, out_channels, kernel_size, stride, padding, dilation, bias: as torch.nn.Conv2d; all but out_channels
-            belong to the depthwise part, bias to both.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, bias: as torch.nn.Conv2d; all but
+            out_channels belong to the depthwise part, bias to both.
         input_activation, mid_activation, activation: "none", "relu", "relu6", "elu" or "silu".
         batch_norm: whether a BN follows the pointwise convolution.
         eps, momentum: as torch.nn.BatchNorm2d.
@@ -116,7 +132,7 @@ class SeparableConv2d(nn.Module):
         bn = {} if self.bn is None else batch_norm_arguments(self.bn)
         return ops.separable_conv2d(
             x, depthwise.weight, pointwise.weight, residual=residual, stride=depthwise.stride,
-            padding=depthwise.padding, dilation=depthwise.dilation, depthwise_bias=depthwise.bias,
+            padding=padding_of(depthwise), dilation=depthwise.dilation, depthwise_bias=depthwise.bias,
             bias=pointwise.bias, input_activation=before, mid_activation=mid, activation=after, **bn,
         )  # fmt: skip
 
@@ -163,9 +179,9 @@ class AsymmetricPair(nn.Module):
         bn1, bn2 = batch_norm_arguments(first.bn), batch_norm_arguments(second.bn)
         return ops.asymmetric_pair(
             x, first.conv.weight, second.conv.weight, _four(bn1), _four(bn2),
-            padding1=first.conv.padding, padding2=second.conv.padding, mid_activation=first.activation,
+            padding1=padding_of(first.conv), padding2=padding_of(second.conv), mid_activation=first.activation,
             activation=second.activation, training=bn1["training"], momentum=bn1["momentum"], eps=bn1["eps"],
         )  # fmt: skip
 
 
-__all__ = ["AsymmetricPair", "ConvBNAct", "SeparableConv2d", "batch_norm_arguments"]
+__all__ = ["AsymmetricPair", "ConvBNAct", "SeparableConv2d", "batch_norm_arguments", "padding_of"]

@@ -156,9 +156,7 @@ def _distinct(named: dict[str, Tensor], x: Tensor) -> None:
             raise ValueError(f"{other} and {name}: expected separate memory in training, got one tensor for both")
 
 
-def output_size(
-    image: Sequence[int], window: Sequence[int], stride: Pair, padding: Pair, dilation: Pair
-) -> Pair:
+def output_size(image: Sequence[int], window: Sequence[int], stride: Pair, padding: Pair, dilation: Pair) -> Pair:
     """(P, Q) of a convolution over an image of (H, W); the window must fit into the padded image."""
     sizes = []
     for axis in (0, 1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import overload
 
 import torch
 from torch import Tensor
@@ -26,6 +27,11 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     return torch.channels_last if suggests_channels_last(x) else torch.contiguous_format
 
 
+def empty_activations(x: Tensor, sizes: Sequence[int], memory_format: torch.memory_format) -> Tensor:
+    """What the compiled operators allocate: x's dtype and device in one of the two dense formats."""
+    return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=memory_format)
+
+
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that autocast asks of a convolution on x's device; None outside autocast and for float64."""
     kind = x.device.type
@@ -34,6 +40,10 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind)
 
 
+@overload
+def cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor: ...
+@overload
+def cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None: ...
 def cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
     if tensor is None or dtype is None or not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         return tensor

@@ -6,7 +6,7 @@ from torch import Tensor
 from .. import _extension, backends, reference
 from ..reference.asymmetric_pair import NO_BATCH_NORM, BatchNorm
 from . import _checks as check
-from ._common import autocast_dtype, cast, memory_format_of, wanted
+from ._common import autocast_dtype, cast, empty_activations, memory_format_of, wanted
 from .conv2d_bn_act import conv2d_bn_act
 
 _NAME = "asymmetric_pair"
@@ -34,8 +34,8 @@ def asymmetric_pair(
     """An n x n convolution factorised in space: 1 x n -> BN -> act -> n x 1 -> BN -> act, or the other order.
 
     Szegedy et al. 2016, section 3.2 and figure 3. In evaluation the intermediate stays in cache and never exists as a
-    tensor. Training normalises the intermediate with statistics of the whole batch, so there it must exist, and the call
-    is two of :func:`conv2d_bn_act`.
+    tensor. Training normalises the intermediate with statistics of the whole batch, so there it must exist, and the
+    call is two of :func:`conv2d_bn_act`.
 
     Args:
         x: ``[N, C, H, W]``, as for :func:`conv2d_bn_act`.
@@ -74,13 +74,8 @@ def asymmetric_pair(
     if training and has_bn:
         check.several_values_per_channel(x, size[0])
         check.several_values_per_channel(x, size[1])
-        options = {"training": True, "momentum": momentum, "eps": eps}
-        mid = conv2d_bn_act(
-            x, weight1, *first, bias1, None, stride1, padding1, 1, mid_activation, **options
-        )
-        return conv2d_bn_act(
-            mid, weight2, *second, bias2, None, stride2, padding2, 1, activation, **options
-        )
+        mid = conv2d_bn_act(x, weight1, *first, bias1, None, stride1, padding1, 1, mid_activation, True, momentum, eps)
+        return conv2d_bn_act(mid, weight2, *second, bias2, None, stride2, padding2, 1, activation, True, momentum, eps)
 
     if backends.choose(_NAME, x) == "reference":
         return reference.asymmetric_pair(
@@ -100,7 +95,7 @@ def _four(bn: BatchNorm | None, name: str) -> BatchNorm:
         raise ValueError(
             f"{name}: expected (bn_weight, bn_bias, running_mean, running_var) or None, got {check.describe(bn)}"
         )
-    return tuple(bn)
+    return bn[0], bn[1], bn[2], bn[3]
 
 
 def _sizes(x, weight1, weight2, stride1, stride2, padding1, padding2) -> tuple[check.Pair, check.Pair]:
@@ -115,7 +110,7 @@ def _fake(
     stride1, stride2, padding1, padding2, mid_activation, activation, eps,
 ):  # fmt: skip
     size = _sizes(x, weight1, weight2, stride1, stride2, padding1, padding2)[1]
-    return x.new_empty((x.shape[0], weight2.shape[0], *size), memory_format=memory_format_of(x))
+    return empty_activations(x, (x.shape[0], weight2.shape[0], *size), memory_format_of(x))
 
 
 def _setup(ctx, inputs, output):
@@ -136,23 +131,19 @@ def _backward(ctx, grad_y):
     )  # fmt: skip
     first_needed = any(needs[:7])
     mask2 = [first_needed, needs[7], needs[8], needs[9], needs[12], False]
-    grad_mid, grad_weight2, grad_gamma2, grad_beta2, grad_bias2, _ = wanted(
-        ops.conv2d_bn_act_backward(
-            grad_y, mid, weight2, gamma2, beta2, mean2, var2, bias2, None, None,
-            stride2, padding2, _NO_DILATION, activation, False, eps, mask2,
-        ),  # fmt: skip
-        mask2,
-    )
+    second = ops.conv2d_bn_act_backward(
+        grad_y, mid, weight2, gamma2, beta2, mean2, var2, bias2, None, None,
+        stride2, padding2, _NO_DILATION, activation, False, eps, mask2,
+    )  # fmt: skip
+    grad_mid, grad_weight2, grad_gamma2, grad_beta2, grad_bias2, _ = wanted(second, mask2)
     mask1 = [needs[0], needs[1], needs[2], needs[3], needs[6], False]
     first: list[Tensor | None] = [None] * 6
     if first_needed:
-        first = wanted(
-            ops.conv2d_bn_act_backward(
-                grad_mid, x, weight1, gamma1, beta1, mean1, var1, bias1, None, None,
-                stride1, padding1, _NO_DILATION, mid_activation, False, eps, mask1,
-            ),  # fmt: skip
-            mask1,
-        )
+        gradients = ops.conv2d_bn_act_backward(
+            grad_mid, x, weight1, gamma1, beta1, mean1, var1, bias1, None, None,
+            stride1, padding1, _NO_DILATION, mid_activation, False, eps, mask1,
+        )  # fmt: skip
+        first = wanted(gradients, mask1)
     grad_x, grad_weight1, grad_gamma1, grad_beta1, grad_bias1, _ = first
     return (
         grad_x, grad_weight1, grad_gamma1, grad_beta1, None, None, grad_bias1,

@@ -10,6 +10,7 @@ from . import _checks as check
 from ._common import (
     autocast_dtype,
     cast,
+    empty_activations,
     memory_format_of,
     refuse_double_backward,
     update_running_statistics,
@@ -42,11 +43,12 @@ def conv2d_bn_act(
     any window, the asymmetric 1 x n and n x 1 ones of section 3.2 among them.
 
     Args:
-        x: ``[N, C, H, W]``, float32, float64, bfloat16 or float16; channels-last is native, other layouts are converted.
+        x: ``[N, C, H, W]``, float32, float64, bfloat16 or float16; channels-last is native, other layouts are
+            converted.
         weight: ``[K, C, R, S]`` of x's dtype.
         bn_weight, bn_bias: ``[K]`` or None (1 and 0), of any of the dtypes above.
         running_mean, running_var: ``[K]``. Evaluation normalises with them; training updates them in place (with the
-            unbiased variance), or leaves them out when None. Without any batch-norm argument in evaluation BN is skipped.
+            unbiased variance), or leaves them out when None. Without any batch-norm argument BN is skipped.
         bias: ``[K]``, the convolution's own, or None.
         residual: ``[N, K, P, Q]`` of x's dtype, added after BN, or None.
         stride, padding, dilation: integers or (height, width). Padding is with zeros.
@@ -110,7 +112,7 @@ def conv2d_bn_act(
 
 def _output(x: Tensor, weight: Tensor, stride: Any, padding: Any, dilation: Any) -> Tensor:
     size = check.output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-    return x.new_empty((x.shape[0], weight.shape[0], *size), memory_format=memory_format_of(x))
+    return empty_activations(x, (x.shape[0], weight.shape[0], *size), memory_format_of(x))
 
 
 def accumulation_dtype(x: Tensor) -> torch.dtype:
@@ -135,7 +137,7 @@ def masked(like: Tensor | None, needed: bool, x: Tensor) -> Tensor:
 def activation_gradient(like: Tensor | None, needed: bool, x: Tensor) -> Tensor:
     if like is None or not needed:
         return x.new_empty((0,))
-    return x.new_empty(like.shape, memory_format=memory_format_of(like))
+    return empty_activations(x, like.shape, memory_format_of(like))
 
 
 def _fake(
@@ -145,9 +147,7 @@ def _fake(
     return _output(x, weight, stride, padding, dilation)
 
 
-def _fake_training(
-    x, weight, bn_weight, bn_bias, bias, residual, stride, padding, dilation, activation, eps
-):
+def _fake_training(x, weight, bn_weight, bn_bias, bias, residual, stride, padding, dilation, activation, eps):
     return training_outputs(x, _output(x, weight, stride, padding, dilation))
 
 
@@ -165,11 +165,9 @@ def _fake_backward(
     )
 
 
-def _fake_prepacked(
-    x, packed, scale, shift, residual, weight_shape, stride, padding, dilation, activation
-):
+def _fake_prepacked(x, packed, scale, shift, residual, weight_shape, stride, padding, dilation, activation):
     size = check.output_size(x.shape[2:], weight_shape[2:], stride, padding, dilation)
-    return x.new_empty((x.shape[0], weight_shape[0], *size), memory_format=torch.channels_last)
+    return empty_activations(x, (x.shape[0], weight_shape[0], *size), torch.channels_last)
 
 
 # ---- autograd
@@ -191,13 +189,11 @@ def _setup_training(ctx, inputs, output):
 def _gradients(ctx, grad_y: Tensor, mask: list[bool], training: bool) -> list[Tensor | None]:
     x, weight, bn_weight, bn_bias, mean, var, bias, residual, z = ctx.saved_tensors
     stride, padding, dilation, activation, eps = ctx.options
-    return wanted(
-        torch.ops.inception_kernels.conv2d_bn_act_backward(
-            grad_y, x, weight, bn_weight, bn_bias, mean, var, bias, residual, z,
-            stride, padding, dilation, activation, training, eps, mask,
-        ),  # fmt: skip
-        mask,
-    )
+    gradients = torch.ops.inception_kernels.conv2d_bn_act_backward(
+        grad_y, x, weight, bn_weight, bn_bias, mean, var, bias, residual, z,
+        stride, padding, dilation, activation, training, eps, mask,
+    )  # fmt: skip
+    return wanted(gradients, mask)
 
 
 def _backward(ctx, grad_y):
@@ -221,6 +217,4 @@ if _extension.available:
     torch.library.register_autograd(
         "inception_kernels::conv2d_bn_act_training", _backward_training, setup_context=_setup_training
     )
-    torch.library.register_autograd(
-        "inception_kernels::conv2d_bn_act_backward", refuse_double_backward(_NAME)
-    )
+    torch.library.register_autograd("inception_kernels::conv2d_bn_act_backward", refuse_double_backward(_NAME))

@@ -1,7 +1,7 @@
 """Layers prepared for inference: BN folded into a scale and a shift, weights packed for the host kernels.
 
-They hold copies, made at construction and never refreshed: whoever keeps one decides when it is stale. No autograd. The
-output is channels-last whatever the input's layout.
+They hold copies, made at construction and never refreshed: whoever keeps one decides when it is stale. No autograd.
+The output is channels-last whatever the input's layout.
 """
 
 from __future__ import annotations
@@ -63,9 +63,7 @@ class PreparedConv2dBNAct:
         )
         self._activation = check.activation(activation, "activation")
         self._packed = torch.ops.inception_kernels.conv2d_bn_act_pack(weight, *self._geometry)
-        self._scale, self._shift = _fold(
-            weight.dtype, bn_weight, bn_bias, running_mean, running_var, bias, eps
-        )
+        self._scale, self._shift = _fold(weight.dtype, bn_weight, bn_bias, running_mean, running_var, bias, eps)
         self._run = torch.ops.inception_kernels.conv2d_bn_act_prepacked.default
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -79,8 +77,8 @@ class PreparedSeparableConv2d:
     """:func:`inception_kernels.separable_conv2d` in evaluation with everything constant done beforehand.
 
     Args:
-        depthwise_weight, pointwise_weight, bn_weight, bn_bias, running_mean, running_var, depthwise_bias, bias, stride,
-            padding, dilation, input_activation, mid_activation, activation, eps: as
+        depthwise_weight, pointwise_weight, bn_weight, bn_bias, running_mean, running_var, depthwise_bias, bias,
+            stride, padding, dilation, input_activation, mid_activation, activation, eps: as
             :func:`inception_kernels.separable_conv2d`, on the CPU.
     """
 

@@ -10,6 +10,7 @@ from . import _checks as check
 from ._common import (
     autocast_dtype,
     cast,
+    empty_activations,
     memory_format_of,
     refuse_double_backward,
     update_running_statistics,
@@ -48,12 +49,13 @@ def separable_conv2d(
     (section 4.7). The depthwise result never exists as a tensor.
 
     Args:
-        x: ``[N, C, H, W]``, float32, float64, bfloat16 or float16; channels-last is native, other layouts are converted.
+        x: ``[N, C, H, W]``, float32, float64, bfloat16 or float16; channels-last is native, other layouts are
+            converted.
         depthwise_weight: ``[C, 1, R, S]`` of x's dtype.
         pointwise_weight: ``[K, C, 1, 1]`` of x's dtype.
         bn_weight, bn_bias: ``[K]`` or None (1 and 0), of any of the dtypes above.
         running_mean, running_var: ``[K]``. Evaluation normalises with them; training updates them in place (with the
-            unbiased variance), or leaves them out when None. Without any batch-norm argument in evaluation BN is skipped.
+            unbiased variance), or leaves them out when None. Without any batch-norm argument BN is skipped.
         residual: ``[N, K, P, Q]`` of x's dtype, added after BN, or None.
         stride, padding, dilation: of the depthwise part; integers or (height, width). Zeros pad the activated input.
         depthwise_bias, bias: ``[C]`` and ``[K]``, or None.
@@ -120,7 +122,7 @@ def separable_conv2d(
 
 def _output(x: Tensor, depthwise: Tensor, pointwise: Tensor, stride: Any, padding: Any, dilation: Any) -> Tensor:
     size = check.output_size(x.shape[2:], depthwise.shape[2:], stride, padding, dilation)
-    return x.new_empty((x.shape[0], pointwise.shape[0], *size), memory_format=memory_format_of(x))
+    return empty_activations(x, (x.shape[0], pointwise.shape[0], *size), memory_format_of(x))
 
 
 def _fake(
@@ -139,7 +141,8 @@ def _fake_training(
 
 def _fake_backward(
     grad_y, x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, mean, var, depthwise_bias, bias,
-    residual, z, stride, padding, dilation, input_activation, mid_activation, activation, training, eps, output_mask,
+    residual, z, stride, padding, dilation, input_activation, mid_activation, activation, training, eps,
+    output_mask,
 ):  # fmt: skip
     return (
         activation_gradient(x, output_mask[0], x),
@@ -158,7 +161,7 @@ def _fake_prepacked(
     window, stride, padding, dilation, input_activation, mid_activation, activation,
 ):  # fmt: skip
     size = check.output_size(x.shape[2:], window[2:], stride, padding, dilation)
-    return x.new_empty((x.shape[0], window[0], *size), memory_format=torch.channels_last)
+    return empty_activations(x, (x.shape[0], window[0], *size), torch.channels_last)
 
 
 # ---- autograd
@@ -166,30 +169,23 @@ def _fake_prepacked(
 
 def _setup(ctx, inputs, output):
     x, depthwise, pointwise, bn_weight, bn_bias, mean, var, depthwise_bias, bias, residual, *options = inputs
-    ctx.save_for_backward(
-        x, depthwise, pointwise, bn_weight, bn_bias, mean, var, depthwise_bias, bias, residual, None
-    )
+    ctx.save_for_backward(x, depthwise, pointwise, bn_weight, bn_bias, mean, var, depthwise_bias, bias, residual, None)
     ctx.options = options
 
 
 def _setup_training(ctx, inputs, output):
     x, depthwise, pointwise, bn_weight, bn_bias, depthwise_bias, bias, residual, *options = inputs
     _, z, mean, var = output
-    ctx.save_for_backward(
-        x, depthwise, pointwise, bn_weight, bn_bias, mean, var, depthwise_bias, bias, residual, z
-    )
+    ctx.save_for_backward(x, depthwise, pointwise, bn_weight, bn_bias, mean, var, depthwise_bias, bias, residual, z)
     ctx.options = options
 
 
 def _gradients(ctx, grad_y: Tensor, mask: list[bool], training: bool) -> list[Tensor | None]:
     *geometry, input_activation, mid_activation, activation, eps = ctx.options
-    return wanted(
-        torch.ops.inception_kernels.separable_conv2d_backward(
-            grad_y, *ctx.saved_tensors, *geometry, input_activation, mid_activation, activation,
-            training, eps, mask,
-        ),  # fmt: skip
-        mask,
+    gradients = torch.ops.inception_kernels.separable_conv2d_backward(
+        grad_y, *ctx.saved_tensors, *geometry, input_activation, mid_activation, activation, training, eps, mask
     )
+    return wanted(gradients, mask)
 
 
 def _backward(ctx, grad_y):
@@ -212,6 +208,4 @@ if _extension.available:
     torch.library.register_autograd(
         "inception_kernels::separable_conv2d_training", _backward_training, setup_context=_setup_training
     )
-    torch.library.register_autograd(
-        "inception_kernels::separable_conv2d_backward", refuse_double_backward(_NAME)
-    )
+    torch.library.register_autograd("inception_kernels::separable_conv2d_backward", refuse_double_backward(_NAME))

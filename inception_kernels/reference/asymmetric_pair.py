@@ -27,10 +27,6 @@ def asymmetric_pair(
     eps: float = 1e-5,
 ) -> Tensor:
     """:func:`inception_kernels.asymmetric_pair` in plain PyTorch, argument for argument."""
-    options = {"training": training, "momentum": momentum, "eps": eps}
-    mid = conv2d_bn_act(
-        x, weight1, *(bn1 or NO_BATCH_NORM), bias1, None, stride1, padding1, 1, mid_activation, **options
-    )
-    return conv2d_bn_act(
-        mid, weight2, *(bn2 or NO_BATCH_NORM), bias2, None, stride2, padding2, 1, activation, **options
-    )
+    first, second = bn1 or NO_BATCH_NORM, bn2 or NO_BATCH_NORM
+    mid = conv2d_bn_act(x, weight1, *first, bias1, None, stride1, padding1, 1, mid_activation, training, momentum, eps)
+    return conv2d_bn_act(mid, weight2, *second, bias2, None, stride2, padding2, 1, activation, training, momentum, eps)
