@@ -59,8 +59,7 @@ def load(name: str, **options: Any) -> nn.Module:
     if not separator:
         if name not in _OURS:
             raise ValueError(
-                "expected inception_v3, xception, torchvision:NAME, timm:NAME or package.module:callable, "
-                f"got {name!r}"
+                f"expected inception_v3, xception, torchvision:NAME, timm:NAME or package.module:callable, got {name!r}"
             )
         return _OURS[name](**options)
     if source in ("torchvision", "timm"):
@@ -68,9 +67,7 @@ def load(name: str, **options: Any) -> nn.Module:
     if source == "torchvision":
         module = _import("torchvision.models", name)
         if model not in module.list_models(module=module):
-            raise ValueError(
-                f"torchvision.models has no model {model!r}; torchvision.models.list_models() lists them"
-            )
+            raise ValueError(f"torchvision.models has no model {model!r}; torchvision.models.list_models() lists them")
         if model in ("inception_v3", "googlenet"):
             options.setdefault("init_weights", False)  # their truncated-normal initialisation takes minutes
         return module.get_model(model, weights=None, **options)
@@ -83,9 +80,7 @@ def load(name: str, **options: Any) -> nn.Module:
     if constructor is None:
         raise ValueError(f"module {source!r} has no {model!r}")
     if not callable(constructor):
-        raise TypeError(
-            f"expected a callable that builds a model, got {name!r} of type {type(constructor).__name__}"
-        )
+        raise TypeError(f"expected a callable that builds a model, got {name!r} of type {type(constructor).__name__}")
     built = constructor(**options)
     if not isinstance(built, nn.Module):
         raise TypeError(f"{name!r} returned {type(built).__name__}, expected a torch.nn.Module")

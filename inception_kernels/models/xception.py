@@ -128,8 +128,6 @@ class Xception(nn.Module):
         return self.fc(self.dropout(torch.flatten(self.global_pool(x), 1)))
 
 
-def xception(
-    num_classes: int = 1000, in_channels: int = 3, dropout: float = 0.0, residuals: bool = True
-) -> Xception:
+def xception(num_classes: int = 1000, in_channels: int = 3, dropout: float = 0.0, residuals: bool = True) -> Xception:
     """Build `Xception` with random weights (Kaiming, fan out). Loads timm's `legacy_xception` state_dict."""
     return Xception(num_classes, in_channels, dropout, residuals)
