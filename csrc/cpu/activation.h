@@ -1,8 +1,8 @@
-// The five activations on vectors, with PyTorch's treatment of NaN. Needs IK_ISA, see vec.h.
+// The five activations on vectors, with PyTorch's treatment of NaN. Include one vec_<isa>.h first.
 #pragma once
 #include <cmath>
 
-#include "cpu/vec.h"
+#include "cpu/storage.h"
 
 namespace ik::cpu::IK_ISA {
 
@@ -24,7 +24,7 @@ inline void exp_parts(VecF x, VecF* p, VecF* s) {
 inline VecF exp(VecF x) {
   VecF p, s;
   exp_parts(x, &p, &s);
-  return fmadd(s, p, s);
+  return where_greater(x, broadcast(88.72283f), broadcast(HUGE_VALF), fmadd(s, p, s));
 }
 inline VecF expm1(VecF x) {
   VecF p, s;

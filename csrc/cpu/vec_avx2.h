@@ -1,5 +1,9 @@
 // Vectors of the AVX2 + FMA + F16C build: 32 bytes. The interface is described in vec_portable.h.
 #pragma once
+#ifdef IK_ISA
+#error "one instruction set per compile unit"
+#endif
+#define IK_ISA avx2  // names the namespace of every template compiled with these vectors
 #include <immintrin.h>
 
 #include "cpu/storage.h"
@@ -23,7 +27,9 @@ using VecD = Vec<double>;
 
 alignas(32) inline constexpr int32_t kMask32[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
 inline __m256i mask32(int n) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kMask32 + 8 - n)); }
-inline __m256i mask64(int n) { return _mm256_cvtepi32_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(kMask32 + 8 - n))); }
+inline __m256i mask64(int n) {
+  return _mm256_cvtepi32_epi64(_mm_loadu_si128(reinterpret_cast<const __m128i*>(kMask32 + 8 - n)));
+}
 
 template <typename A>
 Vec<A> broadcast(A value);
@@ -36,7 +42,9 @@ inline VecD broadcast<double>(double value) {
   return {_mm256_set1_pd(value)};
 }
 
-inline VecF widen_bf16(__m128i bits) { return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))}; }
+inline VecF widen_bf16(__m128i bits) {
+  return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16))};
+}
 inline __m128i narrow_bf16(VecF a) {
   const __m256i bits = _mm256_castps_si256(a.v);
   const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));

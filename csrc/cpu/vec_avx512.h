@@ -1,6 +1,15 @@
 // Vectors of the AVX-512 (F, BW, VL, DQ) build: 64 bytes. The interface is described in vec_portable.h.
 #pragma once
+#ifdef IK_ISA
+#error "one instruction set per compile unit"
+#endif
+#define IK_ISA avx512  // names the namespace of every template compiled with these vectors
+// gcc 12 warns about the deliberately undefined operands inside its own intrinsics.
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
 
 #include "cpu/storage.h"
 
@@ -35,7 +44,9 @@ inline VecD broadcast<double>(double value) {
   return {_mm512_set1_pd(value)};
 }
 
-inline VecF widen_bf16(__m256i bits) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))}; }
+inline VecF widen_bf16(__m256i bits) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
+}
 inline __m256i narrow_bf16(VecF a) {
   const __m512i bits = _mm512_castps_si512(a.v);
   const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
@@ -49,7 +60,9 @@ inline __m256i narrow_f16(VecF a) { return _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NE
 inline VecF load(const float* from) { return {_mm512_loadu_ps(from)}; }
 inline VecD load(const double* from) { return {_mm512_loadu_pd(from)}; }
 inline VecF load(const Bf16* from) { return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))); }
-inline VecF load(const F16* from) { return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))}; }
+inline VecF load(const F16* from) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)))};
+}
 inline VecF load(const float* from, int n) { return {_mm512_maskz_loadu_ps(mask16(n), from)}; }
 inline VecD load(const double* from, int n) { return {_mm512_maskz_loadu_pd(mask8(n), from)}; }
 inline VecF load(const Bf16* from, int n) { return widen_bf16(_mm256_maskz_loadu_epi16(mask16(n), from)); }
@@ -84,9 +97,7 @@ inline VecF where_greater(VecF a, VecF b, VecF yes, VecF no) {
 inline VecD where_greater(VecD a, VecD b, VecD yes, VecD no) {
   return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ), no.v, yes.v)};
 }
-inline VecF round_nearest(VecF a) {
-  return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-}
+inline VecF round_nearest(VecF a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
 inline VecF power_of_two(VecF a) {
   const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(a.v), _mm512_set1_epi32(127));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23))};

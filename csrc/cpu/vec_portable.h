@@ -3,6 +3,10 @@
 // Vec<A>::kLanes, broadcast, load and store of any storage type (whole, or the first n lanes), arithmetic, comparisons.
 // vmax and vmin return their second argument where either is NaN.
 #pragma once
+#ifdef IK_ISA
+#error "one instruction set per compile unit"
+#endif
+#define IK_ISA portable  // names the namespace of every template compiled with these vectors
 #include <cmath>
 
 #include "cpu/storage.h"
@@ -107,8 +111,8 @@ inline VecF round_nearest(VecF a) {
 // 2^a for integral a in [-126, 127]
 inline VecF power_of_two(VecF a) {
   for (int i = 0; i < VecF::kLanes; i++)
-    a.v[i] = a.v[i] >= -126 && a.v[i] <= 127 ? bits_float(static_cast<uint32_t>(static_cast<int>(a.v[i]) + 127) << 23)
-                                             : 0;
+    a.v[i] =
+        a.v[i] >= -126 && a.v[i] <= 127 ? bits_float(static_cast<uint32_t>(static_cast<int>(a.v[i]) + 127) << 23) : 0;
   return a;
 }
 template <typename A>

@@ -1,0 +1,118 @@
+// The kernel table of one instruction set and dtype: producer -> product -> epilogue, one tile at a time.
+// Include one vec_<isa>.h first.
+#pragma once
+#include "cpu/producers.h"
+#include "cpu/scratch.h"
+
+namespace ik::cpu::IK_ISA {
+
+template <typename T>
+inline T read_weight(const WeightView& w, int64_t k, int64_t c, int64_t r, int64_t s) {
+  return static_cast<const T*>(w.data)[k * w.stride_k + c * w.stride_c + r * w.stride_r + s * w.stride_s];
+}
+
+template <typename T>
+struct ForwardKernels {
+  using A = Accum<T>;
+  static constexpr int64_t kMR = Gemm<A>::kMR, kNR = Gemm<A>::kNR, kLanes = Vec<A>::kLanes;
+  // The tile of A shares L2 with a panel of B.
+  static constexpr int64_t kTileBytes = kLanes * sizeof(A) == 64 ? 512 << 10 : 192 << 10;
+
+  static size_t columns_bytes(int64_t K, int64_t k) { return static_cast<size_t>(round_up(K, kNR) * k) * sizeof(A); }
+  static size_t conv_weight_bytes(const Geometry& g) { return columns_bytes(g.K, g.R * g.S * g.C); }
+  static void conv_pack(const Geometry& g, const WeightView& w, void* packed, int64_t panel_begin, int64_t panel_end) {
+    constexpr int64_t kColumns = kNR;
+    const int64_t k = g.R * g.S * g.C;
+    for (int64_t q = panel_begin; q < panel_end; q++) {
+      A* out = static_cast<A*>(packed) + q * k * kColumns;
+      const int64_t columns = smaller(kColumns, g.K - q * kColumns);
+      for (int64_t r = 0; r < g.R; r++)
+        for (int64_t s = 0; s < g.S; s++)
+          for (int64_t c = 0; c < g.C; c++) {
+            for (int64_t j = 0; j < columns; j++) out[j] = to_accum(read_weight<T>(w, q * kColumns + j, c, r, s));
+            for (int64_t j = columns; j < kColumns; j++) out[j] = A(0);
+            out += kColumns;
+          }
+    }
+  }
+  static int64_t conv_rows(const Geometry& g) { return g.N * g.P * g.Q; }
+  static int64_t tile_rows(int64_t k) {
+    const int64_t fits = kTileBytes / static_cast<int64_t>(sizeof(A)) / round_up(k, kBlock);
+    return larger(4, smaller(fits, 448) / kMR) * kMR;
+  }
+  static int64_t conv_tile_rows(const Geometry& g) { return tile_rows(g.R * g.S * g.C); }
+  static int64_t separable_tile_rows(const Geometry& g) { return tile_rows(g.C); }
+
+  static void multiply(const Geometry& g, const A* a, const void* weight, int64_t k, const Epilogue& epilogue,
+                       const Tile& tile) {
+    const int64_t rows = tile.row_end - tile.row_begin;
+    int64_t* y_offset = static_cast<int64_t*>(scratch(Scratch::kRows, static_cast<size_t>(2 * rows) * sizeof(int64_t)));
+    int64_t* r_offset = epilogue.residual.data ? y_offset + rows : nullptr;
+    pixel_offsets(g, epilogue.y, tile.row_begin, tile.row_end, y_offset);
+    if (r_offset) pixel_offsets(g, epilogue.residual, tile.row_begin, tile.row_end, r_offset);
+    multiply_tile<T>(a, weight, k, rows, epilogue, y_offset, r_offset, g.K, tile);
+  }
+  static A* tile_of_a(int64_t rows, int64_t k) {
+    const int64_t elements = ceil_div(rows, kMR) * panel_elements<A>(k);
+    return static_cast<A*>(scratch(Scratch::kTile, static_cast<size_t>(elements) * sizeof(A)));
+  }
+  static void conv_tile(const ConvTask& t, const Tile& tile) {
+    const int64_t k = t.geometry.R * t.geometry.S * t.geometry.C;
+    A* a = tile_of_a(tile.row_end - tile.row_begin, k);
+    im2col<T>(t.geometry, t.x, tile.row_begin, tile.row_end, a);
+    multiply(t.geometry, a, t.weight, k, t.epilogue, tile);
+  }
+  static void separable_tile(const SeparableTask& t, const Tile& tile) {
+    A* a = tile_of_a(tile.row_end - tile.row_begin, t.geometry.C);
+    depthwise<T>(t, tile.row_begin, tile.row_end, a);
+    multiply(t.geometry, a, t.pointwise, t.geometry.C, t.epilogue, tile);
+  }
+
+  // [channel vector][R * S][kLanes]
+  static size_t depthwise_weight_bytes(const Geometry& g) {
+    return static_cast<size_t>(round_up(g.C, kLanes) * g.R * g.S) * sizeof(A);
+  }
+  static void depthwise_pack(const Geometry& g, const WeightView& w, void* packed) {
+    A* out = static_cast<A*>(packed);
+    for (int64_t c = 0; c < round_up(g.C, kLanes); c += kLanes)
+      for (int64_t r = 0; r < g.R; r++)
+        for (int64_t s = 0; s < g.S; s++)
+          for (int64_t i = 0; i < kLanes; i++)
+            *out++ = c + i < g.C ? to_accum(read_weight<T>(w, c + i, 0, r, s)) : A(0);
+  }
+  static size_t pointwise_weight_bytes(const Geometry& g) { return columns_bytes(g.K, g.C); }
+  static void pointwise_pack(const Geometry& g, const WeightView& w, void* packed, int64_t panel_begin,
+                             int64_t panel_end) {
+    Geometry point = g;
+    point.R = point.S = 1;
+    conv_pack(point, w, packed, panel_begin, panel_end);
+  }
+
+  static constexpr KernelTable table(int format, const char* name, const char* conv2d, const char* separable,
+                                     const char* pair) {
+    return {format,
+            name,
+            conv2d,
+            separable,
+            pair,
+            kMR,
+            kNR,
+            conv_weight_bytes,
+            conv_pack,
+            conv_rows,
+            conv_tile_rows,
+            conv_tile,
+            depthwise_weight_bytes,
+            depthwise_pack,
+            pointwise_weight_bytes,
+            pointwise_pack,
+            separable_tile_rows,
+            separable_tile};
+  }
+};
+
+#define IK_KERNEL_TABLE(type, format, variant)                                       \
+  ForwardKernels<type>::table(format, variant, "conv2d_bn_act.forward.cpu_" variant, \
+                              "separable_conv2d.forward.cpu_" variant, "asymmetric_pair.forward.cpu_" variant)
+
+}  // namespace ik::cpu::IK_ISA

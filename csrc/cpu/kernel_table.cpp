@@ -1,0 +1,16 @@
+#include "cpu/kernel_table.h"
+
+#include "cpu/isa.h"
+
+namespace ik::cpu {
+
+const KernelTable& kernel_table(DType dtype) {
+#if defined(__x86_64__)
+  const Isa level = isa();
+  if (level >= Isa::kAvx512) return avx512::kernel_table(dtype);
+  if (level == Isa::kAvx2) return avx2::kernel_table(dtype);
+#endif
+  return portable::kernel_table(dtype);
+}
+
+}  // namespace ik::cpu

@@ -1,0 +1,94 @@
+// What an instruction set offers the forward operators. The operators (compiled without extra flags) check, partition
+// and run threads; the kernels compute one tile of one output on the calling thread.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "common/types.h"
+
+namespace ik::cpu {
+
+// A convolution's geometry with the output size as given, so that a band of rows is a geometry too: its pad_h may be
+// negative. An input position outside [0, H) x [0, W) reads zero.
+struct Geometry {
+  int64_t N, C, H, W;
+  int64_t K, R, S;
+  int64_t stride_h, stride_w;
+  int64_t pad_h, pad_w;
+  int64_t dilation_h, dilation_w;
+  int64_t P, Q;
+};
+
+// y = act(scale * (A * weight) + shift + residual): the part that every product shares.
+struct Epilogue {
+  const void* scale;  // [K], accumulation type; null = 1
+  const void* shift;  // [K]; null = 0
+  NhwcInput residual;
+  Activation activation;
+  NhwcOutput y;
+};
+
+struct ConvTask {
+  Geometry geometry;
+  NhwcInput x;
+  const void* weight;  // as conv_pack wrote it
+  Epilogue epilogue;
+};
+
+struct SeparableTask {
+  Geometry geometry;  // the window is that of the depthwise part
+  NhwcInput x;
+  const void* depthwise;       // as depthwise_pack wrote it
+  const void* pointwise;       // as pointwise_pack wrote it
+  const void* depthwise_bias;  // [C], accumulation type; null = 0
+  Activation input_activation, mid_activation;
+  Epilogue epilogue;
+};
+
+// Rows number the output pixels of all images in the order the kernel chose; panels number groups of panel_width output
+// channels. Any split of both gives the same bits.
+struct Tile {
+  int64_t row_begin, row_end;
+  int64_t panel_begin, panel_end;
+};
+
+struct KernelTable {
+  int format;  // of packed weights: differs between tables whose formats differ
+  const char* name;
+  const char* conv2d_counter;
+  const char* separable_counter;
+  const char* pair_counter;
+  int64_t row_granule;  // rows are best split at multiples of this
+  int64_t panel_width;
+
+  size_t (*conv_weight_bytes)(const Geometry&);
+  void (*conv_pack)(const Geometry&, const WeightView&, void* packed, int64_t panel_begin, int64_t panel_end);
+  int64_t (*conv_rows)(const Geometry&);
+  int64_t (*conv_tile_rows)(const Geometry&);  // the most rows a tile should have
+  void (*conv_tile)(const ConvTask&, const Tile&);
+
+  size_t (*depthwise_weight_bytes)(const Geometry&);
+  void (*depthwise_pack)(const Geometry&, const WeightView&, void* packed);
+  size_t (*pointwise_weight_bytes)(const Geometry&);
+  void (*pointwise_pack)(const Geometry&, const WeightView&, void* packed, int64_t panel_begin, int64_t panel_end);
+  int64_t (*separable_tile_rows)(const Geometry&);
+  void (*separable_tile)(const SeparableTask&, const Tile&);
+};
+
+namespace portable {
+const KernelTable& kernel_table(DType dtype);
+}
+namespace avx2 {
+const KernelTable& kernel_table(DType dtype);
+}
+namespace avx512 {
+const KernelTable& kernel_table(DType dtype);
+}
+namespace amx {
+const KernelTable& kernel_table_bf16();
+}
+
+// The table in force for this dtype.
+const KernelTable& kernel_table(DType dtype);
+
+}  // namespace ik::cpu

@@ -1,0 +1,53 @@
+#include "separable_conv2d.h"
+
+#include "common/counters.h"
+#include "common/parallel.h"
+#include "cpu/packed_weight.h"
+#include "cpu/tiling.h"
+
+namespace ik::cpu {
+
+size_t separable_packed_depthwise_bytes(const ConvShape& shape, DType dtype) {
+  return kPackedHeaderBytes + kernel_table(dtype).depthwise_weight_bytes(geometry_of(shape));
+}
+
+size_t separable_packed_pointwise_bytes(const ConvShape& shape, DType dtype) {
+  return kPackedHeaderBytes + kernel_table(dtype).pointwise_weight_bytes(geometry_of(shape));
+}
+
+void separable_pack(const ConvShape& shape, DType dtype, const WeightView& depthwise, const WeightView& pointwise,
+                    void* packed_depthwise, void* packed_pointwise) {
+  const KernelTable& table = kernel_table(dtype);
+  const Geometry geometry = geometry_of(shape);
+  write_packed_header(table, PackedKind::kDepthwise, shape, packed_depthwise);
+  write_packed_header(table, PackedKind::kPointwise, shape, packed_pointwise);
+  table.depthwise_pack(geometry, depthwise, packed_payload(packed_depthwise));
+  parallel_for(0, panels_of(table, shape.K), 1, [&](int64_t begin, int64_t end) {
+    table.pointwise_pack(geometry, pointwise, packed_payload(packed_pointwise), begin, end);
+  });
+}
+
+void separable_forward(const SeparableForward& args) {
+  const KernelTable& table = kernel_table(args.dtype);
+  SeparableTask task;
+  task.geometry = geometry_of(args.shape);
+  task.x = args.x;
+  task.depthwise = packed_payload(table, PackedKind::kDepthwise, args.shape, args.packed_depthwise);
+  task.pointwise = packed_payload(table, PackedKind::kPointwise, args.shape, args.packed_pointwise);
+  task.depthwise_bias = args.depthwise_bias;
+  task.input_activation = args.input_activation;
+  task.mid_activation = args.mid_activation;
+  task.epilogue = {args.scale, args.shift, args.residual, args.activation, args.y};
+  count_kernel(table.separable_counter);
+
+  Work work;
+  work.rows = task.geometry.N * task.geometry.P * task.geometry.Q;
+  work.row_granule = table.row_granule;
+  work.tile_rows = table.separable_tile_rows(task.geometry);
+  work.panels = panels_of(table, task.geometry.K);
+  // In multiply-adds: a tap takes about as long as a column of the product.
+  work.produce_cost = static_cast<double>(task.geometry.R * task.geometry.S) / static_cast<double>(table.panel_width);
+  for_each_tile(work, num_threads(), [&](const Tile& tile) { table.separable_tile(task, tile); });
+}
+
+}  // namespace ik::cpu
