@@ -1,8 +1,8 @@
-// The five activations on vectors, with PyTorch's treatment of NaN. Include one vec_<isa>.h first.
+// The five activations on vectors, with PyTorch's treatment of NaN.
 #pragma once
 #include <cmath>
 
-#include "cpu/storage.h"
+#include "cpu/vec.h"
 
 namespace ik::cpu::IK_ISA {
 

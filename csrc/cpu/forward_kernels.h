@@ -1,5 +1,5 @@
 // The kernel table of one instruction set and dtype: producer -> product -> epilogue, one tile at a time.
-// Include one vec_<isa>.h first.
+//
 #pragma once
 #include "cpu/producers.h"
 #include "cpu/scratch.h"

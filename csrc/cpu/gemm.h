@@ -3,7 +3,7 @@
 //   B: [panel of kNR columns][k][kNR]                  packed once
 //   C: [kMR][kNR]                                      on the stack, finished by the epilogue
 // Every element of C is one chain of fused multiply-adds over k in order: its bits do not depend on the tile it is in.
-// Include one vec_<isa>.h first.
+//
 #pragma once
 #include <utility>
 

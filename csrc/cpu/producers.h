@@ -1,5 +1,5 @@
 // Producers write a tile of A (gemm.h) from x: im2col for dense windows, the depthwise convolution for separable ones.
-// Include one vec_<isa>.h first.
+//
 #pragma once
 #include "cpu/gemm.h"
 

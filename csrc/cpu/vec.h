@@ -1,11 +1,24 @@
-// Selects the vectors of one instruction set: define IK_ISA (portable, avx2 or avx512) before including. Templates that
-// build on this header belong in namespace ik::cpu::IK_ISA, so that the linker never merges two instruction sets.
+// The vectors of one instruction set. A compile unit defines IK_ISA as portable, avx2, avx512 or amx before its first
+// include; all templates built on this header live in namespace ik::cpu::IK_ISA, so that the linker never merges code
+// compiled for two instruction sets.
 #pragma once
 #ifndef IK_ISA
-#error "define IK_ISA as portable, avx2 or avx512 before including cpu/vec.h"
+#error "define IK_ISA as portable, avx2, avx512 or amx before including cpu/vec.h"
 #endif
-#define IK_ISA_QUOTE_(name) #name
-#define IK_ISA_QUOTE(name) IK_ISA_QUOTE_(name)
-#define IK_ISA_JOIN_(name) cpu/vec_##name.h
-#define IK_ISA_JOIN(name) IK_ISA_JOIN_(name)
-#include IK_ISA_QUOTE(IK_ISA_JOIN(IK_ISA))
+
+#define IK_VEC_portable 16
+#define IK_VEC_avx2 32
+#define IK_VEC_avx512 64
+#define IK_VEC_amx 64
+#define IK_VEC_JOIN_(isa) IK_VEC_##isa
+#define IK_VEC_JOIN(isa) IK_VEC_JOIN_(isa)
+
+#if IK_VEC_JOIN(IK_ISA) == 64
+#include "cpu/vec_avx512.h"
+#elif IK_VEC_JOIN(IK_ISA) == 32
+#include "cpu/vec_avx2.h"
+#elif IK_VEC_JOIN(IK_ISA) == 16
+#include "cpu/vec_portable.h"
+#else
+#error "IK_ISA names no known instruction set"
+#endif

@@ -1,14 +1,10 @@
 // Vectors of the AVX2 + FMA + F16C build: 32 bytes. The interface is described in vec_portable.h.
 #pragma once
-#ifdef IK_ISA
-#error "one instruction set per compile unit"
-#endif
-#define IK_ISA avx2  // names the namespace of every template compiled with these vectors
 #include <immintrin.h>
 
 #include "cpu/storage.h"
 
-namespace ik::cpu::avx2 {
+namespace ik::cpu::IK_ISA {
 
 template <typename A>
 struct Vec;
@@ -120,4 +116,4 @@ inline A horizontal_sum(Vec<A> a) {
   return sum;
 }
 
-}  // namespace ik::cpu::avx2
+}  // namespace ik::cpu::IK_ISA

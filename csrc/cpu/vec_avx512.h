@@ -1,9 +1,5 @@
 // Vectors of the AVX-512 (F, BW, VL, DQ) build: 64 bytes. The interface is described in vec_portable.h.
 #pragma once
-#ifdef IK_ISA
-#error "one instruction set per compile unit"
-#endif
-#define IK_ISA avx512  // names the namespace of every template compiled with these vectors
 // gcc 12 warns about the deliberately undefined operands inside its own intrinsics.
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -13,7 +9,7 @@
 
 #include "cpu/storage.h"
 
-namespace ik::cpu::avx512 {
+namespace ik::cpu::IK_ISA {
 
 template <typename A>
 struct Vec;
@@ -110,4 +106,4 @@ inline A horizontal_sum(Vec<A> a) {
   return sum;
 }
 
-}  // namespace ik::cpu::avx512
+}  // namespace ik::cpu::IK_ISA

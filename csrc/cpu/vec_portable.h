@@ -3,15 +3,11 @@
 // Vec<A>::kLanes, broadcast, load and store of any storage type (whole, or the first n lanes), arithmetic, comparisons.
 // vmax and vmin return their second argument where either is NaN.
 #pragma once
-#ifdef IK_ISA
-#error "one instruction set per compile unit"
-#endif
-#define IK_ISA portable  // names the namespace of every template compiled with these vectors
 #include <cmath>
 
 #include "cpu/storage.h"
 
-namespace ik::cpu::portable {
+namespace ik::cpu::IK_ISA {
 
 template <typename A>
 struct Vec;
@@ -122,4 +118,4 @@ inline A horizontal_sum(Vec<A> a) {
   return sum;
 }
 
-}  // namespace ik::cpu::portable
+}  // namespace ik::cpu::IK_ISA

@@ -1,6 +1,6 @@
 #if defined(__x86_64__)
+#define IK_ISA avx2
 #include "cpu/forward_kernels.h"
-#include "cpu/vec_avx2.h"
 
 namespace ik::cpu::avx2 {
 

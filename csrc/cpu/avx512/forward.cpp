@@ -1,6 +1,6 @@
 #if defined(__x86_64__)
+#define IK_ISA avx512
 #include "cpu/forward_kernels.h"
-#include "cpu/vec_avx512.h"
 
 namespace ik::cpu::avx512 {
 

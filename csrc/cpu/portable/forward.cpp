@@ -1,5 +1,5 @@
+#define IK_ISA portable
 #include "cpu/forward_kernels.h"
-#include "cpu/vec_portable.h"
 
 namespace ik::cpu::portable {
 
