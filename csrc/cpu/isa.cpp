@@ -2,7 +2,6 @@
 
 #include <atomic>
 #include <cstdlib>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -61,12 +60,9 @@ void check_runs_here(Isa isa, const char* origin) {
 Isa initial_isa() {
   const char* wanted = std::getenv("IK_CPU_ISA");
   if (!wanted || !*wanted) return best_isa();
-  for (int i = 0; i < kIsaCount; i++) {
-    if (std::strcmp(wanted, kNames[i]) != 0) continue;
-    check_runs_here(static_cast<Isa>(i), "IK_CPU_ISA");
-    return static_cast<Isa>(i);
-  }
-  throw std::runtime_error(std::string("IK_CPU_ISA must be portable, avx2, avx512 or amx, got '") + wanted + "'");
+  const Isa isa = isa_from_name(wanted);
+  check_runs_here(isa, "IK_CPU_ISA");
+  return isa;
 }
 
 std::atomic<Isa>& current() {
@@ -89,5 +85,12 @@ void set_isa(Isa isa) {
 }
 
 const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
+
+Isa isa_from_name(const std::string& name) {
+  for (int i = 0; i < kIsaCount; i++) {
+    if (name == kNames[i]) return static_cast<Isa>(i);
+  }
+  throw std::runtime_error("the instruction set must be portable, avx2, avx512 or amx, got '" + name + "'");
+}
 
 }  // namespace ik::cpu

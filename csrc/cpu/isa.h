@@ -4,6 +4,7 @@
 // Sources in cpu/portable, cpu/avx2, cpu/avx512 and cpu/amx are compiled with the flags that isa_flags.txt names for
 // the folder (none of them off x86-64, where all but portable compile to nothing); everything else without extra flags.
 #pragma once
+#include <string>
 
 namespace ik::cpu {
 
@@ -13,5 +14,6 @@ Isa best_isa();     // what the machine can run
 Isa isa();          // what is in force; throws std::runtime_error if IK_CPU_ISA names none or more than best_isa()
 void set_isa(Isa);  // throws std::runtime_error above best_isa()
 const char* isa_name(Isa);
+Isa isa_from_name(const std::string& name);  // throws std::runtime_error for a name that is none
 
 }  // namespace ik::cpu
