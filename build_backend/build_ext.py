@@ -34,6 +34,11 @@ def extensions() -> list[Extension]:
     return [Extension(name, [], py_limited_api=True) for name in wanted]
 
 
+def object_folder() -> Path:
+    """One folder for editable and for wheel builds, so that the second of them compiles nothing."""
+    return ROOT / "build" / f"native-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+
+
 class BuildExt(build_ext):
     def run(self) -> None:
         self.tools = toolchain.require_toolchain()
@@ -46,8 +51,7 @@ class BuildExt(build_ext):
         files = sources.cuda_sources(ROOT) if cuda else sources.cpu_sources(ROOT, toolchain.is_x86())
         if not files:
             raise SystemExit(f"{ext.name} has no sources under {ROOT / 'csrc'}: the checkout is incomplete.")
-        # One folder for editable and for wheel builds, so that the second of them compiles nothing.
-        folder = ROOT / "build" / f"native-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+        folder = object_folder()
         steps = [self._compile_step(file, folder) for file in files]
         target = Path(self.get_ext_fullpath(ext.name))
         linked = folder / target.name

@@ -36,7 +36,7 @@ def build(compile_steps: list[Step], link_step: Step, folder: Path, root: Path) 
             command = [ninja, "-f", str(script), "-j", str(max_jobs())]
             failed = subprocess.run(command, cwd=root, stdin=subprocess.DEVNULL).returncode
         else:
-            failed = _run_directly(compile_steps, link_step, root)
+            failed = _run_directly(compile_steps, link_step, folder, root)
     if failed:
         raise SystemExit("Building inception_kernels failed: the compiler's messages are above.")
 
@@ -47,7 +47,7 @@ def ninja_script(steps: list[Step], folder: Path) -> str:
         lines += [f"rule r{number}", f"  command = {shlex.join(step.command).replace('$', '$$')}"]
         if step.depfile:
             lines += [f"  depfile = {_escape(step.depfile)}", "  deps = gcc"]
-        lines.append(f"  description = {step.output.name}")
+        lines.append(f"  description = {_name(step, folder)}")
         inputs = " ".join(_escape(path) for path in step.inputs)
         lines.append(f"build {_escape(step.output)}: r{number} {inputs}")
     return "\n".join(lines) + "\n"
@@ -62,14 +62,18 @@ def max_jobs() -> int:
     return int(given)
 
 
-def _run_directly(compile_steps: list[Step], link_step: Step, root: Path) -> int:
+def _run_directly(compile_steps: list[Step], link_step: Step, folder: Path, root: Path) -> int:
     def run(step: Step) -> int:
-        print(step.output.name, flush=True)
+        print(_name(step, folder), flush=True)
         return subprocess.run(step.command, cwd=root, stdin=subprocess.DEVNULL).returncode
 
     with ThreadPoolExecutor(max_jobs()) as pool:
         failed = any(list(pool.map(run, compile_steps)))
     return int(failed) or run(link_step)
+
+
+def _name(step: Step, folder: Path) -> str:
+    return step.output.relative_to(folder).as_posix()
 
 
 def _escape(path: Path) -> str:

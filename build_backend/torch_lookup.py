@@ -13,9 +13,7 @@ from pathlib import Path
 REQUIREMENT = "torch>=2.11,<2.16"
 OLDEST, NEWEST = (2, 11), (2, 15)
 
-_REPORT_TORCH = (
-    "import importlib.util as u; s = u.find_spec('torch'); print(s.origin if s and s.origin else '')"
-)
+_REPORT_TORCH = "import importlib.util as u; s = u.find_spec('torch'); print(s.origin if s and s.origin else '')"
 
 
 @dataclass(frozen=True)
@@ -47,9 +45,7 @@ def find_torch() -> Torch | None:
         raise SystemExit(f"{folder / 'version.py'} names no version: reinstall torch.")
     version = match[1]
     if not OLDEST <= tuple(int(part) for part in version.split(".")[:2]) <= NEWEST:
-        raise SystemExit(
-            f"inception_kernels needs torch 2.11 to 2.15, found {version}: pip install '{REQUIREMENT}'."
-        )
+        raise SystemExit(f"inception_kernels needs torch 2.11 to 2.15, found {version}: pip install '{REQUIREMENT}'.")
     return Torch(folder, version)
 
 

@@ -21,9 +21,7 @@ TORCH_FOLDER = Path(torch.__file__).parent
 def run_python(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **environment}
     command = [sys.executable, *arguments]
-    return subprocess.run(
-        command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True
-    )
+    return subprocess.run(command, cwd=cwd, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -98,9 +96,7 @@ class TestTorchLookup:
 
 class TestToolchain:
     def test_without_a_compiler_setup_prints_one_sentence(self, tmp_path):
-        done = run_python(
-            "setup.py", "-q", "build_ext", "--build-lib", str(tmp_path), PATH=str(tmp_path), CXX=""
-        )
+        done = run_python("setup.py", "-q", "build_ext", "--build-lib", str(tmp_path), PATH=str(tmp_path), CXX="")
         assert done.returncode != 0
         last_line = done.stderr.strip().splitlines()[-1]
         assert last_line.startswith("Building inception_kernels needs a C++20 compiler"), done.stderr
@@ -281,6 +277,22 @@ assert torch.equal(y, torch.full((1, 1, 2, 2), 9.0)), y
         )
         unstable = [line for line in nm.stdout.splitlines() if re.search(r"\b(at|c10|torch)::", line)]
         assert unstable == []
+
+    def test_code_for_one_instruction_set_is_not_linked_into_the_rest(self):
+        """Of a function that several objects define the linker keeps one: never one that not every machine can run."""
+        isa_flags = sources.read_isa_flags(ROOT / "csrc/cpu/isa_flags.txt")
+        defined: dict[str, set[str]] = {folder: set() for folder in ["", *isa_flags]}
+        objects = [
+            build_ext.object_folder() / f"{file.path}.o" for file in sources.cpu_sources(ROOT, toolchain.is_x86())
+        ]
+        for path in objects:
+            nm = subprocess.run(["nm", "--defined-only", path], capture_output=True, text=True, check=True)
+            weak = {line.split()[2] for line in nm.stdout.splitlines() if line.split()[1] in "WVu"}
+            defined[path.parent.name if path.parent.name in isa_flags else ""] |= weak
+        assert any(defined.values())
+        for folder, flags in isa_flags.items():
+            others = set().union(*(names for other, names in defined.items() if other != folder))
+            assert not flags or not defined[folder] & others, folder
 
     @pytest.mark.slow
     def test_isolated_install_into_a_fresh_environment(self, tmp_path):
