@@ -1,5 +1,11 @@
-"""How much work a model does: multiply-adds, bytes and arithmetic intensity, per layer and in total."""
+"""How much work a model does: multiply-adds, bytes and arithmetic intensity, per layer and in total.
 
+Importing this package registers the formulas of our operators with `torch.utils.flop_counter`, where an operator
+without a formula silently counts zero.
+"""
+
+from inception_kernels.flops.command import add_arguments, run
+from inception_kernels.flops.count import count
 from inception_kernels.flops.formulas import (
     asymmetric_pair_backward_macs,
     asymmetric_pair_macs,
@@ -8,12 +14,24 @@ from inception_kernels.flops.formulas import (
     separable_conv2d_backward_macs,
     separable_conv2d_macs,
 )
+from inception_kernels.flops.papers import Factorization, asymmetric, factorizations, separable_cost_ratio, stacked
+from inception_kernels.flops.report import FlopReport, LayerCost
 
 __all__ = [
+    "Factorization",
+    "FlopReport",
+    "LayerCost",
+    "add_arguments",
+    "asymmetric",
     "asymmetric_pair_backward_macs",
     "asymmetric_pair_macs",
     "conv2d_backward_macs",
     "conv2d_macs",
+    "count",
+    "factorizations",
+    "run",
     "separable_conv2d_backward_macs",
     "separable_conv2d_macs",
+    "separable_cost_ratio",
+    "stacked",
 ]
