@@ -3,7 +3,7 @@
 The operators are autograd functions over hand-written kernels; :func:`swap` puts them into a model that already exists.
 """
 
-from . import backends, models, nn, reference
+from . import backends, flops, models, nn, reference
 from ._version import __version__
 from .backends import BackendUnavailableError, use_backend
 from .ops import asymmetric_pair, conv2d_bn_act, separable_conv2d
@@ -14,6 +14,7 @@ __all__ = [
     "asymmetric_pair",
     "backends",
     "conv2d_bn_act",
+    "flops",
     "models",
     "nn",
     "reference",

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 import inception_kernels as ik
 from inception_kernels import _extension, flops, models
 from inception_kernels.flops.formulas import FORMULAS
+from inception_kernels.ops.prepared import PreparedConv2dBNAct, PreparedSeparableConv2d
 
 compiled = pytest.mark.skipif(not _extension.available, reason=f"no compiled operators: {_extension.reason}")
 
@@ -210,6 +211,34 @@ def test_expanded_input_is_stored_once():
     model = nn.Sequential(nn.ReLU())
     report = flops.count(model, torch.randn(1, 3, 4, 4).expand(10, 3, 4, 4))
     assert report.bytes == 4 * (3 * 16 + 10 * 3 * 16)
+
+
+class Prepared(nn.Module):
+    """A layer that runs from packed copies of its parameters, as a swapped one does in evaluation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+        self.pointwise = nn.Conv2d(8, 16, 1, bias=False)
+        self.conv = nn.Conv2d(16, 4, (1, 7), padding=(0, 3), bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        separable = PreparedSeparableConv2d(self.depthwise.weight, self.pointwise.weight, *batch_norm(16), padding=1)
+        return PreparedConv2dBNAct(self.conv.weight, *batch_norm(4), padding=(0, 3))(separable(x))
+
+
+@compiled
+def test_prepacked_operators_by_hand():
+    report = flops.count(Prepared(), torch.randn(2, 8, 9, 9), name="prepared")
+    separable, conv = [row for row in report.rows if row.macs]
+    pixels = 2 * 81
+    assert separable.macs == pixels * (8 * 9 + 8 * 16)
+    assert conv.macs == pixels * 7 * 16 * 4
+    # Scale and shift of the folded batch norm are read; how the weights are padded in the packed buffer is not counted.
+    assert separable.bytes == 4 * (pixels * (8 + 16) + 8 * 9 + 8 * 16 + 2 * 16)
+    assert conv.bytes == 4 * (pixels * (16 + 4) + 7 * 16 * 4 + 2 * 4)
+    assert separable.params + conv.params == report.params == report.parameters
+    assert not any(row.operator.endswith("_pack") for row in report.rows)
 
 
 @pytest.mark.parametrize(
