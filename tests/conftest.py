@@ -39,11 +39,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("third_party"):
-        missing = [
-            module for module in marker.args or _THIRD_PARTY if importlib.util.find_spec(module) is None
-        ]
+        missing = [module for module in marker.args or _THIRD_PARTY if importlib.util.find_spec(module) is None]
         if missing:
-            message = f"not installed: {', '.join(missing)} (CONTRIBUTING.md has the pip command)"
+            message = f"not installed: {', '.join(missing)} (pip install --no-deps -r requirements/models.txt)"
             if item.config.getoption("--require-third-party"):
                 pytest.fail(message)
             pytest.skip(message)
