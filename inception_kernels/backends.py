@@ -186,4 +186,14 @@ def set_cpu_isa(name: str) -> None:
     Raises:
         RuntimeError: no such instruction set, or this machine does not have it.
     """
+    global _isa_changes
     torch.ops.inception_kernels._set_cpu_isa(name)
+    _isa_changes += 1
+
+
+_isa_changes = 0
+
+
+def isa_changes() -> int:
+    """How often :func:`set_cpu_isa` was called: weights that were prepared before the last call are stale."""
+    return _isa_changes

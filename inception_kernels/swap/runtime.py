@@ -1,0 +1,272 @@
+"""One fused layer inside somebody's model: decide at each call whether it may run fused, and run it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as _module
+
+from .. import _extension, backends
+from ..ops.conv2d_bn_act import conv2d_bn_act
+from ..ops.prepared import PreparedConv2dBNAct, PreparedSeparableConv2d
+from ..ops.separable_conv2d import separable_conv2d
+from .atoms import numeric_padding
+from .stamp import Stamp
+
+_GLOBAL_HOOKS = (
+    _module._global_forward_hooks,
+    _module._global_forward_pre_hooks,
+    _module._global_backward_hooks,
+    _module._global_backward_pre_hooks,
+)
+_recording = threading.local()
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The modules of one fused layer as they are at this call; `members` are all that the call bypasses."""
+
+    depthwise: nn.Conv2d | None
+    conv: nn.Conv2d
+    norm: nn.BatchNorm2d | None
+    members: tuple[nn.Module, ...]
+
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        norm, depthwise = self.norm, self.depthwise
+        return (
+            None if depthwise is None else depthwise.weight,
+            None if depthwise is None else depthwise.bias,
+            self.conv.weight,
+            self.conv.bias,
+            *((None,) * 4 if norm is None else (norm.weight, norm.bias, norm.running_mean, norm.running_var)),
+        )
+
+
+@dataclass(frozen=True)
+class LastCall:
+    """What a layer did when it was last called outside torch.compile."""
+
+    ran: str  # "prepared", "operator" or "original"
+    backend: str = ""
+    reasons: dict[str, str] = field(default_factory=dict)
+    converted: bool = False  # the input was not channels-last
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    stamp: Stamp
+    options: tuple[object, ...]
+    run: PreparedConv2dBNAct | PreparedSeparableConv2d
+
+
+@contextmanager
+def record_inputs() -> Iterator[list[tuple[FusedLayer, Tensor]]]:
+    """Collect (layer, input) of each fused call in this thread inside the block."""
+    seen: list[tuple[FusedLayer, Tensor]] = []
+    before = getattr(_recording, "seen", None)
+    _recording.seen = seen
+    try:
+        yield seen
+    finally:
+        _recording.seen = before
+
+
+def _forward_mode_or_transform() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+
+
+class FusedLayer:
+    """Description, cache and history of one fused layer. Copies and pickles carry the description only.
+
+    `choices` holds what `tune` measured: "inference" or "training" -> "fused" or "original".
+    """
+
+    def __init__(
+        self, path: str, operator: str, input_activation: str, mid_activation: str, activation: str
+    ) -> None:
+        self.path = path
+        self.operator = operator
+        self.input_activation = input_activation
+        self.mid_activation = mid_activation
+        self.activation = activation
+        self.choices: dict[str, str] = {}
+        self._forget()
+
+    def _forget(self) -> None:
+        self.last: LastCall | None = None
+        self._prepared: _Prepared | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "last": None, "_prepared": None}
+
+    def drop_cache(self) -> None:
+        self._prepared = None
+
+    # -- may it run fused?
+
+    def blocked(self, x: Any, parts: Parts) -> str | None:
+        """Why this call must run the original modules; None where the fused operator does exactly the same."""
+        for member in parts.members:
+            if (
+                member._forward_hooks
+                or member._forward_pre_hooks
+                or member._backward_hooks
+                or member._backward_pre_hooks
+            ):
+                return f"a {type(member).__name__} inside it has hooks"
+        conv, depthwise = parts.conv, parts.depthwise
+        if conv._modules or (depthwise is not None and depthwise._modules):
+            return "a convolution inside it is parametrized"
+        if conv.padding_mode != "zeros" or (depthwise is not None and depthwise.padding_mode != "zeros"):
+            return "padding_mode is no longer 'zeros'"
+        if torch.compiler.is_compiling():
+            return None
+        if type(x) is not Tensor and type(x) is not nn.Parameter:
+            return f"the input is a {type(x).__name__}, not a plain tensor"
+        if torch._C._get_tracing_state() is not None:
+            return "torch.jit.trace records the original modules"
+        if any(_GLOBAL_HOOKS):
+            return "a global module hook wants to see every module"
+        if _forward_mode_or_transform():
+            return "a function transform or forward-mode differentiation is active"
+        if x.dim() != 4:
+            return f"the input has {x.dim()} dimensions"
+        weight = conv.weight
+        if x.device != weight.device:
+            return f"the input is on {x.device}, the weight on {weight.device}"
+        if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            return f"the input is {x.dtype}, the weight {weight.dtype}"
+        if self.choices.get(self.run_mode(parts)) == "original":
+            return "tune measured the original modules to be faster"
+        return None
+
+    @staticmethod
+    def run_mode(parts: Parts) -> str:
+        norm_trains = parts.norm is not None and parts.norm.training
+        return "training" if norm_trains or torch.is_grad_enabled() else "inference"
+
+    def ran_original(self, reason: str) -> None:
+        if not torch.compiler.is_compiling():
+            self.last = LastCall("original", "torch", {"fused": reason})
+
+    # -- run it
+
+    def __call__(self, x: Tensor, parts: Parts) -> Tensor:
+        """Output `[N, K, P, Q]`, channels-last whatever the input's layout: only the first layer converts."""
+        if torch.compiler.is_compiling():
+            return self._run_operator(x.contiguous(memory_format=torch.channels_last), parts)
+        seen = getattr(_recording, "seen", None)
+        if seen is not None:
+            seen.append((self, x))
+        converted = not x.is_contiguous(memory_format=torch.channels_last)
+        if converted:
+            x = x.contiguous(memory_format=torch.channels_last)
+        prepared = self._prepare(x, parts)
+        if prepared is not None:
+            y = prepared(x)
+            self.last = LastCall("prepared", "cpu", converted=converted)
+            return y
+        y = self._run_operator(x, parts)
+        choice = backends.last_choice()
+        if choice is not None:
+            self.last = LastCall("operator", choice.backend, choice.reasons, converted)
+        return y
+
+    def _options(self, parts: Parts) -> dict[str, Any]:
+        window = parts.conv if parts.depthwise is None else parts.depthwise
+        return {
+            "stride": window.stride,
+            "padding": numeric_padding(window),
+            "dilation": window.dilation,
+            "eps": 1e-5 if parts.norm is None else parts.norm.eps,
+        }
+
+    def _prepare(self, x: Tensor, parts: Parts) -> PreparedConv2dBNAct | PreparedSeparableConv2d | None:
+        """The layer with BN folded and weights packed, where nothing can be trained and nothing changed."""
+        norm = parts.norm
+        if norm is not None and (norm.training or norm.running_mean is None):
+            return None
+        if not _extension.available or x.device.type != "cpu" or backends.forced() not in (None, "cpu"):
+            return None
+        if torch.is_autocast_enabled("cpu") or parts.conv.__dict__.get("_is_replica"):
+            return None
+        tensors = parts.tensors()
+        if torch.is_grad_enabled() and (x.requires_grad or any(t is not None and t.requires_grad for t in tensors)):
+            return None
+        options = self._options(parts)
+        key = (backends.isa_changes(), *options.values())
+        held = self._prepared
+        if held is not None and held.options == key and held.stamp.holds(tensors):
+            return held.run
+        self._prepared = None
+        if not Stamp.possible(tensors):
+            return None
+        run = self._build(tensors, options)
+        self._prepared = _Prepared(Stamp(tensors), key, run)
+        return run
+
+    def _build(
+        self, tensors: tuple[Tensor | None, ...], options: dict[str, Any]
+    ) -> PreparedConv2dBNAct | PreparedSeparableConv2d:
+        depthwise_weight, depthwise_bias, weight, bias, bn_weight, bn_bias, mean, var = tensors
+        assert weight is not None
+        if self.operator == "conv2d_bn_act":
+            return PreparedConv2dBNAct(
+                weight, bn_weight, bn_bias, mean, var, bias, activation=self.activation, **options
+            )
+        assert depthwise_weight is not None
+        return PreparedSeparableConv2d(
+            depthwise_weight, weight, bn_weight, bn_bias, mean, var, depthwise_bias, bias,
+            input_activation=self.input_activation, mid_activation=self.mid_activation,
+            activation=self.activation, **options,
+        )  # fmt: skip
+
+    def _run_operator(self, x: Tensor, parts: Parts) -> Tensor:
+        depthwise, conv, norm = parts.depthwise, parts.conv, parts.norm
+        arguments = {**self._options(parts), **_norm_arguments(norm, x)}
+        if depthwise is None:
+            y = conv2d_bn_act(x, conv.weight, bias=conv.bias, activation=self.activation, **arguments)
+        else:
+            y = separable_conv2d(
+                x, depthwise.weight, conv.weight, depthwise_bias=depthwise.bias, bias=conv.bias,
+                input_activation=self.input_activation, mid_activation=self.mid_activation,
+                activation=self.activation, **arguments,
+            )  # fmt: skip
+        # After the call: a refused batch is not counted.
+        if norm is not None and _counts_batches(norm):
+            norm.num_batches_tracked.add_(1)
+        return y
+
+
+def _counts_batches(norm: nn.BatchNorm2d) -> bool:
+    return norm.training and norm.track_running_stats and norm.num_batches_tracked is not None
+
+
+def _norm_arguments(norm: nn.BatchNorm2d | None, x: Tensor) -> dict[str, Any]:
+    """What torch.nn.BatchNorm2d.forward would do now, in the operators' terms."""
+    if norm is None:
+        return {}
+    momentum = norm.momentum
+    if momentum is None:  # cumulative average over all batches, this one included
+        momentum = 1.0 / (float(norm.num_batches_tracked) + 1.0) if _counts_batches(norm) else 0.0
+    mean, var = norm.running_mean, norm.running_var
+    training = norm.training or (mean is None and var is None)
+    if norm.training and not norm.track_running_stats:
+        mean = var = None
+    if training and mean is None and norm.weight is None:
+        # All four None would mean "no batch norm": statistics that nobody reads say that there is one.
+        mean, var = x.new_zeros(norm.num_features), x.new_ones(norm.num_features)
+    return {
+        "bn_weight": norm.weight,
+        "bn_bias": norm.bias,
+        "running_mean": mean,
+        "running_var": var,
+        "training": training,
+        "momentum": momentum,
+    }

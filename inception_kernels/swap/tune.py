@@ -1,0 +1,205 @@
+"""Measure each distinct fused layer against the modules that it replaces, and let the faster one run."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import _extension, backends
+from .._version import __version__
+from ..source_hash import current_hashes
+from . import tune_cache
+from .layers import CallsSite, ChainForward, FusedStep, LeadForward, Swapped
+from .runtime import FusedLayer, Parts, record_inputs
+from .shapes import modes, run
+
+_ROUNDS = 15
+_SECONDS = 0.5  # per layer and mode; at least three rounds
+
+
+@dataclass(frozen=True)
+class TunedLayer:
+    """One layer's measurement: medians in milliseconds, and which of the two runs from now on."""
+
+    path: str
+    input_shape: list[int]
+    dtype: str
+    mode: str  # "inference" or "training"
+    fused_ms: float
+    original_ms: float
+    choice: str  # "fused" or "original"
+    cached: bool
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    layer: FusedLayer
+    parts: Callable[[], Parts | None]
+    original: Callable[[Tensor], Tensor]
+
+
+def tune_layers(model: nn.Module, inputs: Any) -> list[TunedLayer]:
+    """Run `model` once on `inputs`, then measure each distinct layer and set what it runs.
+
+    Inference is measured in evaluation without gradients; where the model is training, forward and backward as well.
+    """
+    candidates = {id(candidate.layer): candidate for candidate in _candidates(model)}
+    for candidate in candidates.values():
+        candidate.layer.choices = {}
+    with modes(model, training=False), torch.no_grad(), record_inputs() as seen:
+        run(model, inputs)
+    known = tune_cache.read()
+    machine = _machine(seen[0][1].device) if seen else {}
+    measured: dict[str, dict[str, float]] = {}
+    tuned = []
+    done: set[tuple[int, str]] = set()
+    for mode in ("inference", "training") if model.training else ("inference",):
+        for layer, x in seen:
+            candidate = candidates[id(layer)]
+            parts = candidate.parts()
+            if parts is None or (id(layer), mode) in done:
+                continue
+            done.add((id(layer), mode))
+            key = json.dumps({**machine, "mode": mode, **_signature(layer, parts, x)}, sort_keys=True)
+            cached = key in known
+            if not cached:
+                with modes(model, training=mode == "training"):
+                    measured[key] = known[key] = _measure(candidate, parts, x, mode)
+            fused, original = known[key]["fused_ms"], known[key]["original_ms"]
+            choice = "original" if original < fused else "fused"
+            layer.choices[mode] = choice
+            dtype = str(x.dtype).removeprefix("torch.")
+            tuned.append(TunedLayer(layer.path, list(x.shape), dtype, mode, fused, original, choice, cached))
+    if measured:
+        tune_cache.add(measured)
+    return tuned
+
+
+def _candidates(model: nn.Module) -> Iterator[_Candidate]:
+    for module in model.modules():
+        if isinstance(module, ChainForward):
+            for step in module.swapped_site.steps:  # type: ignore[union-attr]
+                if isinstance(step, FusedStep):
+                    yield _Candidate(
+                        step.layer,
+                        lambda step=step, module=module: step.parts(module),
+                        lambda x, step=step, module=module: step.run_original(module, x),
+                    )
+        elif isinstance(module, LeadForward):
+            site = module.swapped_site
+            assert isinstance(site, CallsSite)
+            chain: list[Swapped] = [module, *site.followers]  # type: ignore[list-item]
+            yield _Candidate(
+                site.layer, lambda site=site: site.parts, lambda x, chain=chain: _call_bases(chain, x)
+            )
+
+
+def _call_bases(chain: list[Swapped], x: Tensor) -> Tensor:
+    for module in chain:
+        x = module._ik_base.forward(module, x)
+    return x
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    """Everything that a measurement depends on besides the layer."""
+    try:
+        kernels = current_hashes().get(device.type, __version__)
+    except FileNotFoundError:
+        kernels = __version__
+    machine: dict[str, Any] = {
+        "torch": torch.__version__,
+        "kernels": kernels,
+        "backend": backends.forced() or "auto",
+        "device": device.type,
+    }
+    if device.type == "cuda":
+        machine["name"] = torch.cuda.get_device_name(device)
+    else:
+        machine["name"] = _cpu_name()
+        machine["isa"] = backends.cpu_isa() if _extension.available else "none"
+        machine["threads"] = torch.get_num_threads()
+    return machine
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _signature(layer: FusedLayer, parts: Parts, x: Tensor) -> dict[str, Any]:
+    window = parts.conv if parts.depthwise is None else parts.depthwise
+    return {
+        "operator": layer.operator,
+        "activations": [layer.input_activation, layer.mid_activation, layer.activation],
+        "norm": parts.norm is not None,
+        "bias": [window.bias is not None, parts.conv.bias is not None],
+        "input": list(x.shape),
+        "channels_last": x.is_contiguous(memory_format=torch.channels_last),
+        "dtype": str(x.dtype),
+        "autocast": torch.is_autocast_enabled(x.device.type),
+        "weights": [list(window.weight.shape), list(parts.conv.weight.shape)],
+        "geometry": [list(window.stride), str(window.padding), list(window.dilation)],
+    }
+
+
+def _measure(candidate: _Candidate, parts: Parts, x: Tensor, mode: str) -> dict[str, float]:
+    """Interleaved medians of fused and original. Statistics of the batch norm are put back afterwards."""
+    norm = parts.norm
+    kept = [] if norm is None else [(buffer, buffer.clone()) for buffer in norm.buffers()]
+    contenders = {
+        "fused_ms": lambda value: candidate.layer(value, parts),
+        "original_ms": candidate.original,
+    }
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    try:
+        start = time.perf_counter()
+        for round_ in range(-1, _ROUNDS):  # round -1 warms up
+            for name, contender in contenders.items():
+                elapsed = _time(contender, parts, x, mode)
+                if round_ >= 0:
+                    times[name].append(elapsed)
+            if round_ >= 2 and time.perf_counter() - start > _SECONDS:
+                break
+    finally:
+        with torch.no_grad():
+            for buffer, value in kept:
+                buffer.copy_(value)
+        candidate.layer.drop_cache()
+    return {name: statistics.median(values) * 1e3 for name, values in times.items()}
+
+
+def _time(contender: Callable[[Tensor], Tensor], parts: Parts, x: Tensor, mode: str) -> float:
+    if mode == "inference":
+        with torch.no_grad():
+            _synchronize(x)
+            start = time.perf_counter()
+            contender(x)
+            _synchronize(x)
+            return time.perf_counter() - start
+    with torch.enable_grad():
+        leaf = x.detach().requires_grad_(True)
+        weights = [t for t in parts.tensors() if t is not None and t.requires_grad]
+        _synchronize(x)
+        start = time.perf_counter()
+        y = contender(leaf)
+        torch.autograd.grad(y, [leaf, *weights], torch.ones_like(y), allow_unused=True)
+        _synchronize(x)
+        return time.perf_counter() - start
+
+
+def _synchronize(x: Tensor) -> None:
+    if x.device.type == "cuda":
+        torch.cuda.synchronize(x.device)
