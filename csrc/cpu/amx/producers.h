@@ -1,0 +1,120 @@
+// Producers of A for the AMX product, in bf16: im2col and the depthwise convolution write packed panels
+// [panel of 32 rows][block of 32 k][32 rows][32 k]; the padded strip is read by shifted tile loads.
+#pragma once
+#include "cpu/amx/tiles.h"
+
+namespace ik::cpu::amx {
+
+inline __m512i load_bits(const Bf16* from, __mmask32 mask) { return _mm512_maskz_loadu_epi16(mask, from); }
+inline __mmask32 first_lanes(int64_t n) { return n >= 32 ? ~__mmask32{0} : (__mmask32{1} << n) - 1; }
+
+// Elements [k, k + n) of a packed row; a null source means zeros.
+inline void copy_run(const Bf16* from, char* row, int64_t k, int64_t n) {
+  while (n > 0) {
+    const int64_t within = k % kDepth, count = smaller(kDepth - within, n);
+    const __mmask32 mask = first_lanes(count);
+    const __m512i bits = from ? load_bits(from, mask) : _mm512_setzero_si512();
+    _mm512_mask_storeu_epi16(row + k / kDepth * kBlockBytes + within * 2, mask, bits);
+    if (from) from += count;
+    k += count;
+    n -= count;
+  }
+}
+
+// Where an output row of the product reads; n < 0: no output pixel.
+struct Pixel {
+  int64_t n, p, q;
+};
+
+// One row of im2col: R groups of S * C elements when `grouped` (each padded to whole blocks), else one of R * S * C.
+inline void im2col_row(const Geometry& g, const NhwcInput& x, Pixel at, bool grouped, char* row) {
+  const int64_t run = g.S * g.C, left = at.q * g.stride_w - g.pad_w;
+  const bool contiguous = g.dilation_w == 1 && x.stride_w == g.C;
+  int64_t k = 0;
+  for (int64_t r = 0; r < g.R; r++) {
+    const int64_t h = at.p * g.stride_h - g.pad_h + r * g.dilation_h;
+    if (at.n < 0 || h < 0 || h >= g.H) {
+      copy_run(nullptr, row, k, run);
+    } else {
+      const Bf16* line = static_cast<const Bf16*>(x.data) + at.n * x.stride_n + h * x.stride_h;
+      if (contiguous) {
+        const int64_t begin = smaller(g.S, larger(0, -left)), end = larger(begin, smaller(g.S, g.W - left));
+        copy_run(nullptr, row, k, begin * g.C);
+        if (end > begin) copy_run(line + (left + begin) * g.C, row, k + begin * g.C, (end - begin) * g.C);
+        copy_run(nullptr, row, k + end * g.C, (g.S - end) * g.C);
+      } else {
+        for (int64_t s = 0; s < g.S; s++) {
+          const int64_t w = left + s * g.dilation_w;
+          copy_run(w < 0 || w >= g.W ? nullptr : line + w * x.stride_w, row, k + s * g.C, g.C);
+        }
+      }
+    }
+    k += run;
+    if (grouped || r == g.R - 1) {
+      const int64_t padded = round_up(k, kDepth);
+      copy_run(nullptr, row, k, padded - k);
+      k = padded;
+    }
+  }
+}
+
+// Positions of a convolution with stride 1 over images padded on the left and on top only: the padding after one row or
+// image is that before the next. Output pixel and input position differ by a constant for every tap.
+struct Flat {
+  int64_t row, image;  // positions per row and per image
+  explicit Flat(const Geometry& g) : row(larger(g.W + g.pad_w, g.Q)), image(row * larger(g.H + g.pad_h, g.P)) {}
+  int64_t positions(const Geometry& g) const { return (g.N - 1) * image + (g.P - 1) * row + g.Q; }
+  Pixel output(const Geometry& g, int64_t position) const {
+    const Pixel at{position / image, position % image / row, position % row};
+    return at.n < g.N && at.p < g.P && at.q < g.Q ? at : Pixel{-1, 0, 0};
+  }
+};
+
+// Copies positions [begin, end) of the padded images. True if `check` and a value is infinite or NaN.
+inline bool copy_strip(const Geometry& g, const Flat& flat, const NhwcInput& x, int64_t begin, int64_t end, bool check,
+                       Bf16* strip) {
+  const __m512i exponent = _mm512_set1_epi16(0x7f80);
+  __mmask32 special = 0;
+  const auto copy = [&](const Bf16* from, int64_t elements) {
+    int64_t i = 0;
+    for (; i + 32 <= elements; i += 32) {
+      const __m512i bits = _mm512_loadu_si512(from + i);
+      _mm512_storeu_si512(strip + i, bits);
+      if (check) special |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(bits, exponent), exponent);
+    }
+    if (i < elements) {
+      const __mmask32 mask = first_lanes(elements - i);
+      const __m512i bits = load_bits(from + i, mask);
+      _mm512_mask_storeu_epi16(strip + i, mask, bits);
+      if (check) special |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(bits, exponent), exponent);
+    }
+    strip += elements;
+  };
+  const auto clear = [&](int64_t elements) {
+    std::memset(strip, 0, static_cast<size_t>(elements) * 2);
+    strip += elements;
+  };
+  for (int64_t position = begin; position < end;) {
+    const int64_t n = position / flat.image, h = position % flat.image / flat.row - g.pad_h;
+    const int64_t w = position % flat.row - g.pad_w, left = smaller(end - position, flat.row - position % flat.row);
+    if (n >= g.N || h < 0 || h >= g.H || w >= g.W) {
+      clear(left * g.C);
+      position += left;
+    } else if (w < 0) {
+      const int64_t count = smaller(left, -w);
+      clear(count * g.C);
+      position += count;
+    } else {
+      const int64_t count = smaller(left, g.W - w);
+      const Bf16* from = static_cast<const Bf16*>(x.data) + n * x.stride_n + h * x.stride_h + w * x.stride_w;
+      if (x.stride_w == g.C)
+        copy(from, count * g.C);
+      else
+        for (int64_t i = 0; i < count; i++) copy(from + i * x.stride_w, g.C);
+      position += count;
+    }
+  }
+  return special != 0;
+}
+
+}  // namespace ik::cpu::amx
