@@ -1,0 +1,175 @@
+#include <cstring>
+
+#include "common/counters.h"
+#include "common/parallel.h"
+#include "cpu/scratch.h"
+#include "cpu/training/products.h"
+#include "cpu/training/ranges.h"
+#include "separable_conv2d.h"
+
+namespace ik::cpu {
+namespace {
+
+using namespace training;
+
+constexpr int64_t kTileBytes = 1280 << 10;  // packed grad_z of a tile, halo included: stays in L2
+constexpr int64_t kTiles = 4;
+
+struct TilePlan {
+  int64_t segments;  // of an image's height
+  int64_t tiles;
+  int64_t most_rows;   // output rows of a tile, at most
+  int64_t most_strip;  // rows of the intermediate's strip, at most
+};
+
+SeparableTile make_tile(const ConvShape& s, int64_t segments, int64_t index) {
+  SeparableTile tile;
+  const int64_t P = s.P(), segment = index % segments;
+  tile.n = index / segments;
+  tile.h0 = s.H * segment / segments, tile.h1 = s.H * (segment + 1) / segments;
+  tile.own0 = P * segment / segments, tile.own1 = P * (segment + 1) / segments;
+  const int64_t need0 = divide_down(tile.h0 + s.pad_h - (s.R - 1) * s.dilation_h + s.stride_h - 1, s.stride_h);
+  const int64_t need1 = divide_down(tile.h1 - 1 + s.pad_h, s.stride_h) + 1;
+  tile.p0 = std::clamp<int64_t>(need0, 0, P), tile.p1 = std::clamp<int64_t>(need1, tile.p0, P);
+  if (tile.own0 < tile.own1) {
+    tile.p0 = std::min(tile.p0, tile.own0), tile.p1 = std::max(tile.p1, tile.own1);
+  }
+  return tile;
+}
+
+int64_t strip_rows(const ConvShape& s, const SeparableTile& tile) {
+  const int64_t y0 = std::min(tile.p0, divide_down(tile.h0 + s.pad_h - (s.R - 1) * s.dilation_h, s.stride_h));
+  return std::max(tile.p1, divide_down(tile.h1 - 1 + s.pad_h, s.stride_h) + 1) - y0;
+}
+
+TilePlan make_plan(const Kernels& table, const ConvShape& s) {
+  const int64_t row_bytes = s.Q() * divide_up(s.K, table.lanes) * table.lanes * table.accumulator_bytes;
+  const int64_t halo = divide_up((s.R - 1) * s.dilation_h, s.stride_h);
+  const int64_t rows = std::max<int64_t>(kTileBytes / row_bytes - halo, 1);
+  TilePlan plan;
+  plan.segments = std::clamp<int64_t>(divide_up(s.P(), rows), 1, s.H);
+  plan.segments = std::max(plan.segments, std::min(divide_up(kTiles, s.N), divide_up(s.H, 8)));
+  plan.tiles = s.N * plan.segments;
+  plan.most_rows = plan.most_strip = 1;
+  for (int64_t i = 0; i < plan.segments; ++i) {
+    const SeparableTile tile = make_tile(s, plan.segments, i);
+    plan.most_rows = std::max(plan.most_rows, tile.p1 - tile.p0);
+    plan.most_strip = std::max(plan.most_strip, strip_rows(s, tile));
+  }
+  return plan;
+}
+
+// Bytes of a tile's buffers, each on a cache line's boundary.
+struct BufferSizes {
+  size_t rows, strip, grad_mid, line, weights;
+};
+
+size_t whole_lines(int64_t bytes) { return static_cast<size_t>(divide_up(bytes, 64) * 64); }
+
+BufferSizes buffer_sizes(const Kernels& table, const ConvShape& s, const TilePlan& plan) {
+  const int64_t size = table.accumulator_bytes, panel = table.columns * size;
+  const int64_t x0 = std::min<int64_t>(0, divide_down(s.pad_w - (s.S - 1) * s.dilation_w, s.stride_w));
+  const int64_t x1 = std::max(s.Q(), divide_down(s.W - 1 + s.pad_w, s.stride_w) + 1);
+  BufferSizes bytes;
+  bytes.rows = whole_lines(divide_up(plan.most_rows * s.Q(), table.rows) * table.rows * divide_up(s.K, table.lanes) *
+                           table.lanes * size);
+  bytes.strip = whole_lines(((plan.most_rows - 1) * s.stride_h + (s.R - 1) * s.dilation_h + 1) *
+                            ((s.Q() - 1) * s.stride_w + (s.S - 1) * s.dilation_w + 1) * panel);
+  bytes.grad_mid = whole_lines(plan.most_strip * (x1 - x0) * panel);
+  bytes.line = whole_lines(std::max(s.Q(), s.W) * panel);
+  bytes.weights = whole_lines(s.R * s.S * panel);
+  return bytes;
+}
+
+// Sums the tiles' depthwise gradients in tile order, in double.
+template <typename A>
+void reduce_depthwise(const Kernels& table, const SeparableBackward& args, const A* partial, int64_t tiles,
+                      int64_t stride) {
+  const ConvShape& s = args.shape;
+  const int64_t taps = s.R * s.S, panels = divide_up(s.C, table.columns);
+  double* sums = static_cast<double*>(scratch(Scratch::kVectors, (stride + s.C * taps) * sizeof(double)));
+  double* ordered = sums + stride;
+  parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) {
+    const int64_t panel = (taps + 1) * table.columns;
+    double* out = sums + begin * panel;
+    const int64_t count = (end - begin) * panel;
+    std::fill(out, out + count, 0.0);
+    for (int64_t i = 0; i < tiles; ++i)
+      for (int64_t j = 0; j < count; ++j) out[j] += partial[i * stride + begin * panel + j];
+  });
+  for (int64_t c = 0; c < s.C; ++c) {
+    const double* from = sums + c / table.columns * (taps + 1) * table.columns + c % table.columns;
+    for (int64_t t = 0; t < taps; ++t) ordered[c * taps + t] = from[t * table.columns];
+    if (args.grad_depthwise_bias)
+      static_cast<A*>(args.grad_depthwise_bias)[c] = static_cast<A>(from[taps * table.columns]);
+  }
+  if (args.grad_depthwise_weight) table.store_doubles(ordered, s.C * taps, args.grad_depthwise_weight);
+}
+
+void data_gradients(const Kernels& table, const SeparableBackward& args, const void* packed_depthwise) {
+  const ConvShape& s = args.shape;
+  const int64_t one_tap = 0;
+  SeparableData data;
+  data.args = &args;
+  data.packed_depthwise = packed_depthwise;
+  data.packed_pointwise = pack_taps(table, args.pointwise_weight, s.K, s.C, 1, &one_tap, &one_tap);
+  const TilePlan plan = make_plan(table, s);
+  const BufferSizes bytes = buffer_sizes(table, s, plan);
+  const int64_t stride = divide_up(s.C, table.columns) * (s.R * s.S + 1) * table.columns;
+  char* partial = static_cast<char*>(scratch(Scratch::kPartial, plan.tiles * stride * table.accumulator_bytes));
+
+  parallel_for(0, plan.tiles, 1, [&](int64_t begin, int64_t end) {
+    SeparableScratch buffers;
+    buffers.rows = scratch(Scratch::kRows, bytes.rows);
+    char* memory =
+        static_cast<char*>(scratch(Scratch::kStrip, bytes.strip + bytes.grad_mid + bytes.line + bytes.weights));
+    buffers.strip = memory;
+    buffers.grad_mid = memory += bytes.strip;
+    buffers.line = memory += bytes.grad_mid;
+    buffers.weights = memory += bytes.line;
+    buffers.offsets = static_cast<int64_t*>(scratch(Scratch::kOffsets, 2 * s.R * s.S * sizeof(int64_t)));
+    for (int64_t i = begin; i < end; ++i)
+      table.separable_data(data, make_tile(s, plan.segments, i), buffers,
+                           partial + i * stride * table.accumulator_bytes);
+  });
+  if (!args.grad_depthwise_weight && !args.grad_depthwise_bias) return;
+  if (args.dtype == DType::kFloat64)
+    reduce_depthwise(table, args, reinterpret_cast<const double*>(partial), plan.tiles, stride);
+  else
+    reduce_depthwise(table, args, reinterpret_cast<const float*>(partial), plan.tiles, stride);
+}
+
+void write_zeros(const SeparableBackward& args) {
+  const ConvShape& s = args.shape;
+  const size_t storage = args.dtype == DType::kFloat64 ? 8 : args.dtype == DType::kFloat32 ? 4 : 2;
+  if (args.grad_depthwise_weight) std::memset(args.grad_depthwise_weight, 0, s.C * s.R * s.S * storage);
+  if (args.grad_pointwise_weight) std::memset(args.grad_pointwise_weight, 0, s.K * s.C * storage);
+  if (args.grad_depthwise_bias) std::memset(args.grad_depthwise_bias, 0, s.C * (args.dtype == DType::kFloat64 ? 8 : 4));
+}
+
+}  // namespace
+
+void separable_backward(const SeparableBackward& args) {
+  const ConvShape& s = args.shape;
+  if (s.N == 0) return write_zeros(args);
+  const Kernels& table = kernels(args.dtype);
+  count_kernel(table.separable_name);
+  void* depthwise = scratch(Scratch::kTile,
+                            divide_up(s.C, table.columns) * (s.R * s.S + 1) * table.columns * table.accumulator_bytes);
+  table.pack_depthwise(s, args.depthwise_weight, args.depthwise_bias, depthwise);
+
+  if (args.grad_pointwise_weight) {
+    WeightGradient gradient{};
+    gradient.shape = s;
+    gradient.x = args.x;
+    gradient.grad_z = args.grad_z;
+    gradient.depthwise = depthwise;
+    gradient.input_activation = args.input_activation;
+    gradient.mid_activation = args.mid_activation;
+    training::weight_gradient(table, gradient, args.grad_pointwise_weight);
+  }
+  if (args.grad_x.data || args.grad_depthwise_weight || args.grad_depthwise_bias)
+    data_gradients(table, args, depthwise);
+}
+
+}  // namespace ik::cpu

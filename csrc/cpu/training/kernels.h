@@ -1,0 +1,124 @@
+// The training kernels of one instruction set and dtype: work on ranges, no threads, no allocation. The functions of
+// batch_norm.h, conv2d_bn_act.h and separable_conv2d.h cut their problem into ranges that depend on the shape alone,
+// hand them to the pool, and reduce partial sums in a fixed order.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "../../batch_norm.h"
+#include "../../conv2d_bn_act.h"
+#include "../../separable_conv2d.h"
+
+namespace ik::cpu::training {
+
+// u = (z - mean) * scale + shift + residual; grad_z = scale * grad_u - (k1 + (z - mean) * k2), k1 = k2 = 0 outside
+// training. All [K].
+struct NormCoefficients {
+  const void* mean;
+  const void* scale;
+  const void* shift;
+  const void* k1;
+  const void* k2;
+};
+
+// out[n, i, j, c] = sum over t, k of in[n, i + tap_y[t], j + tap_x[t], k] * packed[t][k][c], zero outside the image.
+struct TapProduct {
+  NhwcInput in;  // [N, in_h, in_w, in_c]
+  int64_t in_h, in_w, in_c;
+  int64_t taps;
+  const int64_t* tap_y;
+  const int64_t* tap_x;
+  const void* packed;  // written by pack_taps
+  NhwcOutput out;      // [N, out_h, out_w, out_c]
+  int64_t out_h, out_w, out_c;
+};
+
+// Gradient of a dense weight; with `depthwise`, of the pointwise weight behind a recomputed depthwise convolution.
+struct WeightGradient {
+  ConvShape shape;
+  NhwcInput x;
+  NhwcInput grad_z;
+  bool columns;           // few channels: window and channels form one axis, kernel[r][s][c]
+  const void* depthwise;  // packed by pack_depthwise; null = dense
+  Activation input_activation;
+  Activation mid_activation;
+};
+
+struct WeightScratch {
+  void* strip;          // one panel of channels of the input pixels under a chunk
+  void* product;        // one panel of the depthwise output; unused when dense
+  void* grad;           // [k panel][pixel][kRows]
+  int64_t* row_offset;  // one entry for each output row of the chunk, then R * S of working space
+};
+
+// Everything about a separable layer's data gradient that does not depend on the tile.
+struct SeparableData {
+  const SeparableBackward* args;
+  const void* packed_pointwise;  // written by pack_taps with one tap
+  const void* packed_depthwise;  // written by pack_depthwise
+};
+
+// One tile: grad_x rows [h0, h1) of image n; the depthwise weight gradient sums over output rows [own0, own1).
+struct SeparableTile {
+  int64_t n, h0, h1;
+  int64_t own0, own1;
+  int64_t p0, p1;  // output rows whose gradient the tile needs
+};
+
+struct SeparableScratch {
+  void* rows;        // packed grad_z of the tile
+  void* strip;       // one panel of act(x)
+  void* grad_mid;    // one panel of the gradient of the depthwise output, zero padded
+  void* line;        // max(Q, W) pixels of a panel
+  void* weights;     // R * S vectors of a panel
+  int64_t* offsets;  // 2 * R * S
+};
+
+struct Kernels {
+  const char* norm_forward_name;
+  const char* norm_backward_name;
+  const char* conv_name;
+  const char* separable_name;
+  int64_t accumulator_bytes;
+  int64_t lanes;  // accumulators in a vector; the reduction of a product is padded to it
+  int64_t rows;   // register block: rows x columns
+  int64_t columns;
+
+  // Pixels [m0, m1) of [N, P, Q, K]: shift [K], sum [K] of z - shift, square [K] of its squares.
+  void (*statistics)(const ScaleShiftAct& args, int64_t m0, int64_t m1, void* shift, void* sum, void* square);
+  void (*scale_shift_act)(const ScaleShiftAct& args, int64_t m0, int64_t m1);
+  // sum [K] of grad_u, product [K] of grad_u * (z - mean).
+  void (*norm_reduce)(const BnActBackward& args, const NormCoefficients& norm, int64_t m0, int64_t m1, void* sum,
+                      void* product);
+  void (*norm_apply)(const BnActBackward& args, const NormCoefficients& norm, int64_t m0, int64_t m1);
+
+  // Panels [panel0, panel1) of [panel][tap][padded k][columns]; element (t, k, c) is weight[k, c, tap_r[t], tap_s[t]].
+  void (*pack_taps)(const WeightView& weight, int64_t K, int64_t C, int64_t taps, const int64_t* tap_r,
+                    const int64_t* tap_s, int64_t panel0, int64_t panel1, void* packed);
+  void (*tap_product)(const TapProduct& args, int64_t m0, int64_t m1, void* rows);
+
+  // [panel][R * S + 1][columns]: taps, then the bias.
+  void (*pack_depthwise)(const ConvShape& shape, const WeightView& weight, const void* bias, void* packed);
+  // Output rows [row0, row1) of N * P, k panels [k0, k1): adds to (or, if `first`, writes)
+  // partial [c panel][tap][k panel][rows][columns].
+  void (*weight_gradient)(const WeightGradient& args, int64_t row0, int64_t row1, int64_t k0, int64_t k1,
+                          const WeightScratch& scratch, void* partial, bool first);
+  // grad_weight [K, C, R, S] rows of k panels [k0, k1) from the sum of `count` partials, `stride` elements apart.
+  void (*weight_finish)(const WeightGradient& args, const void* partial, int64_t count, int64_t stride, int64_t k0,
+                        int64_t k1, void* grad_weight);
+
+  // partial [c panel][R * S + 1][columns], written: weight and bias gradients of the tile.
+  void (*separable_data)(const SeparableData& args, const SeparableTile& tile, const SeparableScratch& scratch,
+                         void* partial);
+  // out (dtype of the layer) from doubles.
+  void (*store_doubles)(const double* values, int64_t count, void* out);
+};
+
+const Kernels& kernels_portable(DType dtype);
+const Kernels& kernels_avx2(DType dtype);
+const Kernels& kernels_avx512(DType dtype);
+
+// Those of the instruction set in force.
+const Kernels& kernels(DType dtype);
+
+}  // namespace ik::cpu::training

@@ -1,0 +1,79 @@
+// Included once by each instruction set's training.cpp, which defines IK_TRAINING_NAMESPACE, IK_TRAINING_NAME (a
+// string) and IK_TRAINING_KERNELS (the function to define).
+#include <math.h>
+#include <stdint.h>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "kernels.h"
+
+namespace ik::cpu::training {
+namespace IK_TRAINING_NAMESPACE {
+namespace {
+
+// clang-format off: each part uses the ones before it
+#include "vector.inl"
+#include "activation.inl"
+#include "norm.inl"
+#include "product.inl"
+#include "strip.inl"
+#include "weight.inl"
+#include "separable.inl"
+// clang-format on
+
+template <typename T>
+constexpr Kernels table(const char* norm_forward, const char* norm_backward, const char* conv, const char* separable) {
+  using A = typename AccumulatorOf<T>::Type;
+  return Kernels{norm_forward,
+                 norm_backward,
+                 conv,
+                 separable,
+                 sizeof(A),
+                 kLanes<A>,
+                 kRows,
+                 kColumns<A>,
+                 &statistics<T>,
+                 &scale_shift_act<T>,
+                 &norm_reduce<T>,
+                 &norm_apply<T>,
+                 &pack_taps<T>,
+                 &tap_product<T>,
+                 &pack_depthwise<T>,
+                 &weight_gradient<T>,
+                 &weight_finish<T>,
+                 &separable_data<T>,
+                 &store_doubles<T>};
+}
+
+#define IK_TRAINING_TABLE(T, dtype)                                  \
+  table<T>("batch_norm.forward.cpu_" IK_TRAINING_NAME "_" dtype,     \
+           "batch_norm.backward.cpu_" IK_TRAINING_NAME "_" dtype,    \
+           "conv2d_bn_act.backward.cpu_" IK_TRAINING_NAME "_" dtype, \
+           "separable_conv2d.backward.cpu_" IK_TRAINING_NAME "_" dtype)
+
+constexpr Kernels kFloat32Kernels = IK_TRAINING_TABLE(float, "f32");
+constexpr Kernels kFloat64Kernels = IK_TRAINING_TABLE(double, "f64");
+constexpr Kernels kBFloat16Kernels = IK_TRAINING_TABLE(BFloat16, "bf16");
+constexpr Kernels kFloat16Kernels = IK_TRAINING_TABLE(Half, "f16");
+
+}  // namespace
+}  // namespace IK_TRAINING_NAMESPACE
+
+const Kernels& IK_TRAINING_KERNELS(DType dtype) {
+  using namespace IK_TRAINING_NAMESPACE;
+  switch (dtype) {
+    case DType::kFloat64:
+      return kFloat64Kernels;
+    case DType::kBFloat16:
+      return kBFloat16Kernels;
+    case DType::kFloat16:
+      return kFloat16Kernels;
+    case DType::kFloat32:
+      break;
+  }
+  return kFloat32Kernels;
+}
+
+}  // namespace ik::cpu::training
