@@ -1,0 +1,65 @@
+"""What a benchmark run measures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+NETWORKS = ("inception_v3", "xception")
+OPERATORS = ("separable_conv2d", "conv2d_bn_act", "asymmetric_pair")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+PASSES = ("inference", "training")
+GRADIENT_CASE = "training is forward + backward, without the optimizer's step"
+
+
+@dataclass(frozen=True)
+class Config:
+    """Cases are the product of `networks` and `operators` with `batches`, `dtypes` and `passes`.
+
+    `slot_seconds` is how long one implementation runs before the next one has its turn, `rounds` how often each has
+    one. `max_seconds` ends the run early: cases that are left then are rows with the status "left out".
+    """
+
+    networks: tuple[str, ...] = NETWORKS
+    operators: tuple[str, ...] = OPERATORS
+    batches: tuple[int, ...] = (1, 8)
+    dtypes: tuple[str, ...] = ("float32", "bfloat16")
+    passes: tuple[str, ...] = PASSES
+    backends: tuple[str, ...] = ()  # all that fit the device
+    device: str = "cpu"
+    threads: int | None = None  # torch's own choice
+    image_size: int = 299
+    layers: int | None = None  # at most so many layers per operator: those with the most work
+    compile_training: bool = True
+    tune: bool = False
+    rounds: int = 9
+    slot_seconds: float = 0.05
+    max_seconds: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("networks", NETWORKS),
+            ("operators", OPERATORS),
+            ("dtypes", DTYPES),
+            ("passes", PASSES),
+        ):
+            unknown = [value for value in getattr(self, name) if value not in allowed]
+            if unknown:
+                raise ValueError(f"expected {name} out of {', '.join(allowed)}, got {', '.join(unknown)}")
+        for name in ("batches", "rounds", "slot_seconds", "image_size", "layers", "threads", "max_seconds"):
+            value = getattr(self, name)
+            for number in value if isinstance(value, tuple) else (value,):
+                if number is not None and number <= 0:
+                    raise ValueError(f"expected {name} above zero, got {number}")
+
+    def quick(self) -> Config:
+        """The same within about five minutes on two cores: batch 1, two layers per operator, no compiled training."""
+        return replace(
+            self,
+            batches=(1,),
+            layers=2,
+            compile_training=False,
+            rounds=min(self.rounds, 7),
+            slot_seconds=min(self.slot_seconds, 0.04),
+            max_seconds=self.max_seconds or 270.0,
+        )

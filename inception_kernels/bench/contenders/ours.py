@@ -1,0 +1,83 @@
+"""Our operators: called directly for an operator's case, swapped into the model for a network's."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import cast
+
+import torch
+
+import inception_kernels as ik
+from inception_kernels import backends
+from inception_kernels.bench.contenders.base import Prepared, Unfit
+from inception_kernels.bench.contenders.eager import layout_name
+from inception_kernels.bench.plain import Fusable
+from inception_kernels.bench.problem import Case, Problem, Step
+from inception_kernels.bench.row import NOT_APPLICABLE, OURS
+
+
+class Ours:
+    """`backend` forces one of `backends.BACKENDS`; None leaves the choice to the package, as a user would."""
+
+    role = OURS
+
+    def __init__(
+        self, name: str = "inception_kernels", backend: str | None = None, tune: bool = False
+    ) -> None:
+        self.name = name
+        self.backend = backend
+        self.tune = tune
+
+    def unfit(self, case: Case) -> Unfit | None:
+        wanted = (
+            (self.backend,)
+            if self.backend
+            else tuple(name for name in backends.BACKENDS if name != "reference")
+        )
+        reasons = {name: reason for name, reason in backends.available().items() if name in wanted}
+        if None in reasons.values():
+            return None
+        return Unfit(NOT_APPLICABLE, "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
+
+    def prepare(self, problem: Problem) -> Prepared:
+        step = self._network_step(problem) if problem.case.kind == "network" else _operator_step(problem)
+
+        def call() -> object:
+            with self._forced():
+                return step()
+
+        def outputs() -> list[torch.Tensor]:
+            with self._forced():
+                return step.outputs()
+
+        return Prepared(
+            call if self.backend else step, outputs, layout_name(True), ran=lambda: _counted(call)
+        )
+
+    def _forced(self) -> contextlib.AbstractContextManager[None]:
+        return backends.use_backend(self.backend) if self.backend else contextlib.nullcontext()
+
+    def _network_step(self, problem: Problem) -> Step:
+        module = problem.copy_of_module(channels_last=True)
+        x = problem.copy_of_input(channels_last=True)
+        with torch.inference_mode(False), self._forced():
+            ik.swap(module, tune=x if self.tune else None)
+        return problem.step(module, x, tuple(module.parameters()))
+
+
+def _operator_step(problem: Problem) -> Step:
+    # Contiguous weights, as a user has them: the layout that the kernels want is their own business.
+    module = problem.copy_of_module()
+    plain = cast(Fusable, module)
+    on_cpu = torch.device(problem.device).type == "cpu"
+    function = plain.prepared() if on_cpu and not problem.case.training else plain.fused()
+    return problem.step(function, problem.copy_of_input(channels_last=True), tuple(module.parameters()))
+
+
+def _counted(call) -> str:  # type: ignore[no-untyped-def]
+    """The kernels that one call counts, and how often."""
+    before = backends.counters()
+    call()
+    after = backends.counters()
+    ran = {name: count - before.get(name, 0) for name, count in after.items() if count > before.get(name, 0)}
+    return ", ".join(f"{name} x{count}" for name, count in sorted(ran.items()))

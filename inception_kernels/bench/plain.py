@@ -1,0 +1,143 @@
+"""What each operator computes, as a plain `torch.nn` module, and our fused call on the same parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+from torch import Tensor, nn
+
+import inception_kernels as ik
+from inception_kernels.ops import prepared
+from inception_kernels.reference._parts import activate
+
+Pair = tuple[int, int]
+FusedCall = Callable[[Tensor], Tensor]
+
+
+class Fusable(Protocol):
+    """A plain module that our operators can stand for."""
+
+    def fused(self) -> FusedCall:
+        """One call of our operator in the module's mode (training or evaluation)."""
+
+    def prepared(self) -> FusedCall:
+        """Our operator for inference on the CPU: BN folded, weights packed."""
+
+
+class PlainConv(nn.Module):
+    """Convolution -> BN -> activation, as `conv2d_bn_act`."""
+
+    def __init__(
+        self,
+        channels: Pair,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        activation: str,
+        eps: float,
+    ) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels[0], channels[1], kernel, stride, padding, dilation, bias=False)
+        self.bn = nn.BatchNorm2d(channels[1], eps=eps)
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        return activate(self.bn(self.conv(x)), self.activation)
+
+    def fused(self) -> FusedCall:
+        return lambda x: ik.conv2d_bn_act(
+            x, self.conv.weight, *_four(self.bn), **self._options(), training=self.training
+        )
+
+    def prepared(self) -> FusedCall:
+        return prepared.PreparedConv2dBNAct(self.conv.weight, *_four(self.bn), **self._options())
+
+    def _options(self) -> dict:
+        conv = self.conv
+        geometry = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+        return {**geometry, "activation": self.activation, "eps": self.bn.eps}
+
+
+class PlainSeparable(nn.Module):
+    """[act] -> depthwise -> pointwise -> BN -> [act], as `separable_conv2d`."""
+
+    def __init__(
+        self,
+        channels: Pair,
+        kernel: Pair,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        input_activation: str,
+        activation: str,
+        eps: float,
+    ) -> None:
+        super().__init__()
+        inner, outer = channels
+        self.depthwise = nn.Conv2d(inner, inner, kernel, stride, padding, dilation, groups=inner, bias=False)
+        self.pointwise = nn.Conv2d(inner, outer, 1, bias=False)
+        self.bn = nn.BatchNorm2d(outer, eps=eps)
+        self.input_activation = input_activation
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.pointwise(self.depthwise(activate(x, self.input_activation)))
+        return activate(self.bn(y), self.activation)
+
+    def fused(self) -> FusedCall:
+        return lambda x: ik.separable_conv2d(
+            x,
+            self.depthwise.weight,
+            self.pointwise.weight,
+            *_four(self.bn),
+            **self._options(),
+            training=self.training,
+        )
+
+    def prepared(self) -> FusedCall:
+        return prepared.PreparedSeparableConv2d(
+            self.depthwise.weight, self.pointwise.weight, *_four(self.bn), **self._options()
+        )
+
+    def _options(self) -> dict:
+        conv = self.depthwise
+        geometry = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+        activations = {"input_activation": self.input_activation, "activation": self.activation}
+        return {**geometry, **activations, "eps": self.bn.eps}
+
+
+class PlainPair(nn.Module):
+    """1 x n -> BN -> act -> n x 1 -> BN -> act, or the other order, as `asymmetric_pair`."""
+
+    def __init__(self, first: PlainConv, second: PlainConv) -> None:
+        super().__init__()
+        self.first = first
+        self.second = second
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+    def fused(self) -> FusedCall:
+        first, second = self.first, self.second
+        return lambda x: ik.asymmetric_pair(
+            x,
+            first.conv.weight,
+            second.conv.weight,
+            _four(first.bn),
+            _four(second.bn),
+            padding1=first.conv.padding,
+            padding2=second.conv.padding,
+            mid_activation=first.activation,
+            activation=second.activation,
+            training=self.training,
+            eps=first.bn.eps,
+        )
+
+    def prepared(self) -> FusedCall:
+        return self.fused()
+
+
+def _four(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    return bn.weight, bn.bias, bn.running_mean, bn.running_var

@@ -1,0 +1,114 @@
+"""Interleaved timing: every implementation of a case has its turn in every round, so that drift hits all alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+Call = Callable[[], object]
+
+# A sample is the mean of as many calls as fill this time: below it the clock and the loop would show.
+_BLOCK_SECONDS = 2e-3
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Milliseconds per call over all samples."""
+
+    median: float
+    p10: float
+    p90: float
+    samples: int
+
+
+class CpuClock:
+    def seconds(self, call: Call, count: int) -> float:
+        """Seconds per call of `count` calls in a row."""
+        start = time.perf_counter()
+        for _ in range(count):
+            call()
+        return (time.perf_counter() - start) / count
+
+
+class CudaClock:
+    def seconds(self, call: Call, count: int) -> float:
+        """Seconds per call of `count` calls in a row, between two events on the current stream."""
+        import torch
+
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        for _ in range(count):
+            call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / 1e3 / count
+
+
+def quantile(values: Sequence[float], share: float) -> float:
+    """The value below which `share` of the values lie, interpolated linearly.
+
+    Raises:
+        ValueError: no values, or `share` outside [0, 1].
+    """
+    if not values:
+        raise ValueError("expected at least one value, got none")
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"expected a share in [0, 1], got {share}")
+    ordered = sorted(values)
+    position = share * (len(ordered) - 1)
+    low = int(position)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (position - low) * (ordered[high] - ordered[low])
+
+
+def summarize(seconds: Sequence[float]) -> Timing:
+    return Timing(
+        statistics.median(seconds) * 1e3,
+        quantile(seconds, 0.1) * 1e3,
+        quantile(seconds, 0.9) * 1e3,
+        len(seconds),
+    )
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """Raises ValueError on no values or on one that is not above zero."""
+    if not values or min(values) <= 0:
+        raise ValueError(f"expected values above zero, got {list(values)}")
+    return statistics.geometric_mean(values)
+
+
+def interleave(
+    calls: Mapping[str, Call],
+    rounds: int,
+    slot_seconds: float,
+    clock: CpuClock | CudaClock,
+    between: Callable[[], object] = lambda: None,
+) -> dict[str, list[float]]:
+    """Seconds per call, sample by sample, of each of `calls`.
+
+    In each round every implementation runs for about `slot_seconds`; the order rotates by one from round to round.
+    A slot starts with one call that is not counted, because the one before has left its own data in the caches.
+    `between` runs before each slot.
+    """
+    once = {}
+    for name, call in calls.items():
+        clock.seconds(call, 2)  # the first calls allocate
+        once[name] = max(clock.seconds(call, 1), 1e-8)
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
+    for turn in range(rounds):
+        shift = turn % max(len(names), 1)
+        for name in names[shift:] + names[:shift]:
+            between()
+            block = max(1, round(_BLOCK_SECONDS / once[name]))
+            blocks = max(1, round(slot_seconds / (block * once[name])))
+            clock.seconds(calls[name], 1)
+            samples[name].extend(clock.seconds(calls[name], block) for _ in range(blocks))
+    return samples
+
+
+def harness_overhead_seconds() -> float:
+    """What the timing loop itself adds to one call."""
+    return min(CpuClock().seconds(lambda: None, 10000) for _ in range(5))
