@@ -1,13 +1,14 @@
 """Run a model once and write down the work of every operator."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
+from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
@@ -15,9 +16,8 @@ from torch.utils.flop_counter import flop_registry
 from inception_kernels.flops import formulas  # noqa: F401  (registers the formulas of our operators)
 from inception_kernels.flops.report import FlopReport, LayerCost
 
-_OURS = "inception_kernels"
-# Allocate without moving data, or run once and not per pass.
-_FREE = ("empty", "new_empty", "empty_like", "empty_strided", "lift_fresh", "_pack")
+# Allocate or relabel memory without moving data.
+_FREE = {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "lift_fresh", "as_strided_"}
 
 
 def count(
@@ -50,7 +50,7 @@ def count(
     with _evaluation(model), torch.no_grad():
         if example_input.device.type != "meta":
             model(example_input)  # swapped layers fold and pack their weights in the first call
-        with recorder.following_modules(), recorder:
+        with recorder:
             model(example_input)
     return FlopReport(
         model=name or type(model).__name__,
@@ -84,24 +84,6 @@ class _Recorder(TorchDispatchMode):
         self._owners = {id(p): path.rpartition(".")[0] for path, p in model.named_parameters()}
         self._views: list[torch.Tensor] = []  # kept alive so that their ids stay theirs
         self._counted: set[int] = set()
-        self._running: list[nn.Module] = [model]
-
-    @contextmanager
-    def following_modules(self) -> Iterator[None]:
-        """Know which module is running, for operators that take no parameter of the model."""
-
-        def enter(module: nn.Module, *_: Any) -> None:
-            self._running.append(module)
-
-        def leave(*_: Any) -> None:
-            self._running.pop()
-
-        handles = [register_module_forward_pre_hook(enter), register_module_forward_hook(leave, always_call=True)]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -112,7 +94,7 @@ class _Recorder(TorchDispatchMode):
             if parameter is not None:
                 self._views += outputs
                 self._parameters.update((id(view), parameter) for view in outputs)
-        elif outputs and not base_name.endswith(_FREE):
+        elif outputs and base_name not in _FREE and not base_name.endswith("_pack"):  # packing: not in every pass
             self._record(func, args, kwargs or {}, result, outputs)
         return result
 
@@ -122,11 +104,13 @@ class _Recorder(TorchDispatchMode):
         read = [t for t in inputs.values() if not (prepacked and t.dtype == torch.uint8)]
         written = [t for t in outputs if t.is_floating_point()]
         traffic = sum(self._bytes(t) for t in [*read, *written])
-        weights = _packed_weight_elements(func, args, kwargs) if prepacked else 0
-        traffic += weights * (self._dtype or outputs[0].dtype).itemsize
+        packed = _packed_weight_elements(func, args, kwargs) if prepacked else 0
+        traffic += packed * (self._dtype or outputs[0].dtype).itemsize
         formula = flop_registry.get(func.overloadpacket)
         flops = formula(*args, **kwargs, out_val=result) if formula is not None else 0
-        path, params = self._attribute(func, inputs)
+        path, params = self._attribute(inputs)
+        if prepacked:
+            params += self._prepared_parameters(packed, inputs)
         first = next((tuple(t.shape) for key, t in inputs.items() if key not in self._parameters), ())
         operator = func._schema.name.replace("::", ".")
         self.rows.append(LayerCost(path, operator, first, tuple(outputs[0].shape), flops // 2, params, traffic))
@@ -138,19 +122,34 @@ class _Recorder(TorchDispatchMode):
         dtype = self._dtype if self._dtype is not None and tensor.is_floating_point() else tensor.dtype
         return elements * dtype.itemsize
 
-    def _attribute(self, func: Any, inputs: dict[int, torch.Tensor]) -> tuple[str, int]:
+    def _attribute(self, inputs: dict[int, torch.Tensor]) -> tuple[str, int]:
         """The layer's path and its parameters that no earlier row has counted."""
         used = [self._parameters[key] for key in inputs if key in self._parameters]
-        running = self._running[-1]
-        if used:
-            path = self._owners[id(used[0])]
-        else:
-            path = self._module_names.get(id(running), "")
-            if func.namespace == _OURS:  # prepared layers hold copies of their parameters
-                used = list(running.parameters())
+        path = self._owners[id(used[0])] if used else self._running_module()
         fresh = {id(parameter): parameter.numel() for parameter in used if id(parameter) not in self._counted}
         self._counted.update(fresh)
         return path, sum(fresh.values())
+
+    def _prepared_parameters(self, weights: int, inputs: dict[int, torch.Tensor]) -> int:
+        """Of a prepared layer, which reads copies: the weights and the vectors of the folded batch norm."""
+        packed, *vectors = [tensor for tensor in inputs.values() if tensor.dtype == torch.uint8 or tensor.dim() == 1]
+        if id(packed) in self._counted:
+            return 0
+        self._counted.add(id(packed))
+        return weights + sum(vector.numel() for vector in vectors if vector.dtype != torch.uint8)
+
+    def _running_module(self) -> str:
+        """Path of the innermost module whose method is on the call stack.
+
+        Not through module hooks: they would make a swapped model run its original modules.
+        """
+        frame: FrameType | None = sys._getframe()
+        while frame is not None:
+            path = self._module_names.get(id(frame.f_locals.get("self")))
+            if path is not None:
+                return path
+            frame = frame.f_back
+        return ""
 
 
 def _packed_weight_elements(func: Any, args: Any, kwargs: Any) -> int:

@@ -91,7 +91,7 @@ class FlopReport:
 
         shown = [row for row in self.rows if all_rows or row.macs]
         for row in shown:
-            table.add_row(row.path, row.operator, row.shape, *numbers(row))
+            table.add_row(row.path or "(model)", row.operator, row.shape, *numbers(row))
         rest = [row for row in self.rows if not all_rows and not row.macs]
         if rest:
             moved = LayerCost("", "", (), (), 0, sum(row.params for row in rest), sum(row.bytes for row in rest))
