@@ -56,6 +56,13 @@ STABLE_TORCH_LIBRARY(inception_kernels, m) {
       "Tensor? running_mean2, Tensor? running_var2, Tensor? bias2, int[2] stride1, int[2] stride2, int[2] padding1, "
       "int[2] padding2, str mid_activation, str activation, float eps) -> Tensor");
 
+  m.def(
+      "label_smoothing_cross_entropy(Tensor logits, Tensor target, Tensor? weight, float smoothing, int ignore_index, "
+      "str reduction) -> (Tensor loss, Tensor statistics)");
+  m.def(
+      "label_smoothing_cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor? weight, "
+      "Tensor statistics, float smoothing, int ignore_index, str reduction) -> Tensor grad_logits");
+
   m.def("_counted_kernels() -> str");
   m.def("_reset_counted_kernels() -> ()");
   m.def("_cpu_isa() -> str");

@@ -6,7 +6,7 @@ The operators are autograd functions over hand-written kernels; :func:`swap` put
 from . import backends, flops, models, nn, reference
 from ._version import __version__
 from .backends import BackendUnavailableError, use_backend
-from .ops import asymmetric_pair, conv2d_bn_act, separable_conv2d
+from .ops import asymmetric_pair, conv2d_bn_act, label_smoothing_cross_entropy, separable_conv2d
 
 __all__ = [
     "BackendUnavailableError",
@@ -15,6 +15,7 @@ __all__ = [
     "backends",
     "conv2d_bn_act",
     "flops",
+    "label_smoothing_cross_entropy",
     "models",
     "nn",
     "reference",

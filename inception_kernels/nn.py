@@ -184,4 +184,38 @@ class AsymmetricPair(nn.Module):
         )  # fmt: skip
 
 
-__all__ = ["AsymmetricPair", "ConvBNAct", "SeparableConv2d", "batch_norm_arguments", "padding_of"]
+class LabelSmoothingCrossEntropy(nn.Module):
+    """:func:`inception_kernels.label_smoothing_cross_entropy` as a module: ``loss(logits, target)``.
+
+    Args:
+        smoothing, ignore_index, reduction: as the operator.
+        weight: ``[K]`` or None; a buffer, so it moves with the module.
+    """
+
+    weight: Tensor | None
+
+    def __init__(
+        self,
+        smoothing: float = 0.1,
+        weight: Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> None:
+        super().__init__()
+        self.smoothing, self.ignore_index, self.reduction = smoothing, ignore_index, reduction
+        self.register_buffer("weight", weight)
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return ops.label_smoothing_cross_entropy(
+            logits, target, self.weight, self.smoothing, self.ignore_index, self.reduction
+        )
+
+
+__all__ = [
+    "AsymmetricPair",
+    "ConvBNAct",
+    "LabelSmoothingCrossEntropy",
+    "SeparableConv2d",
+    "batch_norm_arguments",
+    "padding_of",
+]

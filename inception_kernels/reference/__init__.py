@@ -2,6 +2,7 @@
 
 from .asymmetric_pair import asymmetric_pair
 from .conv2d_bn_act import conv2d_bn_act
+from .label_smoothing_cross_entropy import label_smoothing_cross_entropy
 from .separable_conv2d import separable_conv2d
 
-__all__ = ["asymmetric_pair", "conv2d_bn_act", "separable_conv2d"]
+__all__ = ["asymmetric_pair", "conv2d_bn_act", "label_smoothing_cross_entropy", "separable_conv2d"]

@@ -1,0 +1,54 @@
+#include "label_smoothing_cross_entropy.h"
+
+#include "common/counters.h"
+#include "common/parallel.h"
+#include "cpu/isa.h"
+#include "cpu/label_smoothing_table.h"
+
+namespace ik::cpu {
+
+namespace {
+
+const LabelSmoothingTable& table(DType dtype) {
+#if defined(__x86_64__)
+  const Isa level = isa();
+  if (level >= Isa::kAvx512) return avx512::label_smoothing_table(dtype);
+  if (level == Isa::kAvx2) return avx2::label_smoothing_table(dtype);
+#endif
+  return portable::label_smoothing_table(dtype);
+}
+
+// Rows that make waking a thread worthwhile. A row is never shared, so no sum depends on the number of threads.
+int64_t rows_per_thread(const LabeledRows& rows) {
+  constexpr int64_t kLogits = 32768;
+  return rows.K >= kLogits ? 1 : kLogits / rows.K;
+}
+
+}  // namespace
+
+double sum_of_weights(const LabeledRows& rows) {
+  if (!rows.weight) return static_cast<double>(rows.K);
+  double sum = 0;
+  for (int64_t c = 0; c < rows.K; ++c) {
+    sum += rows.dtype == DType::kFloat64 ? static_cast<const double*>(rows.weight)[c]
+                                         : static_cast<double>(static_cast<const float*>(rows.weight)[c]);
+  }
+  return sum;
+}
+
+void label_smoothing_forward(const LabelSmoothingForward& args) {
+  const LabelSmoothingTable& kernels = table(args.rows.dtype);
+  count_kernel(kernels.forward_counter);
+  parallel_for(0, args.rows.N, rows_per_thread(args.rows),
+               [&](int64_t begin, int64_t end) { kernels.forward(args, begin, end); });
+}
+
+void label_smoothing_backward(const LabelSmoothingBackward& args) {
+  const LabelSmoothingTable& kernels = table(args.rows.dtype);
+  count_kernel(kernels.backward_counter);
+  const double weights = sum_of_weights(args.rows);
+  parallel_for(0, args.rows.N, rows_per_thread(args.rows),
+               [&](int64_t begin, int64_t end) { kernels.backward(args, weights, begin, end); });
+}
+
+}  // namespace ik::cpu
