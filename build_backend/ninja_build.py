@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,7 +30,9 @@ def build(compile_steps: list[Step], link_step: Step, folder: Path, root: Path) 
     for step in (*compile_steps, link_step):
         step.output.parent.mkdir(parents=True, exist_ok=True)
     with _locked(folder / "lock"):
-        ninja = shutil.which("ninja")
+        # This environment's ninja before the system's: another version's log would mean a full rebuild.
+        search = (os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath))
+        ninja = shutil.which("ninja", path=os.pathsep.join(search))
         if ninja:
             script = folder / f"{link_step.output.stem}.ninja"
             script.write_text(ninja_script([*compile_steps, link_step], folder))
