@@ -95,13 +95,14 @@ def weight(tensor: Tensor, x: Tensor, expected: tuple[int | str, ...], name: str
 
 
 def vector(tensor: Tensor | None, length: int, x: Tensor, name: str) -> None:
-    """A per-channel vector; its floating dtype may differ from the input's (batch norm often stays float32)."""
+    """A per-channel vector of x's dtype; with a 16-bit x float32 is as good (batch norm often stays there)."""
     if tensor is None:
         return
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a tensor [{length}], got {describe(tensor)}")
-    if tensor.dtype not in DTYPES:
-        raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {describe(tensor)}")
+    if tensor.dtype != x.dtype and not (tensor.dtype == torch.float32 and x.dtype in (torch.bfloat16, torch.float16)):
+        wanted = x.dtype if x.dtype in (torch.float32, torch.float64) else f"{x.dtype} or torch.float32"
+        raise TypeError(f"{name}: expected {wanted} for an input of {x.dtype}, got {describe(tensor)}")
     if tensor.dim() != 1 or tensor.shape[0] != length:
         raise ValueError(f"{name}: expected [{length}], got {describe(tensor)}")
     if tensor.device != x.device:

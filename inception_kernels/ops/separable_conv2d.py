@@ -53,7 +53,7 @@ def separable_conv2d(
             converted.
         depthwise_weight: ``[C, 1, R, S]`` of x's dtype.
         pointwise_weight: ``[K, C, 1, 1]`` of x's dtype.
-        bn_weight, bn_bias: ``[K]`` or None (1 and 0), of any of the dtypes above.
+        bn_weight, bn_bias: ``[K]`` or None (1 and 0), of x's dtype, or float32 where x has 16 bits (as all vectors).
         running_mean, running_var: ``[K]``. Evaluation normalises with them; training updates them in place (with the
             unbiased variance), or leaves them out when None. Without any batch-norm argument BN is skipped.
         residual: ``[N, K, P, Q]`` of x's dtype, added after BN, or None.

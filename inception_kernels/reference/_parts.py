@@ -21,6 +21,11 @@ def activate(x: Tensor, activation: str) -> Tensor:
     raise ValueError(f"activation: expected none, relu, relu6, elu or silu, got {activation!r}")
 
 
+def bias_like(x: Tensor, bias: Tensor | None) -> Tensor | None:
+    """PyTorch's convolution wants its bias in the dtype of x, where the fused operators also take float32."""
+    return None if bias is None else bias.to(x.dtype)
+
+
 def bn_residual_act(
     z: Tensor,
     bn_weight: Tensor | None,

@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._parts import bn_residual_act
+from ._parts import bias_like, bn_residual_act
 
 
 def conv2d_bn_act(
@@ -24,7 +24,7 @@ def conv2d_bn_act(
     eps: float = 1e-5,
 ) -> Tensor:
     """:func:`inception_kernels.conv2d_bn_act` in plain PyTorch, argument for argument."""
-    z = F.conv2d(x, weight, bias, stride, padding, dilation)
+    z = F.conv2d(x, weight, bias_like(x, bias), stride, padding, dilation)
     return bn_residual_act(
         z, bn_weight, bn_bias, running_mean, running_var, residual, activation, training, momentum, eps
     )

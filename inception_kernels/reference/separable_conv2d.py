@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._parts import activate, bn_residual_act
+from ._parts import activate, bias_like, bn_residual_act
 
 
 def separable_conv2d(
@@ -29,8 +29,8 @@ def separable_conv2d(
 ) -> Tensor:
     """:func:`inception_kernels.separable_conv2d` in plain PyTorch, argument for argument."""
     x = activate(x, input_activation)
-    mid = F.conv2d(x, depthwise_weight, depthwise_bias, stride, padding, dilation, groups=x.shape[1])
-    z = F.conv2d(activate(mid, mid_activation), pointwise_weight, bias)
+    mid = F.conv2d(x, depthwise_weight, bias_like(x, depthwise_bias), stride, padding, dilation, groups=x.shape[1])
+    z = F.conv2d(activate(mid, mid_activation), pointwise_weight, bias_like(x, bias))
     return bn_residual_act(
         z, bn_weight, bn_bias, running_mean, running_var, residual, activation, training, momentum, eps
     )
