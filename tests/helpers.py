@@ -5,9 +5,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def randomize_batch_norm(
-    model: nn.Module, seed: int = 0, example_input: torch.Tensor | None = None
-) -> nn.Module:
+def randomize_batch_norm(model: nn.Module, seed: int = 0, example_input: torch.Tensor | None = None) -> nn.Module:
     """Give every batch norm random affine parameters and statistics under which activations stay near 1.
 
     Fresh statistics (mean 0, variance 1) let activations of a deep random network vanish or explode, which
@@ -39,9 +37,7 @@ def randomize_batch_norm(
         dims = [d for d in range(x.dim()) if d != 1]
         mean = x.mean(dim=dims)
         # One variance for the layer, and a floor: where the image is down to one pixel there is almost none.
-        variance = (
-            (x.var(dim=dims, unbiased=False).mean() + 0.1 * mean.square().mean()).clamp_min(1e-6).item()
-        )
+        variance = (x.var(dim=dims, unbiased=False).mean() + 0.1 * mean.square().mean()).clamp_min(1e-6).item()
         noise = uniform(norm.running_mean, -0.3, 0.3) * variance**0.5
         norm.running_mean.copy_(mean + noise)
         norm.running_var.copy_(uniform(norm.running_var, 0.7, 1.4) * variance)
@@ -59,9 +55,7 @@ def randomize_batch_norm(
     return model
 
 
-def assert_as_accurate(
-    actual: torch.Tensor, baseline: torch.Tensor, exact: torch.Tensor, name: str = "result"
-) -> None:
+def assert_as_accurate(actual: torch.Tensor, baseline: torch.Tensor, exact: torch.Tensor, name: str = "result") -> None:
     """Error of `actual` against float64 `exact`: at most twice that of PyTorch's `baseline` in the same
     dtype.
 
@@ -69,9 +63,7 @@ def assert_as_accurate(
     baseline happens to be exact.
     """
     assert actual.dtype == baseline.dtype, f"{name}: expected {baseline.dtype}, got {actual.dtype}"
-    assert actual.shape == exact.shape, (
-        f"{name}: expected shape {tuple(exact.shape)}, got {tuple(actual.shape)}"
-    )
+    assert actual.shape == exact.shape, f"{name}: expected shape {tuple(exact.shape)}, got {tuple(actual.shape)}"
     assert torch.isfinite(actual).all(), f"{name}: has values that are not finite"
     if actual.numel() == 0:
         return

@@ -44,9 +44,7 @@ def test_multiply_adds_at_299(name, expected):
 
 
 PAIRS = [
-    pytest.param(
-        "inception_v3", "torchvision:inception_v3", {}, marks=pytest.mark.third_party("torchvision")
-    ),
+    pytest.param("inception_v3", "torchvision:inception_v3", {}, marks=pytest.mark.third_party("torchvision")),
     pytest.param(
         "inception_v3",
         "torchvision:inception_v3",
@@ -54,18 +52,14 @@ PAIRS = [
         marks=pytest.mark.third_party("torchvision"),
     ),
     pytest.param("xception", "timm:legacy_xception", {}, marks=pytest.mark.third_party("timm")),
-    pytest.param(
-        "xception", "timm:legacy_xception", {"num_classes": 7}, marks=pytest.mark.third_party("timm")
-    ),
+    pytest.param("xception", "timm:legacy_xception", {"num_classes": 7}, marks=pytest.mark.third_party("timm")),
 ]
 
 
 def pair(ours: str, theirs: str, options: dict) -> tuple[nn.Module, nn.Module]:
     """Our model and the third-party one, with the same random weights and batch-norm statistics."""
     torch.manual_seed(0)
-    other = randomize_batch_norm(
-        models.load(theirs, **options), seed=1, example_input=torch.randn(2, 3, 299, 299)
-    )
+    other = randomize_batch_norm(models.load(theirs, **options), seed=1, example_input=torch.randn(2, 3, 299, 299))
     mine = models.load(ours, **options)
     mine.load_state_dict(other.state_dict(), strict=True)
     return mine, other
@@ -189,9 +183,7 @@ def test_load_by_name():
         ("inception_kernels.models:nothing", ValueError, "has no 'nothing'"),
         ("inception_kernels.models:__all__", TypeError, "expected a callable"),
         ("collections:Counter", TypeError, "returned Counter, expected a torch.nn.Module"),
-        pytest.param(
-            "torchvision:x9", ValueError, "no model 'x9'", marks=pytest.mark.third_party("torchvision")
-        ),
+        pytest.param("torchvision:x9", ValueError, "no model 'x9'", marks=pytest.mark.third_party("torchvision")),
         pytest.param("timm:x9", ValueError, "no model 'x9'", marks=pytest.mark.third_party("timm")),
     ],
 )
