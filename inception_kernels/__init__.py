@@ -7,18 +7,26 @@ from . import backends, flops, models, nn, reference
 from ._version import __version__
 from .backends import BackendUnavailableError, use_backend
 from .ops import asymmetric_pair, conv2d_bn_act, label_smoothing_cross_entropy, separable_conv2d
+from .swap import Plan, SwapReport, explain, plan, swap, swapped, unswap
 
 __all__ = [
     "BackendUnavailableError",
+    "Plan",
+    "SwapReport",
     "__version__",
     "asymmetric_pair",
     "backends",
     "conv2d_bn_act",
+    "explain",
     "flops",
     "label_smoothing_cross_entropy",
     "models",
     "nn",
+    "plan",
     "reference",
     "separable_conv2d",
+    "swap",
+    "swapped",
+    "unswap",
     "use_backend",
 ]
