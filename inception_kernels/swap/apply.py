@@ -178,7 +178,7 @@ def _apply_site(model: nn.Module, site: Site, analysis: Analysis, done: list[nn.
                 steps.append(_fused_step(group, analysis.records[id(group)], site.path))
             elif id(unit) not in inside:
                 steps.append(_step(unit, site.path))
-        _reassign(site.module, ChainForward, ChainSite(site.path, tuple(steps)), records, done)
+        _reassign(site.module, ChainForward, ChainSite(site.path, tuple(steps), tuple(site.module._modules)), records, done)
         return
     (group,) = site.groups
     modules = [unit.module for unit in group.units if unit.module is not None]
@@ -236,7 +236,7 @@ def unswap(model: nn.Module) -> int:
                 f"a swapped {module._ik_base.__name__} became a {type(module).__name__} since: remove that "
                 "(torch.nn.utils.parametrize.remove_parametrizations), then unswap"
             )
-    layers = sum(len(module.swapped_site.layers) for module in modules if not isinstance(module, FollowForward))
+    layers = sum(len(module.swapped_layers) for module in modules if not isinstance(module, FollowForward))
     for module in modules:
         _restore(module)
     return layers

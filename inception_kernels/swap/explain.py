@@ -86,7 +86,7 @@ def explain(model: nn.Module) -> Explanation:
         _state(layer)
         for module in model.modules()
         if isinstance(module, Swapped) and not isinstance(module, FollowForward)
-        for layer in module.swapped_site.layers
+        for layer in module.swapped_layers
     ]
     return Explanation(type(model).__name__, layers, analysis.plan.declined)
 

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .runtime import FusedLayer, Parts
 
@@ -127,8 +127,11 @@ class FusedStep:
 
 @dataclass(frozen=True)
 class ChainSite:
+    """`children`: names in the module when it was swapped; `append`, `insert` and the like change them."""
+
     path: str
     steps: tuple[CallStep | FunctionStep | FusedStep, ...]
+    children: tuple[str, ...]
 
     @property
     def layers(self) -> list[FusedLayer]:
@@ -237,8 +240,15 @@ class Swapped(nn.Module):
     _ik_base: type[nn.Module]
 
     @property
-    def swapped_site(self) -> ChainSite | CallsSite:
-        return self.__dict__[SITE]
+    def swapped_site(self) -> ChainSite | CallsSite | None:
+        """None in a module made from this class later, as slicing an `nn.Sequential` does: a plain `_ik_base`."""
+        return self.__dict__.get(SITE)
+
+    @property
+    def swapped_layers(self) -> list[FusedLayer]:
+        """The fused layers that are executed here."""
+        site = self.swapped_site
+        return [] if site is None else site.layers
 
     def swapped_members(self) -> Iterator[nn.Module]:
         """The modules that belong to the groups executed here."""
@@ -253,7 +263,7 @@ class Swapped(nn.Module):
         return (_rebuild, (self._ik_base, behaviour, *reduced[1][1:]), *reduced[2:])
 
     def _drop_caches(self) -> None:
-        for layer in self.swapped_site.layers:
+        for layer in self.swapped_layers:
             layer.drop_cache()
 
     def train(self, mode: bool = True) -> Any:
@@ -270,41 +280,53 @@ class Swapped(nn.Module):
 
 
 class ChainForward(Swapped):
+    @property
+    def fused_steps(self) -> list[FusedStep]:
+        site = self.swapped_site
+        return [step for step in site.steps if isinstance(step, FusedStep)] if isinstance(site, ChainSite) else []
+
     def swapped_members(self) -> Iterator[nn.Module]:
-        for step in self.swapped_site.steps:  # type: ignore[union-attr]
-            if isinstance(step, FusedStep):
-                for names, _ in step.members:
-                    member = descend(self, names)
-                    if member is not None:
-                        yield member
+        for step in self.fused_steps:
+            for names, _ in step.members:
+                member = descend(self, names)
+                if member is not None:
+                    yield member
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if len(args) != 1 or kwargs:
+        site = self.__dict__.get(SITE)
+        if len(args) != 1 or kwargs or site is None or tuple(self._modules) != site.children:
             return super().forward(*args, **kwargs)
         x = args[0]
-        for step in self.__dict__[SITE].steps:
+        for step in site.steps:
             x = step(self, x)
         return x
 
 
-class LeadForward(Swapped):
+class _Called(Swapped):
     def swapped_members(self) -> Iterator[nn.Module]:
         yield from self.modules()
 
+    def _group(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> CallsSite | None:
+        """The group, where this call may belong to it."""
+        if len(args) != 1 or kwargs or self.__dict__.get("_is_replica"):
+            return None
+        if isinstance(args[0], fx.Proxy):
+            raise TypeError(
+                f"torch.fx cannot trace a swapped {self._ik_base.__name__}: unswap(model), trace, then swap the result"
+            )
+        return self.__dict__.get(SITE)
+
+
+class LeadForward(_Called):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if len(args) == 1 and not kwargs and not self.__dict__.get("_is_replica"):
-            y = self.__dict__[SITE].lead(args[0])
-            if y is not None:
-                return y
-        return super().forward(*args, **kwargs)
+        group = self._group(args, kwargs)
+        y = None if group is None else group.lead(args[0])
+        return super().forward(*args, **kwargs) if y is None else y
 
 
-class FollowForward(Swapped):
-    def swapped_members(self) -> Iterator[nn.Module]:
-        yield from self.modules()
-
+class FollowForward(_Called):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if len(args) == 1 and not kwargs and not self.__dict__.get("_is_replica"):
-            if self.__dict__[SITE].follow(self, args[0]):
-                return args[0]
+        group = self._group(args, kwargs)
+        if group is not None and group.follow(self, args[0]):
+            return args[0]
         return super().forward(*args, **kwargs)

@@ -85,6 +85,7 @@ class Matcher:
             return None
         atoms = [atom for unit in units for atom in unit.atoms or []]
         letters = "".join(self._letter(atom) for atom in atoms)
+        self._blame_followers(atoms, letters)
         activations = [atom.kind for atom in atoms if isinstance(atom, Activation)]
         convolutions = [atom for atom in atoms if isinstance(atom, Conv)]
         norm = next((atom for atom in atoms if isinstance(atom, Norm)), None)
@@ -106,6 +107,15 @@ class Matcher:
             kind = activations[0] if activations else "none"
             return Group("conv2d_bn_act", units, None, convolutions[0], norm, activation=kind)
         return None
+
+    def _blame_followers(self, atoms: list[Atom], letters: str) -> None:
+        """Where what directly follows a convolution cannot be fused, that is why the convolution is not."""
+        for before, atom, letter in zip(atoms, atoms[1:], letters[1:], strict=False):
+            if letter != "x" or not isinstance(before, Conv) or isinstance(atom, Activation):
+                continue
+            paths = self.structure.paths.get(id(atom.module), [atom.path])
+            check = checks.norm_reason if isinstance(atom, Norm) else checks.convolution_reason
+            self._reasons.setdefault(id(before.module), f"{atom.path}: {check(atom.module, paths)}")  # type: ignore[arg-type]
 
     def _blocked(self, units: list[Unit], allow_calls: int) -> str | None:
         """What is attached to any module that the units run."""

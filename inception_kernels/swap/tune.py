@@ -18,7 +18,7 @@ from .. import _extension, backends
 from .._version import __version__
 from ..source_hash import current_hashes
 from . import tune_cache
-from .layers import CallsSite, ChainForward, FusedStep, LeadForward, Swapped
+from .layers import CallsSite, ChainForward, LeadForward, Swapped
 from .runtime import FusedLayer, Parts, record_inputs
 from .shapes import modes, run
 
@@ -87,16 +87,13 @@ def tune_layers(model: nn.Module, inputs: Any) -> list[TunedLayer]:
 def _candidates(model: nn.Module) -> Iterator[_Candidate]:
     for module in model.modules():
         if isinstance(module, ChainForward):
-            for step in module.swapped_site.steps:  # type: ignore[union-attr]
-                if isinstance(step, FusedStep):
-                    yield _Candidate(
-                        step.layer,
-                        lambda step=step, module=module: step.parts(module),
-                        lambda x, step=step, module=module: step.run_original(module, x),
-                    )
-        elif isinstance(module, LeadForward):
-            site = module.swapped_site
-            assert isinstance(site, CallsSite)
+            for step in module.fused_steps:
+                yield _Candidate(
+                    step.layer,
+                    lambda step=step, module=module: step.parts(module),
+                    lambda x, step=step, module=module: step.run_original(module, x),
+                )
+        elif isinstance(module, LeadForward) and isinstance(site := module.swapped_site, CallsSite):
             chain: list[Swapped] = [module, *site.followers]  # type: ignore[list-item]
             yield _Candidate(
                 site.layer, lambda site=site: site.parts, lambda x, chain=chain: _call_bases(chain, x)
