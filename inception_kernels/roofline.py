@@ -7,6 +7,7 @@ Patterson, "Roofline: an insightful visual performance model for multicore archi
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -38,7 +39,7 @@ class Floor:
 
 @dataclass(frozen=True)
 class Roofline:
-    """Measured rates: `product` in FLOP/s per dtype name, `copy` in bytes/s (read + written) per working set in bytes."""
+    """Measured: `product` in FLOP/s per dtype name, `copy` in bytes/s (read + written) per working set in bytes."""
 
     product: Mapping[str, float]
     copy: Mapping[int, float] = field(default_factory=dict)
@@ -47,12 +48,10 @@ class Roofline:
         """Bytes/s at a working set of so many bytes, interpolated between the measured sizes (log-linear)."""
         sizes = sorted(self.copy)
         if not sizes:
-            raise ValueError(
-                "expected a roofline with at least one measured copy, got none: use roofline.measure()"
-            )
+            raise ValueError("expected a roofline with at least one measured copy, got none: use roofline.measure()")
         if working_set <= sizes[0]:
             return self.copy[sizes[0]]
-        for low, high in zip(sizes, sizes[1:], strict=False):
+        for low, high in itertools.pairwise(sizes):
             if working_set <= high:
                 share = math.log(working_set / low) / math.log(high / low)
                 return self.copy[low] + share * (self.copy[high] - self.copy[low])
@@ -85,10 +84,7 @@ class Roofline:
                 key: max(self.product.get(key, 0.0), other.product.get(key, 0.0))
                 for key in {**self.product, **other.product}
             },
-            {
-                size: max(self.copy.get(size, 0.0), other.copy.get(size, 0.0))
-                for size in {**self.copy, **other.copy}
-            },
+            {size: max(self.copy.get(size, 0.0), other.copy.get(size, 0.0)) for size in {**self.copy, **other.copy}},
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -100,9 +96,7 @@ class Roofline:
 
     def summary(self) -> str:
         """One line: the product rate per dtype, and the bandwidth of the smallest and the largest working set."""
-        products = ", ".join(
-            f"{dtype} product {rate / 1e9:,.0f} GFLOP/s" for dtype, rate in self.product.items()
-        )
+        products = ", ".join(f"{dtype} product {rate / 1e9:,.0f} GFLOP/s" for dtype, rate in self.product.items())
         low, high = min(self.copy), max(self.copy)
         return (
             f"{products}; copy {self.copy[low] / 1e9:,.0f} GB/s at {_size(low)}, "

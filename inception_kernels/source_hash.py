@@ -11,7 +11,7 @@ from pathlib import Path
 
 BUILD_INFO = "_build_info.json"
 
-_SUFFIXES = {".h", ".cpp", ".cu", ".cuh", ".txt"}  # .txt: the compile flags per folder
+_SUFFIXES = {".h", ".cpp", ".cu", ".cuh", ".inl", ".txt"}  # .txt: the compile flags per folder
 _FOLDERS = {
     "cpu": ("csrc", "csrc/common", "csrc/cpu"),
     "cuda": ("csrc", "csrc/common", "csrc/cuda", "inception_kernels/triton"),

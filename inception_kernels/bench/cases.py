@@ -134,9 +134,7 @@ def _pair(network: str, pair: PairSpec) -> _Layer:
 
 def _conv(spec: LayerSpec) -> PlainConv:
     channels = (spec.in_channels, spec.out_channels)
-    return PlainConv(
-        channels, spec.kernel_size, spec.stride, spec.padding, spec.dilation, spec.activation, spec.eps
-    )
+    return PlainConv(channels, spec.kernel_size, spec.stride, spec.padding, spec.dilation, spec.activation, spec.eps)
 
 
 def _separable(spec: LayerSpec) -> PlainSeparable:

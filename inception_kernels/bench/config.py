@@ -8,7 +8,6 @@ NETWORKS = ("inception_v3", "xception")
 OPERATORS = ("separable_conv2d", "conv2d_bn_act", "asymmetric_pair")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PASSES = ("inference", "training")
-GRADIENT_CASE = "training is forward + backward, without the optimizer's step"
 
 
 @dataclass(frozen=True)
@@ -52,12 +51,12 @@ class Config:
                 if number is not None and number <= 0:
                     raise ValueError(f"expected {name} above zero, got {number}")
 
-    def quick(self) -> Config:
+    def quick(self, batches: tuple[int, ...] | None = None, layers: int | None = None) -> Config:
         """The same within about five minutes on two cores: batch 1, two layers per operator, no compiled training."""
         return replace(
             self,
-            batches=(1,),
-            layers=2,
+            batches=batches or (1,),
+            layers=layers or 2,
             compile_training=False,
             rounds=min(self.rounds, 7),
             slot_seconds=min(self.slot_seconds, 0.04),

@@ -57,9 +57,7 @@ def git_state() -> tuple[str, bool]:
     ):
         root = folder.parent.parent
         try:
-            done = subprocess.run(
-                ["git", "-C", str(root), *command], capture_output=True, text=True, timeout=30
-            )
+            done = subprocess.run(["git", "-C", str(root), *command], capture_output=True, text=True, timeout=30)
         except (FileNotFoundError, subprocess.TimeoutExpired):
             return f"version {__version__}", False
         if done.returncode != 0 or not (root / "csrc").exists():

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,9 +68,7 @@ def run(
         ValueError: `config` asks for a device or a backend that is not there.
     """
     if config.device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(
-            f"expected a device that this torch can use, got {config.device!r}: use --device cpu"
-        )
+        raise ValueError(f"expected a device that this torch can use, got {config.device!r}: use --device cpu")
     progress = progress or Silent()
     with _settings(config):
         wanted = list(default_cases(config) if cases is None else cases)
@@ -86,17 +85,8 @@ def run(
                 reason = f"the run's limit of {config.max_seconds:g} s was reached"
                 measured.append((case, [_Entry(each, unfit=Unfit(LEFT_OUT, reason)) for each in racers]))
                 continue
-            measured.append(
-                (
-                    case,
-                    _race(
-                        case,
-                        racers,
-                        config,
-                        lambda what, i=index, l=label: progress.step(i, len(wanted), f"{l}: {what}"),
-                    ),
-                )
-            )  # type: ignore[misc]
+            tell = functools.partial(_tell, progress, index, len(wanted), label)
+            measured.append((case, _race(case, racers, config, tell)))
         progress.step(len(wanted), len(wanted), "probing the machine")
         end = roofline.measure(config.device, config.dtypes)
     where = dataclasses.replace(where, roofline_start=start.to_dict(), roofline_end=end.to_dict())
@@ -104,7 +94,11 @@ def run(
     return [row for case, entries in measured for row in _rows(case, entries, best, where)]
 
 
-def _race(case: Case, racers: Sequence[Contender], config: Config, say) -> list[_Entry]:  # type: ignore[no-untyped-def]
+def _tell(progress: Progress, done: int, total: int, label: str, what: str) -> None:
+    progress.step(done, total, f"{label}: {what}")
+
+
+def _race(case: Case, racers: Sequence[Contender], config: Config, say: Callable[[str], None]) -> list[_Entry]:
     """Make everyone ready, check their answers, then time in turns those whose answers are right."""
     problem = Problem(case, config.device, config.seed)
     entries = []
@@ -113,9 +107,7 @@ def _race(case: Case, racers: Sequence[Contender], config: Config, say) -> list[
             say(contender.name)
             entries.append(_ready(contender, problem))
         _judge(problem, entries)
-        going = {
-            each.contender.name: each for each in entries if each.unfit is None and each.prepared is not None
-        }
+        going = {each.contender.name: each for each in entries if each.unfit is None and each.prepared is not None}
         calls = {name: entry.prepared.call for name, entry in going.items() if entry.prepared is not None}
         clock = timing.CudaClock() if problem.device.startswith("cuda") else timing.CpuClock()
         say("timing")
@@ -169,9 +161,7 @@ def _allowed(problem: Problem, entries: Sequence[_Entry]) -> float | None:
     return None if eager is None else problem.allowed(eager)
 
 
-def _rows(
-    case: Case, entries: Sequence[_Entry], machine: roofline.Roofline, where: Environment
-) -> Iterator[Row]:
+def _rows(case: Case, entries: Sequence[_Entry], machine: roofline.Roofline, where: Environment) -> Iterator[Row]:
     macs = sum(layer[0] for layer in case.work)
     moved = sum(layer[1] for layer in case.work)
     floor = machine.network_floor(case.work, case.dtype)

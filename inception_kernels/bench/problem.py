@@ -73,9 +73,7 @@ class Problem:
         set_statistics(module, x)
         parameter_dtype = torch.float32 if case.autocast else case.torch_dtype
         self.module = module.to(parameter_dtype).to(device).train(case.training)
-        self.x = x.to(torch.float32 if case.kind == "network" and case.autocast else case.torch_dtype).to(
-            device
-        )
+        self.x = x.to(torch.float32 if case.kind == "network" and case.autocast else case.torch_dtype).to(device)
         self._grad_seed = seed + 1
 
     def grad(self, y: Tensor) -> Tensor:
@@ -169,9 +167,11 @@ class Step:
 
 
 def set_statistics(module: nn.Module, x: Tensor) -> None:
-    """Give batch norms the statistics of the activations of `x`, and an affine part that is not the identity.
+    """Give batch norms statistics that fit the activations of `x`, and an affine part that is not the identity.
 
-    With those of a fresh module, mean 0 and variance 1, random weights drive activations out of any sane range.
+    Mean 0 and variance 1, as in a fresh module, let random weights drive activations out of any sane range. The batch's
+    own statistics keep the range, but fifty layers of random weights then amplify rounding until half precision is
+    noise. Half the mean and a larger variance keep range and signal.
     """
     norms = [each for each in module.modules() if isinstance(each, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -182,5 +182,9 @@ def set_statistics(module: nn.Module, x: Tensor) -> None:
     module.train()
     with torch.no_grad():
         module(x)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            mean, var = norm.running_mean, norm.running_var
+            assert mean is not None and var is not None
+            var.add_(0.75 * mean.square())
+            mean.mul_(0.5)

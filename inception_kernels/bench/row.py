@@ -37,9 +37,7 @@ class Environment:
     driver: str
     os: str
     python: str
-    versions: Mapping[
-        str, str
-    ]  # torch, triton, cudnn, cuda, openvino, onnxruntime; "not installed" where missing
+    versions: Mapping[str, str]  # torch, triton, cudnn, cuda, openvino, onnxruntime; "not installed" where missing
     flags: Mapping[str, str]  # TF32, autotuning and other switches that change what runs
     source_hash: str
     started: str  # UTC, ISO 8601
@@ -135,9 +133,7 @@ def from_document(document: Mapping[str, Any]) -> list[Row]:
             f"expected benchmark rows of schema {SCHEMA}, got schema {document.get('schema')!r}: measure again"
         )
     environments = document["environments"]
-    return [
-        Row.from_dict({**data, "environment": environments[data["environment"]]}) for data in document["rows"]
-    ]
+    return [Row.from_dict({**data, "environment": environments[data["environment"]]}) for data in document["rows"]]
 
 
 def _load(cls: Any, data: Mapping[str, Any]) -> Any:

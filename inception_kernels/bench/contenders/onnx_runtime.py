@@ -19,9 +19,7 @@ class OnnxRuntime(Baseline):
     name = "onnxruntime"
 
     def unfit(self, case: Case) -> Unfit | None:
-        missing = [
-            name for name in ("onnxruntime", "onnx", "onnxscript") if importlib.util.find_spec(name) is None
-        ]
+        missing = [name for name in ("onnxruntime", "onnx", "onnxscript") if importlib.util.find_spec(name) is None]
         if missing:
             return Unfit(
                 NOT_INSTALLED,

@@ -30,15 +30,11 @@ class OpenVino(Baseline):
     def prepare(self, problem: Problem) -> Prepared:
         import openvino as ov
 
-        element = {"float32": ov.Type.f32, "bfloat16": ov.Type.bf16, "float16": ov.Type.f16}[
-            problem.case.dtype
-        ]
+        element = {"float32": ov.Type.f32, "bfloat16": ov.Type.bf16, "float16": ov.Type.f16}[problem.case.dtype]
         # Values that the dtype holds exactly, so converting through float32 loses nothing.
         model = ov.convert_model(problem.copy_of_module().float(), example_input=problem.x.float())
         model.reshape(list(problem.x.shape))
-        compiled = ov.Core().compile_model(
-            _with_tensor_types(ov, model, element), "CPU", _options(ov, element)
-        )
+        compiled = ov.Core().compile_model(_with_tensor_types(ov, model, element), "CPU", _options(ov, element))
         request = compiled.create_infer_request()
         given = problem.x.permute(0, 2, 3, 1).contiguous()
         request.set_input_tensor(_share(ov, given, element))

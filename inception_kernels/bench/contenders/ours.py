@@ -21,19 +21,13 @@ class Ours:
 
     role = OURS
 
-    def __init__(
-        self, name: str = "inception_kernels", backend: str | None = None, tune: bool = False
-    ) -> None:
+    def __init__(self, name: str = "inception_kernels", backend: str | None = None, tune: bool = False) -> None:
         self.name = name
         self.backend = backend
         self.tune = tune
 
     def unfit(self, case: Case) -> Unfit | None:
-        wanted = (
-            (self.backend,)
-            if self.backend
-            else tuple(name for name in backends.BACKENDS if name != "reference")
-        )
+        wanted = (self.backend,) if self.backend else tuple(name for name in backends.BACKENDS if name != "reference")
         reasons = {name: reason for name, reason in backends.available().items() if name in wanted}
         if None in reasons.values():
             return None
@@ -50,9 +44,7 @@ class Ours:
             with self._forced():
                 return step.outputs()
 
-        return Prepared(
-            call if self.backend else step, outputs, layout_name(True), ran=lambda: _counted(call)
-        )
+        return Prepared(call if self.backend else step, outputs, layout_name(True), ran=lambda: _counted(call))
 
     def _forced(self) -> contextlib.AbstractContextManager[None]:
         return backends.use_backend(self.backend) if self.backend else contextlib.nullcontext()

@@ -1,0 +1,5 @@
+import sys
+
+from inception_kernels.cli import main
+
+sys.exit(main())

@@ -1,0 +1,156 @@
+"""README tables from committed rows, between `<!-- bench:NAME -->` and `<!-- /bench:NAME -->`.
+
+Where there is no row the table says "not measured"; a row whose kernels have changed since says "stale".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from inception_kernels.bench import columns, report
+from inception_kernels.bench.row import OK, OURS, Environment, Row
+from inception_kernels.bench.timing import geometric_mean
+
+NOT_MEASURED = "not measured"
+_MARKED = re.compile(r"(<!-- bench:(?P<name>[a-z-]+) -->\n).*?(<!-- /bench:(?P=name) -->)", re.DOTALL)
+
+
+def render(text: str, rows: Sequence[Row], hashes: Mapping[str, str]) -> str:
+    """`text` with every marked table made anew from `rows`.
+
+    Args:
+        hashes: of the kernel sources as they are now, per device family ("cpu", "cuda").
+
+    Raises:
+        ValueError: a marker names a table that does not exist, or has no end.
+    """
+    opened = re.findall(r"<!-- bench:([a-z-]+) -->", text)
+    unknown = [name for name in opened if name not in TABLES]
+    if unknown:
+        raise ValueError(f"expected tables out of {', '.join(TABLES)}, got {', '.join(unknown)}")
+    closed = [match.group("name") for match in _MARKED.finditer(text)]
+    if closed != opened:
+        raise ValueError(f"expected an end <!-- /bench:NAME --> after each of {', '.join(opened)}, got {closed}")
+
+    def fill(match: re.Match[str]) -> str:
+        family, draw = TABLES[match.group("name")]
+        own = [row for row in rows if row.environment is not None and row.environment.device_type == family]
+        body = "\n".join(draw(own, hashes.get(family, ""))).strip() or NOT_MEASURED
+        return f"{match.group(1)}{body}\n{match.group(3)}"
+
+    return _MARKED.sub(fill, text)
+
+
+def update(readme: Path, rows: Sequence[Row], hashes: Mapping[str, str], check: bool = False) -> bool:
+    """Render into the file, or with `check` only compare. Returns whether the file was up to date."""
+    before = readme.read_text(encoding="utf-8")
+    after = render(before, rows, hashes)
+    if not check and after != before:
+        readme.write_text(after, encoding="utf-8")
+    return after == before
+
+
+def is_stale(row: Row, current: str) -> bool:
+    """Whether the kernels that the row measured have changed since."""
+    return row.environment is not None and row.environment.source_hash != current
+
+
+def _networks(rows: Sequence[Row], current: str) -> Iterator[str]:
+    """One line per network, pass, batch and dtype: our time, each baseline's, and the ratio to the fastest."""
+    for where, members in _by_environment(row for row in rows if row.kind == "network"):
+        names = [
+            name for name in columns.baselines(members) if any(r.backend == name and r.status == OK for r in members)
+        ]
+        body = []
+        for case in columns.by_case(members):
+            by_name = {row.backend: row for row in case}
+            for ours in (row for row in case if row.role == OURS):
+                fastest = columns.speedups(ours).get("fastest")
+                body.append(
+                    [
+                        ours.case,
+                        ours.pass_,
+                        str(ours.batch),
+                        f"{ours.dtype} autocast" if ours.autocast else ours.dtype,
+                        *(_time(by_name.get(name)) for name in names),
+                        f"**{_time(ours)}**" + (" (stale)" if is_stale(ours, current) else ""),
+                        "" if ours.roofline_percent is None else f"{ours.roofline_percent:.0f}",
+                        "" if fastest is None else f"{fastest:.2f}x",
+                    ]
+                )
+        ours_names = sorted({row.backend for row in members if row.role == OURS})
+        headings = ["network", "pass", "batch", "dtype", *(f"{name} ms" for name in names)]
+        headings += [f"{' / '.join(ours_names)} ms", "% of roofline", "over the fastest"]
+        yield from _section(where, report.table(headings, body))
+
+
+def _operators(rows: Sequence[Row], current: str) -> Iterator[str]:
+    """One line per operator, pass, batch and dtype: geometric means over its layers, and how many of them we lose."""
+    for where, members in _by_environment(row for row in rows if row.kind == "operator"):
+        ours = [row for row in members if row.role == OURS]
+        timed = [row for row in ours if row.speedup]
+        names = list(dict.fromkeys(name for row in timed for name in columns.speedups(row)))
+        body = []
+        for key in dict.fromkeys((row.operator, row.pass_, row.batch, row.dtype, row.backend) for row in ours):
+            group = [row for row in timed if (row.operator, row.pass_, row.batch, row.dtype, row.backend) == key]
+            if not group:
+                body.append([key[0], key[1], str(key[2]), key[3], NOT_MEASURED, *[""] * (len(names) + 1)])
+                continue
+            ratios = {name: [columns.speedups(r)[name] for r in group if name in columns.speedups(r)] for name in names}
+            lost = sum(ratio < 1.0 for ratio in ratios["fastest"])
+            stale = " (stale)" if any(is_stale(row, current) for row in group) else ""
+            body.append(
+                [
+                    key[0],
+                    key[1],
+                    str(key[2]),
+                    key[3],
+                    f"{len(group)}{stale}",
+                    *(f"{geometric_mean(values):.2f}x" if values else "" for values in ratios.values()),
+                    str(lost),
+                ]
+            )
+        headings = ["operator", "pass", "batch", "dtype", "layers", *(f"over {name}" for name in names), "slower in"]
+        yield from _section(where, report.table(headings, body))
+
+
+def _machine(rows: Sequence[Row], current: str) -> Iterator[str]:
+    yield from (f"- {line}" for line in columns.machine(rows))
+
+
+def _by_environment(rows: Iterator[Row]) -> list[tuple[Environment, list[Row]]]:
+    groups: list[tuple[Environment, list[Row]]] = []
+    for row in rows:
+        assert row.environment is not None
+        for where, members in groups:
+            if where == row.environment:
+                members.append(row)
+                break
+        else:
+            groups.append((row.environment, [row]))
+    return groups
+
+
+def _section(where: Environment, lines: Sequence[str]) -> list[str]:
+    cores = f", {where.threads} threads" if where.device_type == "cpu" else f", driver {where.driver}"
+    head = f"{where.device}{cores}, torch {where.versions.get('torch')}, {where.started[:10]}, commit {where.commit}:"
+    return [head, "", *lines, ""]
+
+
+def _time(row: Row | None) -> str:
+    if row is None:
+        return NOT_MEASURED
+    return columns.milliseconds(row.median_ms) if row.median_ms is not None else row.status
+
+
+Draw = Callable[[Sequence[Row], str], Iterator[str]]
+TABLES: dict[str, tuple[str, Draw]] = {
+    "networks-cpu": ("cpu", _networks),
+    "networks-gpu": ("cuda", _networks),
+    "operators-cpu": ("cpu", _operators),
+    "operators-gpu": ("cuda", _operators),
+    "machine-cpu": ("cpu", _machine),
+    "machine-gpu": ("cuda", _machine),
+}
