@@ -33,9 +33,14 @@ def empty_activations(x: Tensor, sizes: Sequence[int], memory_format: torch.memo
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype that autocast asks of a convolution on x's device; None outside autocast and for float64."""
+    """The dtype that autocast asks of a convolution on x's device; None outside autocast, for float64 and on meta."""
     kind = x.device.type
-    if not torch.is_autocast_enabled(kind) or not x.is_floating_point() or x.dtype == torch.float64:
+    if (
+        not torch.amp.is_autocast_available(kind)
+        or not torch.is_autocast_enabled(kind)
+        or not x.is_floating_point()
+        or x.dtype == torch.float64
+    ):
         return None
     return torch.get_autocast_dtype(kind)
 
