@@ -288,8 +288,8 @@ assert torch.equal(y, torch.full((1, 1, 2, 2), 9.0)), y
         ]
         for path in objects:
             nm = subprocess.run(["nm", "--defined-only", path], capture_output=True, text=True, check=True)
-            weak = {line.split()[2] for line in nm.stdout.splitlines() if line.split()[1] in "WVu"}
-            defined[path.parent.name if path.parent.name in isa_flags else ""] |= weak
+            functions = {line.split()[2] for line in nm.stdout.splitlines() if line.split()[1] == "W"}
+            defined[path.parent.name if path.parent.name in isa_flags else ""] |= functions
         assert any(defined.values())
         for folder, flags in isa_flags.items():
             others = set().union(*(names for other, names in defined.items() if other != folder))
