@@ -30,7 +30,8 @@ def label_smoothing_cross_entropy(
         logits: ``[N, K]``, ``[K]`` or ``[N, K, d1, ...]``, float32, float64, bfloat16 or float16. Adjacent classes
             are native (``[N, K]``; channels-last ``[N, K, H, W]``), other layouts are copied.
         target: ``[N]``, ``[]`` or ``[N, d1, ...]``, int64: class indices from 0 to K - 1, or ``ignore_index``.
-        weight: ``[K]`` of a floating dtype: a factor per class as in ``cross_entropy``, or None. Not differentiable.
+        weight: ``[K]`` of the logits' dtype, or float32 beside 16-bit logits: a factor per class as in
+            ``cross_entropy``, or None. Not differentiable.
         smoothing: the paper's epsilon, from 0 to 1.
         ignore_index: rows with this label have neither loss nor gradient and do not count in the mean.
         reduction: "mean" (over the weights of the labels that count), "sum" or "none".
