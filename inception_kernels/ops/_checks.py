@@ -56,13 +56,26 @@ def number(value: float, name: str) -> float:
     return float(value)
 
 
+def epsilon(value: float, training: bool) -> float:
+    """Added to a variance that may be zero in training."""
+    eps = number(value, "eps")
+    if not (eps > 0 if training else eps >= 0):
+        wanted = "a positive number in training" if training else "a number of at least 0"
+        raise ValueError(f"eps: expected {wanted}, got {value!r}")
+    return eps
+
+
+def dense(tensor: Tensor, name: str) -> None:
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        kind = "a quantized" if tensor.is_quantized else f"a {tensor.layout}"
+        raise TypeError(f"{name}: expected a dense (strided) tensor, got {kind} one")
+
+
 def activations(x: Tensor, name: str = "x") -> None:
     """[N, C, H, W], dense, of a supported dtype, with at least one channel and one pixel (N may be 0)."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name}: expected a tensor [N, C, H, W], got {describe(x)}")
-    if x.layout != torch.strided or x.is_quantized:
-        kind = "a quantized" if x.is_quantized else f"a {x.layout}"
-        raise TypeError(f"{name}: expected a dense (strided) tensor, got {kind} one")
+    dense(x, name)
     if x.dtype not in DTYPES:
         raise TypeError(f"{name}: expected float32, float64, bfloat16 or float16, got {describe(x)}")
     if x.dim() != 4:
@@ -76,6 +89,7 @@ def same_dtype_and_device(tensor: Tensor | None, x: Tensor, name: str) -> None:
         return
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {describe(tensor)}")
+    dense(tensor, name)
     if tensor.dtype != x.dtype:
         raise TypeError(f"{name}: expected the input's dtype {x.dtype}, got {describe(tensor)}")
     if tensor.device != x.device:
@@ -84,6 +98,8 @@ def same_dtype_and_device(tensor: Tensor | None, x: Tensor, name: str) -> None:
 
 def weight(tensor: Tensor, x: Tensor, expected: tuple[int | str, ...], name: str) -> None:
     """A weight whose integer dimensions are these; strings name the free ones, which must be at least 1."""
+    if tensor is None:
+        raise TypeError(f"{name}: expected a tensor, got None")
     same_dtype_and_device(tensor, x, name)
     ok = tensor.dim() == len(expected) and all(
         size == want if isinstance(want, (int, torch.SymInt)) else size > 0
@@ -100,6 +116,7 @@ def vector(tensor: Tensor | None, length: int, x: Tensor, name: str) -> None:
         return
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a tensor [{length}], got {describe(tensor)}")
+    dense(tensor, name)
     if tensor.dtype != x.dtype and not (tensor.dtype == torch.float32 and x.dtype in (torch.bfloat16, torch.float16)):
         wanted = x.dtype if x.dtype in (torch.float32, torch.float64) else f"{x.dtype} or torch.float32"
         raise TypeError(f"{name}: expected {wanted} for an input of {x.dtype}, got {describe(tensor)}")
@@ -140,21 +157,7 @@ def batch_norm(
         tensor = named[name]
         if tensor is not None and tensor.requires_grad:
             raise ValueError(f"{name}: expected a buffer, got a tensor that requires a gradient")
-    if training and running_mean is not None and not torch.compiler.is_compiling():
-        _distinct({name: tensor for name, tensor in named.items() if tensor is not None}, x)
     return present
-
-
-def _distinct(named: dict[str, Tensor], x: Tensor) -> None:
-    """The running statistics are written in training: nothing else may live in their memory."""
-    seen: dict[int, str] = {}
-    for name, tensor in (*named.items(), ("x", x)):
-        if tensor.device.type == "meta" or tensor.numel() == 0:
-            continue
-        address = tensor.untyped_storage().data_ptr() if name == "x" else tensor.data_ptr()
-        other = seen.setdefault(address, name)
-        if other != name and ("running" in other or "running" in name):
-            raise ValueError(f"{other} and {name}: expected separate memory in training, got one tensor for both")
 
 
 def output_size(image: Sequence[int], window: Sequence[int], stride: Pair, padding: Pair, dilation: Pair) -> Pair:

@@ -60,11 +60,13 @@ def update_running_statistics(
     running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, var: Tensor, momentum: float, count: int
 ) -> None:
     """Exponential average of the batch mean and the unbiased batch variance, in place, as batch_norm does."""
-    if running_mean is None or running_var is None:
+    if running_mean is None or running_var is None or count == 0:
         return
-    unbiased = var * (count / (count - 1))
-    running_mean.mul_(1 - momentum).add_(mean.to(running_mean.dtype), alpha=momentum)
-    running_var.mul_(1 - momentum).add_(unbiased.to(running_var.dtype), alpha=momentum)
+    for running, batch in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
+        if running.dtype == batch.dtype:
+            running.lerp_(batch, momentum)
+        else:  # one rounding to the narrow type, not two
+            running.copy_(running.to(batch.dtype).lerp_(batch, momentum))
 
 
 def wanted(gradients: Sequence[Tensor], mask: Sequence[bool]) -> list[Tensor | None]:

@@ -6,6 +6,7 @@ from torch import Tensor
 from .. import _extension, backends, reference
 from ..reference.asymmetric_pair import NO_BATCH_NORM, BatchNorm
 from . import _checks as check
+from ._aliasing import separate_memory
 from ._common import autocast_dtype, cast, empty_activations, memory_format_of, wanted
 from .conv2d_bn_act import conv2d_bn_act
 
@@ -64,7 +65,7 @@ def asymmetric_pair(
     check.activation(mid_activation, "mid_activation")
     check.activation(activation, "activation")
     check.flag(training, "training")
-    momentum, eps = check.number(momentum, "momentum"), check.number(eps, "eps")
+    momentum, eps = check.number(momentum, "momentum"), check.epsilon(eps, training)
     first, second = _four(bn1, "bn1"), _four(bn2, "bn2")
     has_bn = check.batch_norm(*first, weight1.shape[0], x, training, suffix=" of bn1")
     has_bn |= check.batch_norm(*second, weight2.shape[0], x, training, suffix=" of bn2")
@@ -74,6 +75,16 @@ def asymmetric_pair(
     if training and has_bn:
         check.several_values_per_channel(x, size[0])
         check.several_values_per_channel(x, size[1])
+        separate_memory(
+            {
+                "running_mean1": first[2], "running_var1": first[3],
+                "running_mean2": second[2], "running_var2": second[3],
+            },
+            {
+                "x": x, "weight1": weight1, "weight2": weight2, "bn_weight1": first[0], "bn_bias1": first[1],
+                "bn_weight2": second[0], "bn_bias2": second[1], "bias1": bias1, "bias2": bias2,
+            },
+        )  # fmt: skip
         mid = conv2d_bn_act(x, weight1, *first, bias1, None, stride1, padding1, 1, mid_activation, True, momentum, eps)
         return conv2d_bn_act(mid, weight2, *second, bias2, None, stride2, padding2, 1, activation, True, momentum, eps)
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import _extension, backends, reference
 from . import _checks as check
+from ._aliasing import separate_memory
 from ._common import (
     autocast_dtype,
     cast,
@@ -80,7 +81,7 @@ def conv2d_bn_act(
     )
     check.activation(activation, "activation")
     check.flag(training, "training")
-    momentum, eps = check.number(momentum, "momentum"), check.number(eps, "eps")
+    momentum, eps = check.number(momentum, "momentum"), check.epsilon(eps, training)
     channels = weight.shape[0]
     has_bn = check.batch_norm(bn_weight, bn_bias, running_mean, running_var, channels, x, training)
     check.vector(bias, channels, x, "bias")
@@ -89,6 +90,10 @@ def conv2d_bn_act(
     batch_statistics = has_bn and training
     if batch_statistics:
         check.several_values_per_channel(x, size)
+        separate_memory(
+            {"running_mean": running_mean, "running_var": running_var},
+            {"x": x, "weight": weight, "bn_weight": bn_weight, "bn_bias": bn_bias, "bias": bias, "residual": residual},
+        )
 
     if backends.choose(_NAME, x) == "reference":
         return reference.conv2d_bn_act(

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import _extension, backends, reference
 from . import _checks as check
+from ._aliasing import separate_memory
 from ._common import (
     autocast_dtype,
     cast,
@@ -86,7 +87,7 @@ def separable_conv2d(
     check.activation(mid_activation, "mid_activation")
     check.activation(activation, "activation")
     check.flag(training, "training")
-    momentum, eps = check.number(momentum, "momentum"), check.number(eps, "eps")
+    momentum, eps = check.number(momentum, "momentum"), check.epsilon(eps, training)
     channels = pointwise_weight.shape[0]
     has_bn = check.batch_norm(bn_weight, bn_bias, running_mean, running_var, channels, x, training)
     check.vector(depthwise_bias, x.shape[1], x, "depthwise_bias")
@@ -96,6 +97,14 @@ def separable_conv2d(
     batch_statistics = has_bn and training
     if batch_statistics:
         check.several_values_per_channel(x, size)
+        separate_memory(
+            {"running_mean": running_mean, "running_var": running_var},
+            {
+                "x": x, "depthwise_weight": depthwise_weight, "pointwise_weight": pointwise_weight,
+                "bn_weight": bn_weight, "bn_bias": bn_bias, "depthwise_bias": depthwise_bias, "bias": bias,
+                "residual": residual,
+            },
+        )  # fmt: skip
 
     if backends.choose(_NAME, x) == "reference":
         return reference.separable_conv2d(
