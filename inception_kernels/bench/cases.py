@@ -41,13 +41,14 @@ class _Layer:
 
 
 def cases(config: Config) -> list[Case]:
-    """Networks first, then layers, those with the most work first: a run that is cut short has what matters most."""
+    """What matters most first, for a run that is cut short: networks, inference, the layers with the most work."""
     found = list(_network_cases(config))
-    for operator in config.operators:
-        layers = [layer for name in config.networks for layer in _layers(name, config.image_size)]
-        chosen = sorted((each for each in layers if each.operator == operator), key=_total_work, reverse=True)
-        for layer in chosen[: config.layers]:
-            found += _layer_cases(layer, config)
+    for pass_ in config.passes:
+        for operator in config.operators:
+            layers = [layer for name in config.networks for layer in _layers(name, config.image_size)]
+            chosen = sorted((each for each in layers if each.operator == operator), key=_total_work, reverse=True)
+            for layer in chosen[: config.layers]:
+                found += _layer_cases(layer, pass_, config)
     return found
 
 
@@ -69,21 +70,20 @@ def _network_cases(config: Config) -> Iterator[Case]:
                     )
 
 
-def _layer_cases(layer: _Layer, config: Config) -> Iterator[Case]:
-    for pass_ in config.passes:
-        for batch in config.batches:
-            for dtype in config.dtypes:
-                yield Case(
-                    name=layer.name,
-                    kind="operator",
-                    operator=layer.operator,
-                    batch=batch,
-                    dtype=dtype,
-                    pass_=pass_,
-                    input_shape=(batch, *layer.input_shape),
-                    build=layer.build,
-                    layers=(layer.work(batch),),
-                )
+def _layer_cases(layer: _Layer, pass_: str, config: Config) -> Iterator[Case]:
+    for batch in config.batches:
+        for dtype in config.dtypes:
+            yield Case(
+                name=layer.name,
+                kind="operator",
+                operator=layer.operator,
+                batch=batch,
+                dtype=dtype,
+                pass_=pass_,
+                input_shape=(batch, *layer.input_shape),
+                build=layer.build,
+                layers=(layer.work(batch),),
+            )
 
 
 def _total_work(layer: _Layer) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from inception_kernels.bench.row import OK, OURS, WITHHELD, Row
@@ -46,6 +46,13 @@ def cells(row: Row) -> list[str]:
         memory,
         error,
     ]
+
+
+def common_reason(members: Sequence[Row]) -> str:
+    """Status and reason where nobody has a time and all for the same reason, else nothing."""
+    found = {(row.status, row.reason) for row in members}
+    (status, reason), *others = found
+    return "" if others or status == OK else f"{status}: {reason}"
 
 
 def milliseconds(value: float | None) -> str:
@@ -97,8 +104,8 @@ def notes(rows: Iterable[Row]) -> list[str]:
     found = [
         "ms is the median of all turns; every implementation of a case has its turns in alternation with the others.",
         "Speed-up is the baseline's median divided by ours, of the same run: above 1 we are faster.",
-        "% of roofline is the floor (arithmetic at the measured product rate, or each tensor moved once at the measured "
-        "copy bandwidth) divided by the median.",
+        "% of roofline is the floor (arithmetic at the measured product rate, or each tensor moved once at the "
+        "measured copy bandwidth) divided by the median.",
         "Error is the largest against float64, relative to the largest magnitude. A time whose error is above twice "
         "that of eager PyTorch in the same dtype is withheld.",
     ]

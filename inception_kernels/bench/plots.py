@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from inception_kernels.bench import columns
-from inception_kernels.bench.row import BASELINE, OK, OURS, Row
+from inception_kernels.bench.row import BASELINE, OK, OURS, Environment, Row
 from inception_kernels.roofline import Roofline
 
 # Okabe and Ito's palette: told apart by the colour-blind too.
@@ -66,7 +66,7 @@ def _roofline(rows: Sequence[Row]) -> plt.Figure | None:
     for axis in list(axes.flat)[len(panels) :]:
         axis.set_visible(False)
     _layer_legend(figure, timed)
-    figure.suptitle(f"Layers under the measured roofline\n{where.device}, {where.threads} threads", fontsize=11)
+    figure.suptitle(f"Layers under the measured roofline\n{where.device}, {_threads(where)}", fontsize=11)
     figure.tight_layout()
     return figure
 
@@ -135,6 +135,10 @@ def _layer_legend(figure: plt.Figure, rows: Sequence[Row]) -> None:
     )
 
 
+def _threads(where: Environment) -> str:
+    return f"{where.threads} thread{'' if where.threads == 1 else 's'}"
+
+
 def _milliseconds(row: Row) -> float:
     return row.median_ms or float("inf")
 
@@ -157,9 +161,7 @@ def _speedup(rows: Sequence[Row]) -> plt.Figure | None:
     where = ours[0].environment
     handles = [plt.Rectangle((0, 0), 1, 1, color=_COLOURS[i % len(_COLOURS)]) for i in range(len(names))]
     figure.legend(handles, names, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=len(names), frameon=False)
-    figure.suptitle(
-        f"Speed-up of inception_kernels over each baseline\n{where.device}, {where.threads} threads", fontsize=11
-    )
+    figure.suptitle(f"Speed-up of inception_kernels over each baseline\n{where.device}, {_threads(where)}", fontsize=11)
     figure.tight_layout()
     return figure
 
@@ -174,7 +176,10 @@ def _draw_bars(axis: Axes, members: Sequence[Row], names: Sequence[str]) -> None
             ratio = row.speedup[name]
             at = place + (index - (len(names) - 1) / 2) * width
             axis.bar(at, ratio, width * 0.92, color=_COLOURS[index % len(_COLOURS)])
-            axis.annotate(f"{ratio:.2f}", (at, ratio), (0, 2), textcoords="offset points", ha="center", fontsize=7.5)
+            note = axis.annotate(
+                f"{ratio:.2f}", (at, ratio), (0, 3), textcoords="offset points", ha="center", fontsize=7.5
+            )
+            note.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.8})  # legible across the line at 1
     axis.axhline(1.0, color="black", linewidth=1.0)
     axis.set_ylim(0, top * 1.15)
     axis.set_xticks(range(len(members)))

@@ -58,6 +58,10 @@ def markdown(rows: Sequence[Row], plots: Sequence[str] = (), no_plots: str = "")
     if no_plots:
         lines += [f"No plots: {no_plots}", ""]
     for members in columns.by_case(rows):
+        common = columns.common_reason(members)
+        if common:
+            lines += [f"### {columns.title(members[0])}", "", f"Everyone: {common}.", ""]
+            continue
         ours = [row for row in members if row.role == OURS and row.speedup]
         headings = [*columns.HEADINGS, *(f"{row.backend} is faster by" for row in ours)]
         body = []

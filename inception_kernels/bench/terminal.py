@@ -57,7 +57,8 @@ def show(rows: Sequence[Row], console: Console) -> None:
     for members in columns.by_case(rows):
         console.print()
         console.print(f"[bold]{escape(columns.title(members[0]))}[/bold]", soft_wrap=True)
-        console.print(_case_table(members))
+        common = columns.common_reason(members)
+        console.print(escape(f" everyone: {common}") if common else _case_table(members))
     means = columns.geometric_means(rows)
     if means:
         console.print("\n[bold]Geometric mean of our speed-up over each baseline (cases)[/bold]")

@@ -19,8 +19,8 @@ class Compiled(Baseline):
         self.training = training
 
     def unfit(self, case: Case) -> Unfit | None:
-        if case.training and case.kind == "network" and not self.training:
-            return Unfit(LEFT_OUT, "compiling a network's training takes minutes: not part of --quick")
+        if case.training and not self.training:
+            return Unfit(LEFT_OUT, "compiling training takes minutes: not part of --quick")
         return None
 
     def prepare(self, problem: Problem) -> Prepared:

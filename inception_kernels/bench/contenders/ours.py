@@ -34,7 +34,7 @@ class Ours:
         return Unfit(NOT_APPLICABLE, "; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
 
     def prepare(self, problem: Problem) -> Prepared:
-        step = self._network_step(problem) if problem.case.kind == "network" else _operator_step(problem)
+        step = self._network_step(problem) if problem.case.kind == "network" else self._operator_step(problem)
 
         def call() -> object:
             with self._forced():
@@ -56,14 +56,13 @@ class Ours:
             ik.swap(module, tune=x if self.tune else None)
         return problem.step(module, x, tuple(module.parameters()))
 
-
-def _operator_step(problem: Problem) -> Step:
-    # Contiguous weights, as a user has them: the layout that the kernels want is their own business.
-    module = problem.copy_of_module()
-    plain = cast(Fusable, module)
-    on_cpu = torch.device(problem.device).type == "cpu"
-    function = plain.prepared() if on_cpu and not problem.case.training else plain.fused()
-    return problem.step(function, problem.copy_of_input(channels_last=True), tuple(module.parameters()))
+    def _operator_step(self, problem: Problem) -> Step:
+        # Contiguous weights, as a user has them: the layout that the kernels want is their own business.
+        module = problem.copy_of_module()
+        plain = cast(Fusable, module)
+        host_kernels = torch.device(problem.device).type == "cpu" and self.backend in (None, "cpu")
+        function = plain.prepared() if host_kernels and not problem.case.training else plain.fused()
+        return problem.step(function, problem.copy_of_input(channels_last=True), tuple(module.parameters()))
 
 
 def _counted(call) -> str:  # type: ignore[no-untyped-def]
