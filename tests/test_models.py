@@ -120,6 +120,24 @@ def test_options(name):
     assert model.eval()(torch.empty(1, 4, 75, 75, device="meta")).shape == (1, 5)
 
 
+@pytest.mark.parametrize("name", ["inception_v3", "xception"])
+@pytest.mark.parametrize("width", [0.25, 1.5])
+def test_width(name, width):
+    model, paper = (on_meta(getattr(models, name), num_classes=8, width=factor) for factor in (width, 1.0))
+    assert list(model.state_dict()) == list(paper.state_dict())
+    wide = {module.out_channels for module in model.modules() if isinstance(module, nn.Conv2d)}
+    assert all(channels % 8 == 0 for channels in wide)
+    assert parameters(model) / parameters(paper) == pytest.approx(width**2, rel=0.1)
+    output = model.train()(torch.empty(2, 3, 299, 299, device="meta"))
+    assert (output.logits if name == "inception_v3" else output).shape == (2, 8)
+
+
+@pytest.mark.parametrize("width", [0.0, -1.0, float("nan")])
+def test_width_is_positive(width):
+    with pytest.raises(ValueError, match="expected a positive factor"):
+        models.xception(width=width)
+
+
 def test_transform_input_needs_rgb():
     with pytest.raises(ValueError, match="expected in_channels=3, got 1"):
         models.inception_v3(in_channels=1, transform_input=True)

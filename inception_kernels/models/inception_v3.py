@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from inception_kernels.models.width import scaled
+
 Size = int | tuple[int, int]
 
 
@@ -48,17 +50,19 @@ def _max_3x3_stride_2(x: torch.Tensor) -> torch.Tensor:
 
 
 class InceptionA(nn.Module):
-    """Module at 35x35 (figure 5): 1x1; 5x5; two 3x3; pool. Output 224 + `pool_features` channels."""
+    """Module at 35x35 (figure 5): 1x1; 5x5; two 3x3; pool. Output 224 + `pool_features` channels at width 1."""
 
-    def __init__(self, in_channels: int, pool_features: int) -> None:
+    def __init__(self, in_channels: int, pool_features: int, width: float = 1.0) -> None:
         super().__init__()
-        self.branch1x1 = BasicConv2d(in_channels, 64, 1)
-        self.branch5x5_1 = BasicConv2d(in_channels, 48, 1)
-        self.branch5x5_2 = BasicConv2d(48, 64, 5, padding=2)
-        self.branch3x3dbl_1 = BasicConv2d(in_channels, 64, 1)
-        self.branch3x3dbl_2 = BasicConv2d(64, 96, 3, padding=1)
-        self.branch3x3dbl_3 = BasicConv2d(96, 96, 3, padding=1)
-        self.branch_pool = BasicConv2d(in_channels, pool_features, 1)
+        c48, c64, c96, pool = (scaled(c, width) for c in (48, 64, 96, pool_features))
+        self.out_channels = c64 + c64 + c96 + pool
+        self.branch1x1 = BasicConv2d(in_channels, c64, 1)
+        self.branch5x5_1 = BasicConv2d(in_channels, c48, 1)
+        self.branch5x5_2 = BasicConv2d(c48, c64, 5, padding=2)
+        self.branch3x3dbl_1 = BasicConv2d(in_channels, c64, 1)
+        self.branch3x3dbl_2 = BasicConv2d(c64, c96, 3, padding=1)
+        self.branch3x3dbl_3 = BasicConv2d(c96, c96, 3, padding=1)
+        self.branch_pool = BasicConv2d(in_channels, pool, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         point = self.branch1x1(x)
@@ -68,14 +72,16 @@ class InceptionA(nn.Module):
 
 
 class InceptionB(nn.Module):
-    """Reduction 35x35 -> 17x17 (figure 10): strided 3x3; 3x3 -> strided 3x3; max pool. Adds 480 channels."""
+    """Reduction 35x35 -> 17x17 (figure 10): strided 3x3; 3x3 -> strided 3x3; max pool. Adds 480 channels at width 1."""
 
-    def __init__(self, in_channels: int) -> None:
+    def __init__(self, in_channels: int, width: float = 1.0) -> None:
         super().__init__()
-        self.branch3x3 = BasicConv2d(in_channels, 384, 3, stride=2)
-        self.branch3x3dbl_1 = BasicConv2d(in_channels, 64, 1)
-        self.branch3x3dbl_2 = BasicConv2d(64, 96, 3, padding=1)
-        self.branch3x3dbl_3 = BasicConv2d(96, 96, 3, stride=2)
+        c64, c96, c384 = (scaled(c, width) for c in (64, 96, 384))
+        self.out_channels = in_channels + c384 + c96
+        self.branch3x3 = BasicConv2d(in_channels, c384, 3, stride=2)
+        self.branch3x3dbl_1 = BasicConv2d(in_channels, c64, 1)
+        self.branch3x3dbl_2 = BasicConv2d(c64, c96, 3, padding=1)
+        self.branch3x3dbl_3 = BasicConv2d(c96, c96, 3, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         single = self.branch3x3(x)
@@ -84,21 +90,22 @@ class InceptionB(nn.Module):
 
 
 class InceptionC(nn.Module):
-    """Module at 17x17, 7x7 windows factorised (section 3.2, figure 6, n = 7). Output 768 channels."""
+    """Module at 17x17, 7x7 windows factorised (section 3.2, figure 6, n = 7). Output 768 channels at width 1."""
 
-    def __init__(self, in_channels: int, channels_7x7: int) -> None:
+    def __init__(self, in_channels: int, channels_7x7: int, width: float = 1.0) -> None:
         super().__init__()
-        narrow = channels_7x7
-        self.branch1x1 = BasicConv2d(in_channels, 192, 1)
+        narrow, c192 = scaled(channels_7x7, width), scaled(192, width)
+        self.out_channels = 4 * c192
+        self.branch1x1 = BasicConv2d(in_channels, c192, 1)
         self.branch7x7_1 = BasicConv2d(in_channels, narrow, 1)
         self.branch7x7_2 = BasicConv2d(narrow, narrow, (1, 7), padding=(0, 3))
-        self.branch7x7_3 = BasicConv2d(narrow, 192, (7, 1), padding=(3, 0))
+        self.branch7x7_3 = BasicConv2d(narrow, c192, (7, 1), padding=(3, 0))
         self.branch7x7dbl_1 = BasicConv2d(in_channels, narrow, 1)
         self.branch7x7dbl_2 = BasicConv2d(narrow, narrow, (7, 1), padding=(3, 0))
         self.branch7x7dbl_3 = BasicConv2d(narrow, narrow, (1, 7), padding=(0, 3))
         self.branch7x7dbl_4 = BasicConv2d(narrow, narrow, (7, 1), padding=(3, 0))
-        self.branch7x7dbl_5 = BasicConv2d(narrow, 192, (1, 7), padding=(0, 3))
-        self.branch_pool = BasicConv2d(in_channels, 192, 1)
+        self.branch7x7dbl_5 = BasicConv2d(narrow, c192, (1, 7), padding=(0, 3))
+        self.branch_pool = BasicConv2d(in_channels, c192, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         point = self.branch1x1(x)
@@ -109,16 +116,18 @@ class InceptionC(nn.Module):
 
 
 class InceptionD(nn.Module):
-    """Reduction 17x17 -> 8x8: strided 3x3; 1x7 -> 7x1 -> strided 3x3; max pool. Adds 512 channels."""
+    """Reduction 17x17 -> 8x8: strided 3x3; 1x7 -> 7x1 -> strided 3x3; max pool. Adds 512 channels at width 1."""
 
-    def __init__(self, in_channels: int) -> None:
+    def __init__(self, in_channels: int, width: float = 1.0) -> None:
         super().__init__()
-        self.branch3x3_1 = BasicConv2d(in_channels, 192, 1)
-        self.branch3x3_2 = BasicConv2d(192, 320, 3, stride=2)
-        self.branch7x7x3_1 = BasicConv2d(in_channels, 192, 1)
-        self.branch7x7x3_2 = BasicConv2d(192, 192, (1, 7), padding=(0, 3))
-        self.branch7x7x3_3 = BasicConv2d(192, 192, (7, 1), padding=(3, 0))
-        self.branch7x7x3_4 = BasicConv2d(192, 192, 3, stride=2)
+        c192, c320 = scaled(192, width), scaled(320, width)
+        self.out_channels = in_channels + c320 + c192
+        self.branch3x3_1 = BasicConv2d(in_channels, c192, 1)
+        self.branch3x3_2 = BasicConv2d(c192, c320, 3, stride=2)
+        self.branch7x7x3_1 = BasicConv2d(in_channels, c192, 1)
+        self.branch7x7x3_2 = BasicConv2d(c192, c192, (1, 7), padding=(0, 3))
+        self.branch7x7x3_3 = BasicConv2d(c192, c192, (7, 1), padding=(3, 0))
+        self.branch7x7x3_4 = BasicConv2d(c192, c192, 3, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         short = self.branch3x3_2(self.branch3x3_1(x))
@@ -127,19 +136,21 @@ class InceptionD(nn.Module):
 
 
 class InceptionE(nn.Module):
-    """Module at 8x8, filter bank fanned out (figure 7): 1x3 and 3x1 side by side. Output 2048 channels."""
+    """Module at 8x8, filter bank fanned out (figure 7): 1x3 and 3x1 side by side. Output 2048 channels at width 1."""
 
-    def __init__(self, in_channels: int) -> None:
+    def __init__(self, in_channels: int, width: float = 1.0) -> None:
         super().__init__()
-        self.branch1x1 = BasicConv2d(in_channels, 320, 1)
-        self.branch3x3_1 = BasicConv2d(in_channels, 384, 1)
-        self.branch3x3_2a = BasicConv2d(384, 384, (1, 3), padding=(0, 1))
-        self.branch3x3_2b = BasicConv2d(384, 384, (3, 1), padding=(1, 0))
-        self.branch3x3dbl_1 = BasicConv2d(in_channels, 448, 1)
-        self.branch3x3dbl_2 = BasicConv2d(448, 384, 3, padding=1)
-        self.branch3x3dbl_3a = BasicConv2d(384, 384, (1, 3), padding=(0, 1))
-        self.branch3x3dbl_3b = BasicConv2d(384, 384, (3, 1), padding=(1, 0))
-        self.branch_pool = BasicConv2d(in_channels, 192, 1)
+        c192, c320, c384, c448 = (scaled(c, width) for c in (192, 320, 384, 448))
+        self.out_channels = c320 + 4 * c384 + c192
+        self.branch1x1 = BasicConv2d(in_channels, c320, 1)
+        self.branch3x3_1 = BasicConv2d(in_channels, c384, 1)
+        self.branch3x3_2a = BasicConv2d(c384, c384, (1, 3), padding=(0, 1))
+        self.branch3x3_2b = BasicConv2d(c384, c384, (3, 1), padding=(1, 0))
+        self.branch3x3dbl_1 = BasicConv2d(in_channels, c448, 1)
+        self.branch3x3dbl_2 = BasicConv2d(c448, c384, 3, padding=1)
+        self.branch3x3dbl_3a = BasicConv2d(c384, c384, (1, 3), padding=(0, 1))
+        self.branch3x3dbl_3b = BasicConv2d(c384, c384, (3, 1), padding=(1, 0))
+        self.branch_pool = BasicConv2d(in_channels, c192, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         point = self.branch1x1(x)
@@ -153,11 +164,12 @@ class InceptionE(nn.Module):
 class InceptionAux(nn.Module):
     """Auxiliary classifier on the last 17x17 module (section 4, figure 8), batch-normalised (section 8)."""
 
-    def __init__(self, in_channels: int, num_classes: int) -> None:
+    def __init__(self, in_channels: int, num_classes: int, width: float = 1.0) -> None:
         super().__init__()
-        self.conv0 = BasicConv2d(in_channels, 128, 1)
-        self.conv1 = BasicConv2d(128, 768, 5)
-        self.fc = nn.Linear(768, num_classes)
+        c128, c768 = scaled(128, width), scaled(768, width)
+        self.conv0 = BasicConv2d(in_channels, c128, 1)
+        self.conv1 = BasicConv2d(c128, c768, 5)
+        self.fc = nn.Linear(c768, num_classes)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.conv1(self.conv0(F.avg_pool2d(x, kernel_size=5, stride=3)))
@@ -187,9 +199,10 @@ class InceptionV3(nn.Module):
         transform_input: the image is normalised with ImageNet's mean and deviation (RGB); convert it to mean
             0.5, deviation 0.5. Needs `in_channels=3`.
         dropout: probability of dropping a feature before the last linear layer.
+        width: factor on every number of channels (`scaled`); 1 is the paper's network.
 
     Raises:
-        ValueError: `transform_input` with `in_channels` other than 3.
+        ValueError: `transform_input` with `in_channels` other than 3, or a width that is not positive.
     """
 
     def __init__(
@@ -199,6 +212,7 @@ class InceptionV3(nn.Module):
         aux_logits: bool = True,
         transform_input: bool = False,
         dropout: float = 0.5,
+        width: float = 1.0,
     ) -> None:
         super().__init__()
         if transform_input and in_channels != 3:
@@ -208,28 +222,30 @@ class InceptionV3(nn.Module):
             )
         self.aux_logits = aux_logits
         self.transform_input = transform_input
-        self.Conv2d_1a_3x3 = BasicConv2d(in_channels, 32, 3, stride=2)
-        self.Conv2d_2a_3x3 = BasicConv2d(32, 32, 3)
-        self.Conv2d_2b_3x3 = BasicConv2d(32, 64, 3, padding=1)
+        c32, c64, c80, c192 = (scaled(c, width) for c in (32, 64, 80, 192))
+        self.Conv2d_1a_3x3 = BasicConv2d(in_channels, c32, 3, stride=2)
+        self.Conv2d_2a_3x3 = BasicConv2d(c32, c32, 3)
+        self.Conv2d_2b_3x3 = BasicConv2d(c32, c64, 3, padding=1)
         self.maxpool1 = nn.MaxPool2d(3, stride=2)
-        self.Conv2d_3b_1x1 = BasicConv2d(64, 80, 1)
-        self.Conv2d_4a_3x3 = BasicConv2d(80, 192, 3)
+        self.Conv2d_3b_1x1 = BasicConv2d(c64, c80, 1)
+        self.Conv2d_4a_3x3 = BasicConv2d(c80, c192, 3)
         self.maxpool2 = nn.MaxPool2d(3, stride=2)
-        self.Mixed_5b = InceptionA(192, pool_features=32)
-        self.Mixed_5c = InceptionA(256, pool_features=64)
-        self.Mixed_5d = InceptionA(288, pool_features=64)
-        self.Mixed_6a = InceptionB(288)
-        self.Mixed_6b = InceptionC(768, channels_7x7=128)
-        self.Mixed_6c = InceptionC(768, channels_7x7=160)
-        self.Mixed_6d = InceptionC(768, channels_7x7=160)
-        self.Mixed_6e = InceptionC(768, channels_7x7=192)
-        self.AuxLogits = InceptionAux(768, num_classes) if aux_logits else None
-        self.Mixed_7a = InceptionD(768)
-        self.Mixed_7b = InceptionE(1280)
-        self.Mixed_7c = InceptionE(2048)
+        self.Mixed_5b = InceptionA(c192, pool_features=32, width=width)
+        self.Mixed_5c = InceptionA(self.Mixed_5b.out_channels, pool_features=64, width=width)
+        self.Mixed_5d = InceptionA(self.Mixed_5c.out_channels, pool_features=64, width=width)
+        self.Mixed_6a = InceptionB(self.Mixed_5d.out_channels, width)
+        self.Mixed_6b = InceptionC(self.Mixed_6a.out_channels, channels_7x7=128, width=width)
+        self.Mixed_6c = InceptionC(self.Mixed_6b.out_channels, channels_7x7=160, width=width)
+        self.Mixed_6d = InceptionC(self.Mixed_6c.out_channels, channels_7x7=160, width=width)
+        self.Mixed_6e = InceptionC(self.Mixed_6d.out_channels, channels_7x7=192, width=width)
+        features = self.Mixed_6e.out_channels
+        self.AuxLogits = InceptionAux(features, num_classes, width) if aux_logits else None
+        self.Mixed_7a = InceptionD(features, width)
+        self.Mixed_7b = InceptionE(self.Mixed_7a.out_channels, width)
+        self.Mixed_7c = InceptionE(self.Mixed_7b.out_channels, width)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.dropout = nn.Dropout(dropout)
-        self.fc = nn.Linear(2048, num_classes)
+        self.fc = nn.Linear(self.Mixed_7c.out_channels, num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -255,6 +271,7 @@ def inception_v3(
     aux_logits: bool = True,
     transform_input: bool = False,
     dropout: float = 0.5,
+    width: float = 1.0,
 ) -> InceptionV3:
     """`InceptionV3` with random weights (Kaiming, fan out). Loads torchvision's `inception_v3` state_dict."""
-    return InceptionV3(num_classes, in_channels, aux_logits, transform_input, dropout)
+    return InceptionV3(num_classes, in_channels, aux_logits, transform_input, dropout, width)
