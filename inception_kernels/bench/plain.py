@@ -41,6 +41,7 @@ class PlainConv(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels[0], channels[1], kernel, stride, padding, dilation, bias=False)
         self.bn = nn.BatchNorm2d(channels[1], eps=eps)
+        self.geometry = {"stride": stride, "padding": padding, "dilation": dilation}
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
@@ -55,9 +56,7 @@ class PlainConv(nn.Module):
         return prepared.PreparedConv2dBNAct(self.conv.weight, *_four(self.bn), **self._options())
 
     def _options(self) -> dict:
-        conv = self.conv
-        geometry = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
-        return {**geometry, "activation": self.activation, "eps": self.bn.eps}
+        return {**self.geometry, "activation": self.activation, "eps": self.bn.eps}
 
 
 class PlainSeparable(nn.Module):
@@ -79,6 +78,7 @@ class PlainSeparable(nn.Module):
         self.depthwise = nn.Conv2d(inner, inner, kernel, stride, padding, dilation, groups=inner, bias=False)
         self.pointwise = nn.Conv2d(inner, outer, 1, bias=False)
         self.bn = nn.BatchNorm2d(outer, eps=eps)
+        self.geometry = {"stride": stride, "padding": padding, "dilation": dilation}
         self.input_activation = input_activation
         self.activation = activation
 
@@ -102,10 +102,8 @@ class PlainSeparable(nn.Module):
         )
 
     def _options(self) -> dict:
-        conv = self.depthwise
-        geometry = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
         activations = {"input_activation": self.input_activation, "activation": self.activation}
-        return {**geometry, **activations, "eps": self.bn.eps}
+        return {**self.geometry, **activations, "eps": self.bn.eps}
 
 
 class PlainPair(nn.Module):
@@ -127,8 +125,8 @@ class PlainPair(nn.Module):
             second.conv.weight,
             _four(first.bn),
             _four(second.bn),
-            padding1=first.conv.padding,
-            padding2=second.conv.padding,
+            padding1=first.geometry["padding"],
+            padding2=second.geometry["padding"],
             mid_activation=first.activation,
             activation=second.activation,
             training=self.training,

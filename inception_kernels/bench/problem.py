@@ -84,7 +84,9 @@ class Problem:
 
     def copy_of_module(self, channels_last: bool = False) -> nn.Module:
         module = copy.deepcopy(self.module)
-        return module.to(memory_format=torch.channels_last) if channels_last else module
+        if channels_last:
+            module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+        return module
 
     def copy_of_input(self, channels_last: bool = False) -> Tensor:
         """The input; in training it requires a gradient for an operator, not for a network's image."""

@@ -67,7 +67,7 @@ def _export(module: nn.Module, x: Tensor) -> bytes:
     return program.model_proto.SerializeToString()
 
 
-def _session(model: bytes):  # type: ignore[no-untyped-def]
+def _session(model: bytes):
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -59,7 +59,7 @@ class OpenVino(Baseline):
         )
 
 
-def _with_tensor_types(ov, model, element):  # type: ignore[no-untyped-def]
+def _with_tensor_types(ov, model, element):
     """Tensors come and go in the dtype and, where they are images, channels-last: its fastest way on a CPU."""
     process = ov.preprocess.PrePostProcessor(model)
     for node, rank in ((process.input(), 4), (process.output(), len(model.output().partial_shape))):
@@ -70,7 +70,7 @@ def _with_tensor_types(ov, model, element):  # type: ignore[no-untyped-def]
     return process.build()
 
 
-def _options(ov, element):  # type: ignore[no-untyped-def]
+def _options(ov, element):
     import openvino.properties as properties
     import openvino.properties.hint as hint
 
@@ -82,14 +82,14 @@ def _options(ov, element):  # type: ignore[no-untyped-def]
     }
 
 
-def _share(ov, tensor: Tensor, element):  # type: ignore[no-untyped-def]
+def _share(ov, tensor: Tensor, element):
     view = _VIEWS.get(str(tensor.dtype).removeprefix("torch."))
     if view is None:
         return ov.Tensor(tensor.numpy(), shared_memory=True)
     return ov.Tensor(tensor.view(view).numpy(), list(tensor.shape), element)
 
 
-def _to_torch(tensor, case: Case) -> Tensor:  # type: ignore[no-untyped-def]
+def _to_torch(tensor, case: Case) -> Tensor:
     view = _VIEWS.get(case.dtype)
     if view is None:
         result = torch.from_numpy(tensor.data.copy())
@@ -100,7 +100,7 @@ def _to_torch(tensor, case: Case) -> Tensor:  # type: ignore[no-untyped-def]
     return result.permute(0, 3, 1, 2) if result.ndim == 4 else result
 
 
-def _primitives(compiled) -> str:  # type: ignore[no-untyped-def]
+def _primitives(compiled) -> str:
     """The convolution primitives that the plugin chose."""
     found = set()
     for node in compiled.get_runtime_model().get_ordered_ops():

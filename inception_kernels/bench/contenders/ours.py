@@ -65,7 +65,7 @@ class Ours:
         return problem.step(function, problem.copy_of_input(channels_last=True), tuple(module.parameters()))
 
 
-def _counted(call) -> str:  # type: ignore[no-untyped-def]
+def _counted(call) -> str:
     """The kernels that one call counts, and how often."""
     before = backends.counters()
     call()
