@@ -23,7 +23,7 @@ bench-full: .venv/bench  ## every layer shape, batch size and dtype (hours on a 
 	$(BIN)/python -m inception_kernels bench --output report
 
 test: .venv/test  ## all tests
-	$(BIN)/python -m pytest tests --require-third-party $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests -n 2 --require-third-party $(PYTEST_ARGS)
 
 lint: .venv/test  ## ruff, mypy and clang-format, changing nothing
 	$(BIN)/ruff check .
