@@ -66,9 +66,9 @@ def measure(benchmark: BenchmarkFixture, pytestconfig: pytest.Config) -> Callabl
         if unfit is not None:
             pytest.skip(f"{unfit.status}: {unfit.reason}")
         problem = Problem(case, pytestconfig.getoption("device"))
-        with torch.inference_mode(not case.training):
-            allowed = problem.allowed(problem.error(Eager().prepare(problem).outputs()))
-            prepared = contender.prepare(problem)
+        eager, prepared = Eager().prepare(problem), contender.prepare(problem)
+        with problem.mode():
+            allowed = problem.allowed(problem.error(eager.outputs()))
             error = problem.error(prepared.outputs())
             assert error <= allowed, f"error {error:.1e} against float64, {allowed:.1e} allowed: no time for it"
             benchmark.group = f"{case.name}, batch {case.batch}, {case.dtype}, {case.pass_}"

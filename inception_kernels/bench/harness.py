@@ -102,11 +102,11 @@ def _race(case: Case, racers: Sequence[Contender], config: Config, say: Callable
     """Make everyone ready, check their answers, then time in turns those whose answers are right."""
     problem = Problem(case, config.device, config.seed)
     entries = []
-    with torch.inference_mode(not case.training):
-        for contender in racers:
-            say(contender.name)
-            entries.append(_ready(contender, problem))
-        _judge(problem, entries)
+    for contender in racers:
+        say(contender.name)
+        entries.append(_ready(contender, problem))
+    _judge(problem, entries)
+    with problem.mode():
         going = {each.contender.name: each for each in entries if each.unfit is None and each.prepared is not None}
         calls = {name: entry.prepared.call for name, entry in going.items() if entry.prepared is not None}
         clock = timing.CudaClock() if problem.device.startswith("cuda") else timing.CpuClock()
@@ -128,15 +128,16 @@ def _ready(contender: Contender, problem: Problem) -> _Entry:
         return entry
     try:
         prepared = contender.prepare(problem)
-        entry.error = problem.error(prepared.outputs())
-        if prepared.torch_profiler:
-            profiled = memory.profile(prepared.call, problem.device)
-            entry.peak_bytes, entry.memory_method = profiled.peak_bytes, profiled.method
-            entry.ran = profiled.ran
-        else:
-            entry.peak_bytes, entry.memory_method = prepared.peak_bytes, prepared.memory_method
-        if prepared.ran is not None:
-            entry.ran = prepared.ran()
+        with problem.mode():
+            entry.error = problem.error(prepared.outputs())
+            if prepared.torch_profiler:
+                profiled = memory.profile(prepared.call, problem.device)
+                entry.peak_bytes, entry.memory_method = profiled.peak_bytes, profiled.method
+                entry.ran = profiled.ran
+            else:
+                entry.peak_bytes, entry.memory_method = prepared.peak_bytes, prepared.memory_method
+            if prepared.ran is not None:
+                entry.ran = prepared.ran()
         entry.prepared = prepared
     except Exception as error:  # whatever a peer raises becomes its row: one failure must not end the run
         logger.debug("%s on %s", contender.name, problem.case, exc_info=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 from collections.abc import Callable, Sequence
@@ -76,6 +77,10 @@ class Problem:
         self.x = x.to(torch.float32 if case.kind == "network" and case.autocast else case.torch_dtype).to(device)
         self._grad_seed = seed + 1
 
+    def mode(self) -> contextlib.AbstractContextManager[object]:
+        """How the calls are made: in inference mode, or recording for backward. Models are prepared outside of it."""
+        return torch.inference_mode(not self.case.training)
+
     def grad(self, y: Tensor) -> Tensor:
         """The gradient that enters backward, the same values whatever the dtype and layout of `y`."""
         generator = torch.Generator().manual_seed(self._grad_seed)
@@ -102,7 +107,7 @@ class Problem:
         """Output, then in training the gradients, in float64 on the CPU."""
         module = copy.deepcopy(self.module).cpu().double()
         x = self.x.cpu().double().requires_grad_(self.case.training and self.case.kind == "operator")
-        with torch.autocast("cpu", enabled=False), torch.inference_mode(not self.case.training):
+        with torch.autocast("cpu", enabled=False), self.mode():
             if not self.case.training:
                 return [module(x)]
             y = module(x)

@@ -29,7 +29,7 @@ class Compiled(Baseline):
         step = module_step(problem, channels_last=True)
         step.function = torch.compile(step.function, mode=self.mode, dynamic=False)
         freeze = not problem.case.training and torch.device(problem.device).type == "cpu"
-        with inductor.patch(freezing=freeze):
+        with problem.mode(), inductor.patch(freezing=freeze):
             step()  # compiles
         return Prepared(step, step.outputs, layout_name(True))
 

@@ -25,15 +25,8 @@ class CudaGraph(Baseline):
 
     def prepare(self, problem: Problem) -> Prepared:
         step = module_step(problem, channels_last=True)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            y = step()
+        with problem.mode():
+            graph, y = _capture(step)
         leaves = (step.x, *step.parameters) if problem.case.training else ()
 
         def outputs() -> list[torch.Tensor]:
@@ -42,6 +35,19 @@ class CudaGraph(Baseline):
             return [y.detach().clone(), *(leaf.grad.clone() for leaf in leaves if leaf.grad is not None)]
 
         return Prepared(graph.replay, outputs, layout_name(True))
+
+
+def _capture(step: Step) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = step()
+    return graph, y
 
 
 def module_step(problem: Problem, channels_last: bool) -> Step:

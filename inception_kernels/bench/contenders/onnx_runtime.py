@@ -60,9 +60,8 @@ class OnnxRuntime(Baseline):
 def _export(module: nn.Module, x: Tensor) -> bytes:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about itself
-        # Export traces; tensors made in inference mode cannot be traced.
-        with torch.inference_mode(False), torch.no_grad():
-            program = torch.onnx.export(module, (x.clone(),), dynamo=True, verbose=False)
+        with torch.no_grad():
+            program = torch.onnx.export(module, (x,), dynamo=True, verbose=False)
     assert program is not None
     return program.model_proto.SerializeToString()
 

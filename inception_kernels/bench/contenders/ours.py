@@ -52,7 +52,7 @@ class Ours:
     def _network_step(self, problem: Problem) -> Step:
         module = problem.copy_of_module(channels_last=True)
         x = problem.copy_of_input(channels_last=True)
-        with torch.inference_mode(False), self._forced():
+        with self._forced():
             ik.swap(module, tune=x if self.tune else None)
         return problem.step(module, x, tuple(module.parameters()))
 
