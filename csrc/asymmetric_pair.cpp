@@ -10,8 +10,8 @@ namespace ik {
 namespace {
 
 Tensor pack(const ConvShape& shape, DType dtype, const Tensor& weight) {
-  Tensor packed = empty_cpu({static_cast<int64_t>(cpu::conv2d_packed_bytes(shape, dtype))},
-                            torch::headeronly::ScalarType::Byte);
+  Tensor packed =
+      empty_cpu({static_cast<int64_t>(cpu::conv2d_packed_bytes(shape, dtype))}, torch::headeronly::ScalarType::Byte);
   cpu::conv2d_pack(shape, dtype, weight_view(weight), packed.mutable_data_ptr());
   return packed;
 }
@@ -35,13 +35,24 @@ Tensor asymmetric_pair(const Tensor& x, const Tensor& weight1, const OptionalTen
   const ConvShape first =
       conv_shape(x, weight1.size(0), weight1.size(2), weight1.size(3), stride1, padding1, no_dilation);
   // The intermediate only lends its sizes here; it never exists as a tensor.
-  const ConvShape second{first.N,    first.K,    first.P(),   first.Q(),   weight2.size(0), weight2.size(2), weight2.size(3),
-                         stride2[0], stride2[1], padding2[0], padding2[1], 1,               1};
-  STD_TORCH_CHECK(second.P() >= 1 && second.Q() >= 1, "weight2: expected a window no larger than the padded intermediate [",
-                  second.H, ", ", second.W, "], got ", describe(weight2));
+  const ConvShape second{first.N,
+                         first.K,
+                         first.P(),
+                         first.Q(),
+                         weight2.size(0),
+                         weight2.size(2),
+                         weight2.size(3),
+                         stride2[0],
+                         stride2[1],
+                         padding2[0],
+                         padding2[1],
+                         1,
+                         1};
+  STD_TORCH_CHECK(second.P() >= 1 && second.Q() >= 1,
+                  "weight2: expected a window no larger than the padded intermediate [", second.H, ", ", second.W,
+                  "], got ", describe(weight2));
   const DType dtype = dtype_of(x, "x");
-  const ScaleShift bn1 =
-      fold_batch_norm(dtype, first.K, bn_weight1, bn_bias1, running_mean1, running_var1, bias1, eps);
+  const ScaleShift bn1 = fold_batch_norm(dtype, first.K, bn_weight1, bn_bias1, running_mean1, running_var1, bias1, eps);
   const ScaleShift bn2 =
       fold_batch_norm(dtype, second.K, bn_weight2, bn_bias2, running_mean2, running_var2, bias2, eps);
   const Activation act1 = activation_code(mid_activation), act2 = activation_code(activation);

@@ -10,8 +10,8 @@ namespace ik {
 namespace {
 
 Tensor pack(const ConvShape& shape, DType dtype, const Tensor& weight) {
-  Tensor packed = empty_cpu({static_cast<int64_t>(cpu::conv2d_packed_bytes(shape, dtype))},
-                            torch::headeronly::ScalarType::Byte);
+  Tensor packed =
+      empty_cpu({static_cast<int64_t>(cpu::conv2d_packed_bytes(shape, dtype))}, torch::headeronly::ScalarType::Byte);
   cpu::conv2d_pack(shape, dtype, weight_view(weight), packed.mutable_data_ptr());
   return packed;
 }
@@ -62,8 +62,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_bn_act_training(
   check_like(residual, x, output_sizes(shape), "residual");
   const DType dtype = dtype_of(x, "x");
   const ChannelVector offset(dtype, channel_values(bias, shape.K, "bias"));
-  const Tensor z = forward(shape, x, pack(shape, dtype, weight), nullptr, offset.data(), std::nullopt,
-                           Activation::kNone);
+  const Tensor z =
+      forward(shape, x, pack(shape, dtype, weight), nullptr, offset.data(), std::nullopt, Activation::kNone);
   NormalizedBatch batch = normalize_batch(z, bn_weight, bn_bias, residual, activation_code(activation), eps);
   return {in_memory_format(batch.y, suggests_channels_last(x)), z, batch.mean, batch.var};
 }
@@ -91,8 +91,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv2d_bn_act_backwar
                                            : OptionalTensor(forward(shape, x, pack(shape, dtype, weight), nullptr,
                                                                     offset.data(), std::nullopt, Activation::kNone));
   const bool needs_grad_z = output_mask[0] || output_mask[1];
-  BatchNormGradients bn = batch_norm_gradients({grad_y, raw, residual, bn_weight, bn_bias, mean, var, code, training,
-                                                eps, needs_grad_z, output_mask[5]});
+  BatchNormGradients bn = batch_norm_gradients(
+      {grad_y, raw, residual, bn_weight, bn_bias, mean, var, code, training, eps, needs_grad_z, output_mask[5]});
 
   Tensor grad_x = empty_cpu({0}, x.scalar_type()), grad_weight = empty_cpu({0}, x.scalar_type());
   const Conv2dBackward args{shape, dtype, needs_grad_z ? input_view(bn.grad_z) : NhwcInput{}};
@@ -125,8 +125,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv2d_bn_act_backwar
 Tensor conv2d_bn_act_pack(const Tensor& weight, Pair stride, Pair padding, Pair dilation) {
   STD_TORCH_CHECK(weight.dim() == 4 && weight.is_cpu() && weight.numel() > 0,
                   "weight: expected a CPU tensor [K, C, R, S], got ", describe(weight));
-  const ConvShape shape{0,         weight.size(1), 0,          0,          weight.size(0), weight.size(2), weight.size(3),
-                        stride[0], stride[1],      padding[0], padding[1], dilation[0],    dilation[1]};
+  const ConvShape shape{
+      0,         weight.size(1), 0,          0,          weight.size(0), weight.size(2), weight.size(3),
+      stride[0], stride[1],      padding[0], padding[1], dilation[0],    dilation[1]};
   return pack(shape, dtype_of(weight, "weight"), weight);
 }
 

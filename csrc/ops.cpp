@@ -15,7 +15,8 @@ STABLE_TORCH_LIBRARY(inception_kernels, m) {
       "Tensor? residual, int[2] stride, int[2] padding, int[2] dilation, str activation, float eps) "
       "-> (Tensor y, Tensor z, Tensor mean, Tensor var)");
   m.def(
-      "conv2d_bn_act_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? bn_weight, Tensor? bn_bias, Tensor? mean, "
+      "conv2d_bn_act_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? bn_weight, Tensor? bn_bias, Tensor? "
+      "mean, "
       "Tensor? var, Tensor? bias, Tensor? residual, Tensor? z, int[2] stride, int[2] padding, int[2] dilation, "
       "str activation, bool training, float eps, bool[6] output_mask) "
       "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bn_weight, Tensor grad_bn_bias, Tensor grad_bias, "
@@ -26,7 +27,8 @@ STABLE_TORCH_LIBRARY(inception_kernels, m) {
       "int[4] weight_shape, int[2] stride, int[2] padding, int[2] dilation, str activation) -> Tensor");
 
   m.def(
-      "separable_conv2d(Tensor x, Tensor depthwise_weight, Tensor pointwise_weight, Tensor? bn_weight, Tensor? bn_bias, "
+      "separable_conv2d(Tensor x, Tensor depthwise_weight, Tensor pointwise_weight, Tensor? bn_weight, Tensor? "
+      "bn_bias, "
       "Tensor? running_mean, Tensor? running_var, Tensor? depthwise_bias, Tensor? bias, Tensor? residual, "
       "int[2] stride, int[2] padding, int[2] dilation, str input_activation, str mid_activation, str activation, "
       "float eps) -> Tensor");

@@ -23,8 +23,8 @@ Packed pack(const ConvShape& shape, DType dtype, const Tensor& depthwise, const 
   Packed packed{
       empty_cpu({static_cast<int64_t>(cpu::separable_packed_depthwise_bytes(shape, dtype))}, ScalarType::Byte),
       empty_cpu({static_cast<int64_t>(cpu::separable_packed_pointwise_bytes(shape, dtype))}, ScalarType::Byte)};
-  cpu::separable_pack(shape, dtype, weight_view(depthwise), weight_view(pointwise),
-                      packed.depthwise.mutable_data_ptr(), packed.pointwise.mutable_data_ptr());
+  cpu::separable_pack(shape, dtype, weight_view(depthwise), weight_view(pointwise), packed.depthwise.mutable_data_ptr(),
+                      packed.pointwise.mutable_data_ptr());
   return packed;
 }
 
@@ -47,8 +47,8 @@ void check_weights(const Tensor& depthwise, const Tensor& pointwise, int64_t C) 
   STD_TORCH_CHECK(pointwise.is_cpu() && pointwise.dim() == 4 && pointwise.size(1) == C && pointwise.size(2) == 1 &&
                       pointwise.size(3) == 1 && pointwise.numel() > 0,
                   "pointwise_weight: expected a CPU tensor [K, ", C, ", 1, 1], got ", describe(pointwise));
-  STD_TORCH_CHECK(depthwise.scalar_type() == pointwise.scalar_type(),
-                  "expected both weights of one dtype, got ", describe(depthwise), " and ", describe(pointwise));
+  STD_TORCH_CHECK(depthwise.scalar_type() == pointwise.scalar_type(), "expected both weights of one dtype, got ",
+                  describe(depthwise), " and ", describe(pointwise));
 }
 
 ConvShape checked_shape(const Tensor& x, const Tensor& depthwise, const Tensor& pointwise, const Pair& stride,
@@ -80,9 +80,9 @@ Tensor separable_conv2d(const Tensor& x, const Tensor& depthwise_weight, const T
   const DType dtype = dtype_of(x, "x");
   const ChannelVector offset(dtype, channel_values(depthwise_bias, shape.C, "depthwise_bias"));
   const ScaleShift bn = fold_batch_norm(dtype, shape.K, bn_weight, bn_bias, running_mean, running_var, bias, eps);
-  const Tensor y = forward(shape, x, pack(shape, dtype, depthwise_weight, pointwise_weight), offset.data(),
-                           bn.scale.data(), bn.shift.data(), residual,
-                           activation_codes(input_activation, mid_activation, activation));
+  const Tensor y =
+      forward(shape, x, pack(shape, dtype, depthwise_weight, pointwise_weight), offset.data(), bn.scale.data(),
+              bn.shift.data(), residual, activation_codes(input_activation, mid_activation, activation));
   return in_memory_format(y, suggests_channels_last(x));
 }
 
@@ -104,8 +104,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> separable_conv2d_training(
   return {in_memory_format(batch.y, suggests_channels_last(x)), z, batch.mean, batch.var};
 }
 
-// Gradients of x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, depthwise_bias, bias, residual; those not asked
-// for in output_mask come back empty.
+// Gradients of x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, depthwise_bias, bias, residual; those not
+// asked for in output_mask come back empty.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separable_conv2d_backward(
     const Tensor& grad_y, const Tensor& x, const Tensor& depthwise_weight, const Tensor& pointwise_weight,
     const OptionalTensor& bn_weight, const OptionalTensor& bn_bias, const OptionalTensor& mean,
@@ -132,14 +132,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
                                              depthwise_offset.data(), nullptr, offset.data(), std::nullopt,
                                              {act.input, act.mid, Activation::kNone}));
   const bool needs_grad_z = output_mask[0] || output_mask[1] || output_mask[2] || output_mask[5];
-  BatchNormGradients bn = batch_norm_gradients({grad_y, raw, residual, bn_weight, bn_bias, mean, var, act.output,
-                                                training, eps, needs_grad_z, output_mask[7]});
+  BatchNormGradients bn = batch_norm_gradients(
+      {grad_y, raw, residual, bn_weight, bn_bias, mean, var, act.output, training, eps, needs_grad_z, output_mask[7]});
 
   const auto unless_masked = [&](bool wanted, std::vector<int64_t> sizes, ScalarType type) {
     return empty_cpu(wanted ? sizes : std::vector<int64_t>{0}, type);
   };
-  Tensor grad_x = output_mask[0] ? empty_activations(x, shape.N, shape.C, shape.H, shape.W, true)
-                                 : empty_cpu({0}, x.scalar_type());
+  Tensor grad_x =
+      output_mask[0] ? empty_activations(x, shape.N, shape.C, shape.H, shape.W, true) : empty_cpu({0}, x.scalar_type());
   Tensor grad_depthwise = unless_masked(output_mask[1], {shape.C, 1, shape.R, shape.S}, x.scalar_type());
   Tensor grad_pointwise = unless_masked(output_mask[2], {shape.K, shape.C, 1, 1}, x.scalar_type());
   Tensor grad_depthwise_bias = unless_masked(output_mask[5], {shape.C}, accumulation_type(dtype));

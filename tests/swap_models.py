@@ -42,9 +42,7 @@ class Branches(nn.Module):
 class Separable(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, **options) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(
-            in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False, **options
-        )
+        self.conv1 = nn.Conv2d(in_channels, in_channels, 3, padding=1, groups=in_channels, bias=False, **options)
         self.pointwise = nn.Conv2d(in_channels, out_channels, 1, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

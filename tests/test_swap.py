@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from helpers import assert_as_accurate, randomize_batch_norm
 from swap_models import (
     BasicConv2d,
     Branches,
@@ -17,7 +18,6 @@ from swap_models import (
 )
 from torch import nn
 
-from helpers import assert_as_accurate, randomize_batch_norm
 from inception_kernels import backends
 from inception_kernels.swap import (
     SwapError,

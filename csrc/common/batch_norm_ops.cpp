@@ -27,11 +27,10 @@ NormalizedBatch normalize_batch(const Tensor& z, const OptionalTensor& bn_weight
     return batch;
   }
   cpu::batch_statistics(N, P, Q, K, dtype, input_view(z), batch.mean.mutable_data_ptr(), batch.var.mutable_data_ptr());
-  const ScaleShift bn =
-      fold_batch_norm(dtype, K, bn_weight, bn_bias, batch.mean, batch.var, std::nullopt, eps);
+  const ScaleShift bn = fold_batch_norm(dtype, K, bn_weight, bn_bias, batch.mean, batch.var, std::nullopt, eps);
   const OptionalTensor added = residual ? OptionalTensor(with_adjacent_channels(*residual)) : std::nullopt;
-  cpu::scale_shift_act({N, P, Q, K, dtype, input_view(z), bn.scale.data(), bn.shift.data(), input_view(added), activation,
-                        output_view(batch.y)});
+  cpu::scale_shift_act({N, P, Q, K, dtype, input_view(z), bn.scale.data(), bn.shift.data(), input_view(added),
+                        activation, output_view(batch.y)});
   return batch;
 }
 
@@ -54,24 +53,11 @@ BatchNormGradients batch_norm_gradients(const BatchNormGradientArgs& args) {
   const OptionalTensor added = args.residual ? OptionalTensor(with_adjacent_channels(*args.residual)) : std::nullopt;
   // Where z is not needed its values do not matter: grad_y stands in so that the kernel has something to read.
   const OptionalTensor z = args.z ? OptionalTensor(with_adjacent_channels(*args.z)) : OptionalTensor(grad_y);
-  cpu::bn_act_backward({N,
-                        P,
-                        Q,
-                        K,
-                        dtype,
-                        input_view(grad_y),
-                        input_view(z),
-                        input_view(added),
-                        mean.data(),
-                        rstd.data(),
-                        gamma.data(),
-                        beta.data(),
-                        args.training && args.mean.has_value(),
-                        args.activation,
+  cpu::bn_act_backward({N, P, Q, K, dtype, input_view(grad_y), input_view(z), input_view(added), mean.data(),
+                        rstd.data(), gamma.data(), beta.data(), args.training && args.mean.has_value(), args.activation,
                         args.needs_grad_z ? output_view(out.grad_z) : NhwcOutput{},
                         args.needs_grad_residual ? output_view(out.grad_residual) : NhwcOutput{},
-                        out.grad_gamma.mutable_data_ptr(),
-                        out.grad_beta.mutable_data_ptr(),
+                        out.grad_gamma.mutable_data_ptr(), out.grad_beta.mutable_data_ptr(),
                         out.grad_bias.mutable_data_ptr()});
   return out;
 }

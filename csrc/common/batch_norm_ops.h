@@ -1,4 +1,5 @@
-// The batch-norm halves that the operators share: batch statistics + normalisation, and the gradient of BN + activation.
+// The batch-norm halves that the operators share: batch statistics + normalisation, and the gradient of BN +
+// activation.
 #pragma once
 #include "batch_norm.h"
 #include "common/tensors.h"

@@ -15,8 +15,8 @@ std::string describe(const std::vector<int64_t>& sizes) {
 }
 
 void check_pair(const Pair& pair, int64_t smallest, const char* name) {
-  STD_TORCH_CHECK(pair.size() == 2 && pair[0] >= smallest && pair[1] >= smallest, name, ": expected two integers >= ",
-                  smallest, ", got ", describe(pair));
+  STD_TORCH_CHECK(pair.size() == 2 && pair[0] >= smallest && pair[1] >= smallest, name,
+                  ": expected two integers >= ", smallest, ", got ", describe(pair));
 }
 
 }  // namespace
@@ -76,7 +76,7 @@ ConvShape conv_shape(const Tensor& x, int64_t K, int64_t R, int64_t S, const Pai
   check_pair(stride, 1, "stride");
   check_pair(padding, 0, "padding");
   check_pair(dilation, 1, "dilation");
-  const ConvShape shape{x.size(0), x.size(1),  x.size(2),  x.size(3),  K,           R,          S,
+  const ConvShape shape{x.size(0), x.size(1), x.size(2),  x.size(3),  K,           R,          S,
                         stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1]};
   STD_TORCH_CHECK(shape.C > 0 && shape.H > 0 && shape.W > 0, "x: expected C, H and W of at least 1, got ",
                   ik::describe(x));

@@ -1,5 +1,5 @@
-// The operators' contract. The Python layer says the same things with Python exceptions; these guard direct calls of the
-// dispatcher operators, so that no kernel ever starts on tensors it cannot read.
+// The operators' contract. The Python layer says the same things with Python exceptions; these guard direct calls of
+// the dispatcher operators, so that no kernel ever starts on tensors it cannot read.
 #pragma once
 #include <string>
 #include <vector>

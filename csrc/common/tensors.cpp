@@ -36,9 +36,10 @@ float bfloat16_to_float(uint16_t bits) {
 
 float float16_to_float(uint16_t bits) {
   const uint32_t sign = (bits >> 15) & 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
-  const float magnitude = exponent == 31  ? (fraction ? NAN : INFINITY)
-                          : exponent == 0 ? std::ldexp(static_cast<float>(fraction), -24)
-                                          : std::ldexp(static_cast<float>(fraction + 1024), static_cast<int>(exponent) - 25);
+  const float magnitude = exponent == 31 ? (fraction ? NAN : INFINITY)
+                          : exponent == 0
+                              ? std::ldexp(static_cast<float>(fraction), -24)
+                              : std::ldexp(static_cast<float>(fraction + 1024), static_cast<int>(exponent) - 25);
   return sign ? -magnitude : magnitude;
 }
 

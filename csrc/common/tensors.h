@@ -57,6 +57,7 @@ struct ScaleShift {
 };
 // y = scale * conv + shift for BN with these statistics over conv + bias; without BN just the bias.
 ScaleShift fold_batch_norm(DType dtype, int64_t K, const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
-                           const OptionalTensor& mean, const OptionalTensor& var, const OptionalTensor& bias, double eps);
+                           const OptionalTensor& mean, const OptionalTensor& var, const OptionalTensor& bias,
+                           double eps);
 
 }  // namespace ik

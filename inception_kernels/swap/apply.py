@@ -108,9 +108,7 @@ def swap(
         for module in reversed(done):
             _restore(module)
         raise
-    return SwapReport(
-        analysis.plan.model, analysis.plan.swapped, declined, verification=verification, tuning=tuning
-    )
+    return SwapReport(analysis.plan.model, analysis.plan.swapped, declined, verification=verification, tuning=tuning)
 
 
 def _restrict(analysis: Analysis, plan: Plan) -> None:
@@ -178,7 +176,9 @@ def _apply_site(model: nn.Module, site: Site, analysis: Analysis, done: list[nn.
                 steps.append(_fused_step(group, analysis.records[id(group)], site.path))
             elif id(unit) not in inside:
                 steps.append(_step(unit, site.path))
-        _reassign(site.module, ChainForward, ChainSite(site.path, tuple(steps), tuple(site.module._modules)), records, done)
+        _reassign(
+            site.module, ChainForward, ChainSite(site.path, tuple(steps), tuple(site.module._modules)), records, done
+        )
         return
     (group,) = site.groups
     modules = [unit.module for unit in group.units if unit.module is not None]

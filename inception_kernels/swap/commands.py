@@ -119,9 +119,7 @@ def run_verify(args: argparse.Namespace) -> int:
 
 
 def _add_row(table: Table, dtype: str, layers: int, error: OutputError) -> None:
-    table.add_row(
-        dtype, str(layers), f"{error.swapped:.3e}", f"{error.unswapped:.3e}", f"{error.allowed:.3e}", "ok"
-    )
+    table.add_row(dtype, str(layers), f"{error.swapped:.3e}", f"{error.unswapped:.3e}", f"{error.allowed:.3e}", "ok")
 
 
 def settle_batch_norm(model: nn.Module, x: torch.Tensor) -> None:

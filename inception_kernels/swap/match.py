@@ -218,11 +218,14 @@ class Matcher:
         called = [{str(node.target) for node in graph.nodes if node.op == "call_module"} for graph in graphs]
         for key, group in {**per_mode[0], **per_mode[-1]}.items():
             relative = [unit.path[len(path) + 1 if path else 0 :] for unit in group.units if unit.path]
-            consistent = all(key in groups or not names & set(relative) for groups, names in zip(per_mode, called, strict=True))
+            consistent = all(
+                key in groups or not names & set(relative) for groups, names in zip(per_mode, called, strict=True)
+            )
             if not consistent:
                 for convolution in group.convolutions:
                     self._reasons.setdefault(
-                        id(convolution.module), f"{type(module).__name__}.forward differs between training and evaluation"
+                        id(convolution.module),
+                        f"{type(module).__name__}.forward differs between training and evaluation",
                     )
                 continue
             self.found.sites.append(Site("calls", path, module, group.units, [group]))
@@ -256,7 +259,9 @@ class Matcher:
             shared = [u for u in group.units[1:] if self._calls_of.get(id(u.module), 0) > 1]
             while group is not None and shared:  # a follower that others call too cannot be made to pass on
                 group = self._longest(units[: units.index(shared[0])], 0)
-                shared = [] if group is None else [u for u in group.units[1:] if self._calls_of.get(id(u.module), 0) > 1]
+                shared = (
+                    [] if group is None else [u for u in group.units[1:] if self._calls_of.get(id(u.module), 0) > 1]
+                )
             if group is None or self._is_one_container(group):
                 continue
             groups[tuple(id(unit.module) for unit in group.units)] = group

@@ -120,9 +120,7 @@ def _compare(calls: _Calls, parts: Parts, layer: FusedLayer, x: Tensor) -> str |
             for name, tensor in (*calls.named_parameters(), *calls.named_buffers())
         }
         # .double() of a float64 tensor is that tensor, and training writes into buffers.
-        state = {
-            name: tensor.clone() if "running" in name else tensor for name, tensor in state.items()
-        }
+        state = {name: tensor.clone() if "running" in name else tensor for name, tensor in state.items()}
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             try:
                 results.append(functional_call(calls, state, (x.clone(), fused, parts)))

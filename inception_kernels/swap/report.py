@@ -36,11 +36,7 @@ class SwapReport:
         title = f"Swapped {self.model}: {covered} of {total} convolutions in {len(self.swapped)} fused layers"
         parts = [render(title, self.swapped, self.declined)]
         if self.verification is not None:
-            parts.append(
-                "Verified against float64: "
-                + "; ".join(str(error) for error in self.verification)
-                + "\n"
-            )
+            parts.append("Verified against float64: " + "; ".join(str(error) for error in self.verification) + "\n")
         if self.tuning:
             parts.append(draw(_tuning_table(self.tuning)))
         return "".join(parts)

@@ -87,9 +87,7 @@ class FusedLayer:
     `choices` holds what `tune` measured: "inference" or "training" -> "fused" or "original".
     """
 
-    def __init__(
-        self, path: str, operator: str, input_activation: str, mid_activation: str, activation: str
-    ) -> None:
+    def __init__(self, path: str, operator: str, input_activation: str, mid_activation: str, activation: str) -> None:
         self.path = path
         self.operator = operator
         self.input_activation = input_activation

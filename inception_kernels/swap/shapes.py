@@ -33,9 +33,7 @@ def run(model: nn.Module, example_input: Any) -> Any:
     return model(example_input)
 
 
-def convolution_shapes(
-    model: nn.Module, example_input: Any
-) -> tuple[dict[int, torch.Size], dict[int, torch.Size]]:
+def convolution_shapes(model: nn.Module, example_input: Any) -> tuple[dict[int, torch.Size], dict[int, torch.Size]]:
     """Shapes by `id` of the convolution, from one evaluation pass without gradients; its first call counts."""
     inputs: dict[int, torch.Size] = {}
     outputs: dict[int, torch.Size] = {}

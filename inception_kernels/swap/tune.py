@@ -95,9 +95,7 @@ def _candidates(model: nn.Module) -> Iterator[_Candidate]:
                 )
         elif isinstance(module, LeadForward) and isinstance(site := module.swapped_site, CallsSite):
             chain: list[Swapped] = [module, *site.followers]  # type: ignore[list-item]
-            yield _Candidate(
-                site.layer, lambda site=site: site.parts, lambda x, chain=chain: _call_bases(chain, x)
-            )
+            yield _Candidate(site.layer, lambda site=site: site.parts, lambda x, chain=chain: _call_bases(chain, x))
 
 
 def _call_bases(chain: list[Swapped], x: Tensor) -> Tensor:

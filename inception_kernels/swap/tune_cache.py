@@ -22,8 +22,7 @@ def cache_file() -> Path:
 
 def _valid(entry: Any) -> bool:
     return isinstance(entry, dict) and all(
-        isinstance(entry.get(name), int | float) and math.isfinite(entry[name]) and entry[name] > 0
-        for name in _FIELDS
+        isinstance(entry.get(name), int | float) and math.isfinite(entry[name]) and entry[name] > 0 for name in _FIELDS
     )
 
 

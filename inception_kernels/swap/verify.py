@@ -81,13 +81,10 @@ def verify_model(model: nn.Module, inputs: Any, expected: Expected) -> list[Outp
     if len(outputs) != len(expected.exact):
         raise SwapVerificationError(f"expected {len(expected.exact)} outputs, got {len(outputs)}")
     errors = []
-    for index, (actual, plain, exact) in enumerate(
-        zip(outputs, expected.unswapped, expected.exact, strict=True)
-    ):
+    for index, (actual, plain, exact) in enumerate(zip(outputs, expected.unswapped, expected.exact, strict=True)):
         if actual.shape != exact.shape or actual.dtype != plain.dtype:
             raise SwapVerificationError(
-                f"output {index}: expected {plain.dtype} {tuple(exact.shape)}, "
-                f"got {actual.dtype} {tuple(actual.shape)}"
+                f"output {index}: expected {plain.dtype} {tuple(exact.shape)}, got {actual.dtype} {tuple(actual.shape)}"
             )
         if actual.numel() == 0:
             continue
@@ -95,9 +92,7 @@ def verify_model(model: nn.Module, inputs: Any, expected: Expected) -> list[Outp
         largest = exact.abs().max().item()
         allowed = max(2 * own, _FLOOR_ULP * torch.finfo(actual.dtype).eps * largest)
         error = (actual.double() - exact).abs().max().item()
-        errors.append(
-            OutputError(index, str(actual.dtype).removeprefix("torch."), error, own, allowed, largest)
-        )
+        errors.append(OutputError(index, str(actual.dtype).removeprefix("torch."), error, own, allowed, largest))
     failed = [error for error in errors if not error.ok]
     if failed:
         raise SwapVerificationError(
