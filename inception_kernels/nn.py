@@ -11,16 +11,13 @@ from .ops._checks import IntOrPair
 
 
 def batch_norm_arguments(bn: nn.BatchNorm2d) -> dict[str, Any]:
-    """The keyword arguments with which an operator does what ``bn`` would do now.
+    """The keyword arguments with which an operator does what ``bn`` would do now; call :func:`count_batch` afterwards.
 
-    Counts the batch when ``bn`` is training, and turns ``momentum=None`` into the factor of a cumulative average, as
-    torch.nn.BatchNorm2d does.
+    Turns ``momentum=None`` into the factor of a cumulative average, as torch.nn.BatchNorm2d does.
     """
     momentum = bn.momentum
-    if bn.training and bn.track_running_stats and bn.num_batches_tracked is not None:
-        bn.num_batches_tracked.add_(1)
-        if momentum is None:
-            momentum = 1.0 / float(bn.num_batches_tracked)
+    if momentum is None and _counts_batches(bn):
+        momentum = 1.0 / (float(bn.num_batches_tracked) + 1.0)  # type: ignore[arg-type]
     return {
         "bn_weight": bn.weight,
         "bn_bias": bn.bias,
@@ -30,6 +27,17 @@ def batch_norm_arguments(bn: nn.BatchNorm2d) -> dict[str, Any]:
         "momentum": 0.0 if momentum is None else momentum,
         "eps": bn.eps,
     }
+
+
+def count_batch(*norms: nn.BatchNorm2d | None) -> None:
+    """What a training batch norm does beside the arithmetic. After the operator: refused input counts as no batch."""
+    for bn in norms:
+        if bn is not None and _counts_batches(bn):
+            bn.num_batches_tracked.add_(1)  # type: ignore[union-attr]
+
+
+def _counts_batches(bn: nn.BatchNorm2d) -> bool:
+    return bn.training and bn.track_running_stats and bn.num_batches_tracked is not None
 
 
 def padding_of(conv: nn.Conv2d) -> tuple[int, int]:
@@ -83,10 +91,12 @@ class ConvBNAct(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         conv = self.conv
-        return ops.conv2d_bn_act(
+        y = ops.conv2d_bn_act(
             x, conv.weight, bias=conv.bias, residual=residual, stride=conv.stride, padding=padding_of(conv),
             dilation=conv.dilation, activation=self.activation, **batch_norm_arguments(self.bn),
         )  # fmt: skip
+        count_batch(self.bn)
+        return y
 
 
 class SeparableConv2d(nn.Module):
@@ -130,11 +140,13 @@ class SeparableConv2d(nn.Module):
         depthwise, pointwise = self.depthwise, self.pointwise
         before, mid, after = self.activations
         bn = {} if self.bn is None else batch_norm_arguments(self.bn)
-        return ops.separable_conv2d(
+        y = ops.separable_conv2d(
             x, depthwise.weight, pointwise.weight, residual=residual, stride=depthwise.stride,
             padding=padding_of(depthwise), dilation=depthwise.dilation, depthwise_bias=depthwise.bias,
             bias=pointwise.bias, input_activation=before, mid_activation=mid, activation=after, **bn,
         )  # fmt: skip
+        count_batch(self.bn)
+        return y
 
 
 class AsymmetricPair(nn.Module):
@@ -174,14 +186,16 @@ class AsymmetricPair(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         first, second = self.first, self.second
-        if first.bn.training != second.bn.training:
-            return second(first(x))  # one of the two is frozen
         bn1, bn2 = batch_norm_arguments(first.bn), batch_norm_arguments(second.bn)
-        return ops.asymmetric_pair(
+        if any(bn1[name] != bn2[name] for name in ("training", "momentum", "eps")):
+            return second(first(x))  # one of the two is frozen, or was given other settings
+        y = ops.asymmetric_pair(
             x, first.conv.weight, second.conv.weight, _four(bn1), _four(bn2),
             padding1=padding_of(first.conv), padding2=padding_of(second.conv), mid_activation=first.activation,
             activation=second.activation, training=bn1["training"], momentum=bn1["momentum"], eps=bn1["eps"],
         )  # fmt: skip
+        count_batch(first.bn, second.bn)
+        return y
 
 
 class LabelSmoothingCrossEntropy(nn.Module):
@@ -217,5 +231,6 @@ __all__ = [
     "LabelSmoothingCrossEntropy",
     "SeparableConv2d",
     "batch_norm_arguments",
+    "count_batch",
     "padding_of",
 ]

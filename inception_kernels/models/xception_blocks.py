@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from inception_kernels import ops
-from inception_kernels.nn import batch_norm_arguments
+from inception_kernels.nn import batch_norm_arguments, count_batch
 from inception_kernels.reference._parts import activate, bn_residual_act
 
 ORDERS = ("pointwise_first", "spatial_first")
@@ -81,6 +81,11 @@ class SegmentedConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         bn: dict[str, Any] = {} if self.bn is None else batch_norm_arguments(self.bn)
+        y = self._normalised(x, bn)
+        count_batch(self.bn)
+        return y
+
+    def _normalised(self, x: Tensor, bn: dict[str, Any]) -> Tensor:
         if self.order == "pointwise_first":
             mid = ops.conv2d_bn_act(x, self.pointwise.weight, activation=self.mid_activation)
             return self._spatial(mid, self.activation, bn)
