@@ -11,6 +11,7 @@ from inception_kernels import flops, info
 from inception_kernels._version import __version__
 from inception_kernels.bench import commands as bench
 from inception_kernels.swap import commands as swap
+from inception_kernels.training import command as train
 
 _COMMANDS = (
     ("info", "versions, backends and why one is missing, instruction sets, suggestions", info.add_arguments, info.run),
@@ -22,6 +23,12 @@ _COMMANDS = (
         "multiply-adds, bytes and intensity per layer, and the papers' arithmetic",
         flops.add_arguments,
         flops.run,
+    ),
+    (
+        "train",
+        "train one of the two networks as its paper does, on digits or on folders of images",
+        train.add_arguments,
+        train.run,
     ),
 )
 

@@ -115,7 +115,7 @@ def test_label_that_is_no_class():
 def test_order_has_every_image_at_most_once_and_differs_by_epoch():
     epochs = [[sample for batch in TrainingOrder(10, 3, seed=1, epoch=epoch) for sample in batch] for epoch in (0, 1)]
     for samples in epochs:
-        assert len({sample.index for sample in samples}) == 9
+        assert len({sample.image for sample in samples}) == 9
         assert len({sample.seed for sample in samples}) == 9
     assert epochs[0] != epochs[1]
     assert list(TrainingOrder(10, 3, 1, 0)) != list(TrainingOrder(10, 3, 2, 0))
@@ -131,7 +131,7 @@ def test_processes_share_every_batch():
     whole = list(TrainingOrder(20, 4, seed=5, epoch=0))
     parts = [list(TrainingOrder(20, 4, 5, 0, share=Share(rank, 2))) for rank in (0, 1)]
     assert [first + second for first, second in zip(*parts, strict=True)] == whole
-    found = [sample.index for rank in range(3) for batch in EvaluationOrder(10, 4, Share(rank, 3)) for sample in batch]
+    found = [sample.image for rank in range(3) for batch in EvaluationOrder(10, 4, Share(rank, 3)) for sample in batch]
     assert sorted(found) == list(range(10))
     with pytest.raises(ValueError, match=r"multiple of the 3 process\(es\), got 4"):
         TrainingOrder(20, 4, 5, 0, share=Share(0, 3))

@@ -24,7 +24,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".
 class Sample(NamedTuple):
     """Which image, and the seed of its augmentation: None leaves it as in evaluation."""
 
-    index: int
+    image: int
     seed: str | None = None
 
 
@@ -75,11 +75,11 @@ class Digits:
         return len(self.labels)
 
     def __getitem__(self, sample: Sample) -> tuple[Tensor, int]:
-        image = self.images[sample.index] / 8 - 1
+        image = self.images[sample.image] / 8 - 1
         large = F.interpolate(image[None, None], size=self.size, mode="bilinear", align_corners=False)[0]
         if sample.seed is not None:
             large = _shift(large, random.Random(sample.seed), self.size // 8)
-        return large, self.labels[sample.index]
+        return large, self.labels[sample.image]
 
 
 def _shift(image: Tensor, rng: random.Random, most: int) -> Tensor:
@@ -131,19 +131,20 @@ class Folder:
         import numpy as np
         from PIL import Image
 
-        path = self.files[sample.index]
+        path = self.files[sample.image]
         rng = None if sample.seed is None else random.Random(sample.seed)
         try:
             with Image.open(path) as opened:
                 image = opened.convert("RGB")
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise ValueError(f"{path}: expected a readable image: {error}") from error
-        box = _centre(*image.size) if rng is None else _random_crop(*image.size, rng)
+        width, height = image.size
+        box = _centre(width, height) if rng is None else _random_crop(width, height, rng)
         image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
         if rng is not None and rng.random() < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
-        return pixels.float().div_(127.5).sub_(1), self.labels[sample.index]
+        return pixels.float().div_(127.5).sub_(1), self.labels[sample.image]
 
 
 Box = tuple[float, float, float, float]  # left, upper, right, lower
