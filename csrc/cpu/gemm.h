@@ -2,7 +2,7 @@
 //   A: [panel of kMR rows][block of 16 k][kMR][16]     written by a producer, stays in cache
 //   B: [panel of kNR columns][k][kNR]                  packed once
 //   C: [kMR][kNR]                                      on the stack, finished by the epilogue
-// Every element of C is one chain of fused multiply-adds over k in order: its bits do not depend on the tile it is in.
+// The order of summation of an element of C depends on k alone: its bits do not depend on the tile it is in.
 //
 #pragma once
 #include <utility>
@@ -13,6 +13,8 @@
 namespace ik::cpu::IK_ISA {
 
 constexpr int64_t kBlock = 16;
+// Sums are chained over so many k and then added up: a single chain over thousands would lose digits.
+constexpr int64_t kChain = 256;
 
 // Registers decide the block: kMR x kNV accumulators, kNV columns of B and one broadcast of A.
 template <typename A>
@@ -39,7 +41,7 @@ inline int64_t panel_offset(int64_t row, int64_t k) {
 }
 
 template <typename A, int MR, int NV>
-void micro_kernel(const A* a, const A* b, int64_t k, A* c) {
+void micro_kernel(const A* a, const A* b, int64_t k, bool add, A* c) {
   constexpr int kLanes = Vec<A>::kLanes, kNR = Gemm<A>::kNR, kMR = Gemm<A>::kMR;
   Vec<A> sum[MR][NV];
 #pragma GCC unroll 16
@@ -54,6 +56,10 @@ void micro_kernel(const A* a, const A* b, int64_t k, A* c) {
       Vec<A> column[NV];
 #pragma GCC unroll 2
       for (int j = 0; j < NV; j++) column[j] = load(b + j * kLanes);
+      // B lies in L2 or beyond, A in L2: fetch B 16 steps ahead and the next block of A, one row a step.
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; j++) __builtin_prefetch(b + kBlock * kNR + j * kLanes);
+      __builtin_prefetch(a + (kMR + s) * kBlock);
 #pragma GCC unroll 16
       for (int i = 0; i < MR; i++) {
         const Vec<A> row = broadcast(a[i * kBlock + s]);
@@ -68,12 +74,15 @@ void micro_kernel(const A* a, const A* b, int64_t k, A* c) {
 #pragma GCC unroll 16
   for (int i = 0; i < MR; i++) {
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; j++) store(c + i * kNR + j * kLanes, sum[i][j]);
+    for (int j = 0; j < NV; j++) {
+      A* to = c + i * kNR + j * kLanes;
+      store(to, add ? load(to) + sum[i][j] : sum[i][j]);
+    }
   }
 }
 
 template <typename A>
-using MicroKernel = void (*)(const A*, const A*, int64_t, A*);
+using MicroKernel = void (*)(const A*, const A*, int64_t, bool, A*);
 
 template <typename A, int NV, int... kRows>
 inline MicroKernel<A> pick_micro_kernel(int64_t rows, std::integer_sequence<int, kRows...>) {
@@ -85,10 +94,10 @@ inline MicroKernel<A> pick_micro_kernel(int64_t rows, std::integer_sequence<int,
 template <typename A>
 inline void multiply_panels(const A* a, const A* b, int64_t k, int64_t rows, int64_t columns, A* c) {
   constexpr std::make_integer_sequence<int, Gemm<A>::kMR> kAllRows{};
-  if (columns > Vec<A>::kLanes)
-    pick_micro_kernel<A, 2>(rows, kAllRows)(a, b, k, c);
-  else
-    pick_micro_kernel<A, 1>(rows, kAllRows)(a, b, k, c);
+  const MicroKernel<A> kernel =
+      columns > Vec<A>::kLanes ? pick_micro_kernel<A, 2>(rows, kAllRows) : pick_micro_kernel<A, 1>(rows, kAllRows);
+  for (int64_t begin = 0; begin < k; begin += kChain)
+    kernel(a + begin * Gemm<A>::kMR, b + begin * Gemm<A>::kNR, smaller(kChain, k - begin), begin > 0, c);
 }
 
 template <typename T, Activation kActivation>

@@ -25,26 +25,38 @@ inline void pixel_offsets(const Geometry& g, const View& view, int64_t row_begin
     *offset++ = at.n * view.stride_n + at.p * view.stride_h + at.q * view.stride_w;
 }
 
+// Less than a block.
+template <typename T>
+inline void copy_part(const T* from, Accum<T>* to, int64_t n) {
+  constexpr int64_t kLanes = Vec<Accum<T>>::kLanes;
+  for (; n >= kLanes; n -= kLanes, from += kLanes, to += kLanes) store(to, load(from));
+  if (n > 0) store(to, load(from, static_cast<int>(n)), static_cast<int>(n));
+}
 // Elements [k, k + n) of one row of a panel; `row` points at the row's element 0.
 template <typename T>
 inline void copy_run(const T* from, Accum<T>* row, int64_t k, int64_t n) {
-  using A = Accum<T>;
-  constexpr int64_t kLanes = Vec<A>::kLanes, kStep = Gemm<A>::kMR * kBlock;
-  while (n > 0) {
-    const int64_t within = k % kBlock, count = smaller(kBlock - within, n);
-    A* to = row + k / kBlock * kStep + within;
-    int64_t i = 0;
-    for (; i + kLanes <= count; i += kLanes) store(to + i, load(from + i));
-    if (i < count) store(to + i, load(from + i, static_cast<int>(count - i)), static_cast<int>(count - i));
+  constexpr int64_t kLanes = Vec<Accum<T>>::kLanes, kStep = Gemm<Accum<T>>::kMR * kBlock;
+  Accum<T>* to = row + (k & ~(kBlock - 1)) * Gemm<Accum<T>>::kMR;
+  if (const int64_t within = k & (kBlock - 1)) {
+    const int64_t count = smaller(kBlock - within, n);
+    copy_part(from, to + within, count);
     from += count;
-    k += count;
     n -= count;
+    to += kStep;
   }
+  for (; n >= kBlock; n -= kBlock, from += kBlock, to += kStep)
+    for (int64_t i = 0; i < kBlock; i += kLanes) store(to + i, load(from + i));
+  if (n > 0) copy_part(from, to, n);
 }
 template <typename A>
 inline void zero_run(A* row, int64_t k, int64_t n) {
   constexpr int64_t kStep = Gemm<A>::kMR * kBlock;
-  for (const int64_t end = k + n; k < end; k++) row[k / kBlock * kStep + k % kBlock] = A(0);
+  for (const int64_t end = k + n; k < end;) {
+    A* to = row + (k & ~(kBlock - 1)) / kBlock * kStep + (k & (kBlock - 1));
+    const int64_t count = smaller(kBlock - (k & (kBlock - 1)), end - k);
+    for (int64_t i = 0; i < count; i++) to[i] = A(0);
+    k += count;
+  }
 }
 
 // Rows [row_begin, row_end) of the matrix whose row m holds, in the order (r, s, c), what output pixel m reads.
@@ -129,6 +141,7 @@ inline void depthwise_3x3(const SeparableTask& t, Input input, const Accum<T>* w
   using A = Accum<T>;
   constexpr int64_t kMR = Gemm<A>::kMR, kLanes = Vec<A>::kLanes;
   alignas(64) static constexpr T kZeros[kLanes] = {};
+  constexpr int64_t kAhead = 16;
   const Geometry& g = t.geometry;
   const int64_t panel = panel_elements<A>(g.C);
   Vec<A> tap[9];
@@ -150,6 +163,8 @@ inline void depthwise_3x3(const SeparableTask& t, Input input, const Accum<T>* w
     const int64_t left = at.q - g.pad_w;
     for (int64_t w = left; w < left + count + 2; w++) {
       if (w >= 0 && w < g.W) {
+        // Only the lowest of the three lines is new, and its pixels lie too far apart for the hardware to follow.
+        __builtin_prefetch(line[2] + (w + kAhead) * step[2]);
         Vec<A> column[3];
         for (int r = 0; r < 3; r++) {
           const T* from = line[r] + w * step[r];

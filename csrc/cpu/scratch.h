@@ -4,7 +4,22 @@
 
 namespace ik::cpu {
 
-enum class Scratch : int { kTile, kRows, kIntermediate, kWeights, kStrip, kPartial, kVectors, kOffsets, kCount };
+enum class Scratch : int {
+  kTile,
+  kRows,
+  kIntermediate,
+  kWeights,
+  // Of the gradients, which call the forward kernels above.
+  kStrip,
+  kGradient,
+  kPacked,
+  kDepthwise,
+  kPartial,
+  kVectors,
+  kSums,
+  kOffsets,
+  kCount
+};
 
 // At least `bytes` bytes on a 64-byte boundary, valid until this thread asks for the same buffer again.
 void* scratch(Scratch which, size_t bytes);

@@ -11,8 +11,6 @@ struct ChannelPair {
 // The channel that stands at position i of a block.
 inline int64_t channel_at(int64_t i) { return i < 16 ? 2 * i : 2 * i - 31; }
 
-inline ChannelPair operator*(ChannelPair x, const float* tap) { return {x.even * load(tap), x.odd * load(tap + 16)}; }
-
 template <bool kClamp>
 struct InputLoad {
   Activation activation;
@@ -47,8 +45,9 @@ inline void depthwise_any(const SeparableTask& t, Load input, const float* weigh
   const Geometry& g = t.geometry;
   const int64_t panel_bytes = ceil_div(g.C, kDepth) * kBlockBytes;
   a += c / kDepth * kBlockBytes;
-  for (int64_t row = row_begin; row < row_end; row++) {
-    const int64_t n = row / (g.P * g.Q), p = row / g.Q % g.P, q = row % g.Q, i = row - row_begin;
+  PixelCursor cursor(g, row_begin);
+  for (int64_t i = 0; i < row_end - row_begin; i++, cursor.advance()) {
+    const auto [n, p, q] = cursor.pixel();
     ChannelPair sum = bias;
     for (int64_t r = 0; r < g.R; r++) {
       const int64_t h = p * g.stride_h - g.pad_h + r * g.dilation_h;
@@ -69,6 +68,7 @@ template <typename Load>
 inline void depthwise_3x3(const SeparableTask& t, Load input, const float* weight, ChannelPair bias, int64_t c,
                           int64_t row_begin, int64_t row_end, char* a) {
   alignas(64) static constexpr Bf16 kZeros[kDepth] = {};
+  constexpr int64_t kAhead = 16;
   const Geometry& g = t.geometry;
   const int64_t panel_bytes = ceil_div(g.C, kDepth) * kBlockBytes;
   char* out = a + c / kDepth * kBlockBytes;
@@ -89,6 +89,8 @@ inline void depthwise_3x3(const SeparableTask& t, Load input, const float* weigh
     ChannelPair first = bias, second = bias, third = bias;
     for (int64_t w = left; w < left + count + 2; w++) {
       if (w >= 0 && w < g.W) {
+        // Only the lowest of the three lines is new, and its pixels lie too far apart for the hardware to follow.
+        _mm_prefetch(reinterpret_cast<const char*>(line[2] + (w + kAhead) * step[2]), _MM_HINT_T0);
 #pragma GCC unroll 3
         for (int r = 0; r < 3; r++) {
           const ChannelPair x = input(line[r] + w * step[r]);

@@ -77,8 +77,8 @@ struct TileOutput {
   const float* shift;
 };
 
-template <typename PixelOf>
-TileOutput tile_output(const Epilogue& epilogue, int64_t K, int64_t count, PixelOf pixel_of) {
+template <typename Cursor>
+TileOutput tile_output(const Epilogue& epilogue, int64_t K, int64_t count, Cursor cursor) {
   const int64_t columns = round_up(K, kColumns);
   const size_t bytes =
       static_cast<size_t>(2 * count) * sizeof(int64_t) + static_cast<size_t>(2 * columns) * sizeof(float);
@@ -89,8 +89,8 @@ TileOutput tile_output(const Epilogue& epilogue, int64_t K, int64_t count, Pixel
   const auto offset = [](const auto& view, const Pixel& at) {
     return at.n < 0 ? -1 : at.n * view.stride_n + at.p * view.stride_h + at.q * view.stride_w;
   };
-  for (int64_t i = 0; i < count; i++) {
-    const Pixel at = pixel_of(i);
+  for (int64_t i = 0; i < count; i++, cursor.advance()) {
+    const Pixel at = cursor.pixel();
     y[i] = offset(epilogue.y, at);
     if (residual) residual[i] = offset(epilogue.residual, at);
   }
@@ -125,12 +125,8 @@ bool readable_in_place(const ConvTask& t) {
 void conv_tile_by_rows(const ConvTask& t, const Tile& tile) {
   const Geometry& g = t.geometry;
   const Order order(g);
-  const auto pixel_of = [&](int64_t i) {
-    const int64_t row = tile.row_begin + i;
-    return Pixel{row / (g.P * g.Q), row / g.Q % g.P, row % g.Q};
-  };
   const int64_t count = tile.row_end - tile.row_begin, in_place = readable_in_place(t) ? count / kRows * kRows : 0;
-  const TileOutput output = tile_output(t.epilogue, g.K, count, pixel_of);
+  const TileOutput output = tile_output(t.epilogue, g.K, count, PixelCursor(g, tile.row_begin));
   if (in_place) {
     const char* x = static_cast<const char*>(t.x.data) + tile.row_begin * t.x.stride_w * 2;
     TileOutput part = output;
@@ -140,9 +136,9 @@ void conv_tile_by_rows(const ConvTask& t, const Tile& tile) {
   }
   if (in_place == count) return;
   char* a = panels(count - in_place, order.total());
-  for (int64_t i = in_place; i < count; i++) {
-    const int64_t row = i - in_place;
-    im2col_row(g, t.x, pixel_of(i), false, a + row / kRows * order.total() * kBlockBytes + row % kRows * kDepth * 2);
+  PixelCursor cursor(g, tile.row_begin + in_place);
+  for (int64_t row = 0; row < count - in_place; row++, cursor.advance()) {
+    im2col_row(g, t.x, cursor.pixel(), false, a + row / kRows * order.total() * kBlockBytes + row % kRows * kDepth * 2);
   }
   TileOutput part = output;
   part.rows = {count - in_place, output.rows.y + in_place,
@@ -155,8 +151,7 @@ void conv_tile_flat(const ConvTask& t, const Tile& tile) {
   const Order order(g);
   const Flat flat(g);
   const int64_t count = tile.row_end - tile.row_begin, rows = round_up(count, kRows);
-  const auto pixel_of = [&](int64_t i) { return flat.output(g, tile.row_begin + i); };
-  const TileOutput output = tile_output(t.epilogue, g.K, count, pixel_of);
+  const TileOutput output = tile_output(t.epilogue, g.K, count, FlatCursor(g, flat, tile.row_begin));
   const int64_t tap_row = g.dilation_h * flat.row;
   // The last block of a group reads past its S * C elements, where weights are zero.
   const bool overreads = g.S * g.C % kDepth != 0;
@@ -175,8 +170,9 @@ void conv_tile_flat(const ConvTask& t, const Tile& tile) {
   }
   // Zero times infinity would leak into a neighbour: give every row its own copy.
   char* a = panels(count, order.total());
-  for (int64_t i = 0; i < count; i++)
-    im2col_row(g, t.x, pixel_of(i), true, a + i / kRows * order.total() * kBlockBytes + i % kRows * kDepth * 2);
+  FlatCursor cursor(g, flat, tile.row_begin);
+  for (int64_t i = 0; i < count; i++, cursor.advance())
+    im2col_row(g, t.x, cursor.pixel(), true, a + i / kRows * order.total() * kBlockBytes + i % kRows * kDepth * 2);
   multiply_tile(packed_operand(a, order.groups, order.blocks), t.weight, g.K, t.epilogue, output, tile);
 }
 
@@ -221,10 +217,7 @@ int64_t separable_tile_rows(const Geometry& g) { return rows_of_panels(ceil_div(
 void separable_tile(const SeparableTask& t, const Tile& tile) {
   const Geometry& g = t.geometry;
   const int64_t count = tile.row_end - tile.row_begin, blocks = ceil_div(g.C, kDepth);
-  const TileOutput output = tile_output(t.epilogue, g.K, count, [&](int64_t i) {
-    const int64_t row = tile.row_begin + i;
-    return Pixel{row / (g.P * g.Q), row / g.Q % g.P, row % g.Q};
-  });
+  const TileOutput output = tile_output(t.epilogue, g.K, count, PixelCursor(g, tile.row_begin));
   char* a = panels(count, blocks);
   depthwise(t, tile.row_begin, tile.row_end, a);
   multiply_tile(packed_operand(a, 1, blocks), t.pointwise, g.K, t.epilogue, output, tile);

@@ -10,20 +10,39 @@ inline __mmask32 first_lanes(int64_t n) { return n >= 32 ? ~__mmask32{0} : (__mm
 
 // Elements [k, k + n) of a packed row; a null source means zeros.
 inline void copy_run(const Bf16* from, char* row, int64_t k, int64_t n) {
-  while (n > 0) {
-    const int64_t within = k % kDepth, count = smaller(kDepth - within, n);
+  char* to = row + (k & ~(kDepth - 1)) / kDepth * kBlockBytes;
+  const auto part = [&](int64_t within, int64_t count) {
     const __mmask32 mask = first_lanes(count);
-    const __m512i bits = from ? load_bits(from, mask) : _mm512_setzero_si512();
-    _mm512_mask_storeu_epi16(row + k / kDepth * kBlockBytes + within * 2, mask, bits);
+    _mm512_mask_storeu_epi16(to + within * 2, mask, from ? load_bits(from, mask) : _mm512_setzero_si512());
     if (from) from += count;
-    k += count;
     n -= count;
-  }
+    to += kBlockBytes;
+  };
+  if (const int64_t within = k & (kDepth - 1)) part(within, smaller(kDepth - within, n));
+  while (n > 0) part(0, smaller(kDepth, n));
 }
 
 // Where an output row of the product reads; n < 0: no output pixel.
 struct Pixel {
   int64_t n, p, q;
+};
+
+// Walks the output pixels row by row, image by image, from output pixel number `row`.
+class PixelCursor {
+ public:
+  PixelCursor(const Geometry& g, int64_t row) : P_(g.P), Q_(g.Q), at_{row / (g.P * g.Q), row / g.Q % g.P, row % g.Q} {}
+  const Pixel& pixel() const { return at_; }
+  void advance() {
+    if (++at_.q < Q_) return;
+    at_.q = 0;
+    if (++at_.p < P_) return;
+    at_.p = 0;
+    at_.n++;
+  }
+
+ private:
+  int64_t P_, Q_;
+  Pixel at_;
 };
 
 // One row of im2col: R groups of S * C elements when `grouped` (each padded to whole blocks), else one of R * S * C.
@@ -64,10 +83,30 @@ struct Flat {
   int64_t row, image;  // positions per row and per image
   explicit Flat(const Geometry& g) : row(larger(g.W + g.pad_w, g.Q)), image(row * larger(g.H + g.pad_h, g.P)) {}
   int64_t positions(const Geometry& g) const { return (g.N - 1) * image + (g.P - 1) * row + g.Q; }
-  Pixel output(const Geometry& g, int64_t position) const {
-    const Pixel at{position / image, position % image / row, position % row};
-    return at.n < g.N && at.p < g.P && at.q < g.Q ? at : Pixel{-1, 0, 0};
+};
+
+// Walks positions; those that are no output pixel have n < 0.
+class FlatCursor {
+ public:
+  FlatCursor(const Geometry& g, const Flat& flat, int64_t position)
+      : N_(g.N),
+        P_(g.P),
+        Q_(g.Q),
+        rows_(flat.image / flat.row),
+        columns_(flat.row),
+        at_{position / flat.image, position % flat.image / flat.row, position % flat.row} {}
+  Pixel pixel() const { return at_.n < N_ && at_.p < P_ && at_.q < Q_ ? at_ : Pixel{-1, 0, 0}; }
+  void advance() {
+    if (++at_.q < columns_) return;
+    at_.q = 0;
+    if (++at_.p < rows_) return;
+    at_.p = 0;
+    at_.n++;
   }
+
+ private:
+  int64_t N_, P_, Q_, rows_, columns_;
+  Pixel at_;
 };
 
 // Copies positions [begin, end) of the padded images. True if `check` and a value is infinite or NaN.
