@@ -141,9 +141,29 @@ def near_kink(preactivation: Tensor, activation: str, dtype: torch.dtype) -> Ten
     return near
 
 
-def sum_noise(terms: Tensor) -> float:
-    """Largest over channels of the root of the sum of squares of the terms [N, K, P, Q] that a [K] gradient adds up."""
-    return math.sqrt(terms.square().sum(dim=(0, 2, 3)).max().item()) if terms.numel() else 0.0
+@dataclass(frozen=True)
+class Sum:
+    """What each entry of a [K] result adds up: how many terms, and the (largest) root of the sum of their squares."""
+
+    count: int = 0
+    norm: float = 0.0
+
+    @staticmethod
+    def of(terms: Tensor, factor: float = 1.0) -> Sum:
+        """terms: [N, K, P, Q], added over all but K."""
+        if terms.numel() == 0:
+            return Sum()
+        norm = math.sqrt(terms.square().sum(dim=(0, 2, 3)).max().item())
+        return Sum(terms.numel() // terms.shape[1], factor * norm)
+
+    def rounding(self, term_dtype: torch.dtype) -> float:
+        """What rounding every term once, and every partial sum in the accumulation type, may add up to.
+
+        Independent roundings of half an ulp of each term give 0.3 ulp of the norm; one ulp is a 3.5 sigma event. The
+        partial sums of n terms grow like the square root, so adding in order gives sqrt(n) / 5 ulp of the norm.
+        """
+        accumulation = torch.finfo(torch.float64 if term_dtype == torch.float64 else torch.float32).eps
+        return self.norm * (torch.finfo(term_dtype).eps + accumulation * math.sqrt(self.count) / 5)
 
 
 def _errors(got: Tensor, exact: Tensor) -> tuple[float, float]:
@@ -152,8 +172,8 @@ def _errors(got: Tensor, exact: Tensor) -> tuple[float, float]:
 
 
 def assert_as_accurate_as_torch(
-    ours: Tensor, exact: Tensor, torchs: Sequence[Tensor], *, name: str, noise: float = 0.0,
-    compute_dtype: torch.dtype | None = None,
+    ours: Tensor, exact: Tensor, torchs: Sequence[Tensor], *, name: str, total: Sum | None = None,
+    noise: float = 0.0, compute_dtype: torch.dtype | None = None,
 ) -> None:  # fmt: skip
     """The largest and the root-mean-square error of `ours` against `exact` are at most twice PyTorch's, plus a floor.
 
@@ -163,9 +183,10 @@ def assert_as_accurate_as_torch(
     The floor is what rounding alone explains, where chance may have made PyTorch exact:
     - 4 ulp (root mean square: 1 ulp) of the result's dtype at the largest magnitude of the result. One ulp is the final
       rounding; the others allow for a product, a scale and a shift that each round once where PyTorch happened not to.
-    - for a sum of n rounded terms (`noise` = root of the sum of their squares) one ulp of `compute_dtype` of that:
-      independent roundings of half an ulp add up to about 0.3 ulp of it, so this is a 3.5 sigma event per channel.
-      Without it a gradient that cancels to zero (a bias in front of batch statistics) could have no error at all.
+    - one ulp of `compute_dtype` of `noise`: the root of the sum of the squares of rounded terms, where known.
+    - for per-channel sums (`total`) what :meth:`Sum.rounding` says. Without it a gradient that cancels to zero (a bias
+      in front of batch statistics), or that has one entry, could have no error at all.
+    For float64 the floor is four times as high: there the truth is no more precise than what it judges.
     """
     assert ours.shape == exact.shape, f"{name}: shape {tuple(ours.shape)}, expected {tuple(exact.shape)}"
     assert ours.dtype == torchs[0].dtype, f"{name}: dtype {ours.dtype}, PyTorch gives {torchs[0].dtype}"
@@ -175,8 +196,10 @@ def assert_as_accurate_as_torch(
     our_max, our_rms = _errors(ours, exact)
     worst = [_errors(t, exact) for t in torchs]
     torch_max, torch_rms = max(w[0] for w in worst), max(w[1] for w in worst)
-    ulp = torch.finfo(ours.dtype).eps * exact.abs().max().item() + torch.finfo(ours.dtype).tiny
-    spread = torch.finfo(compute_dtype or ours.dtype).eps * noise
+    scale = 4 if ours.dtype == torch.float64 else 1
+    ulp = scale * (torch.finfo(ours.dtype).eps * exact.abs().max().item() + torch.finfo(ours.dtype).tiny)
+    spread = scale * (torch.finfo(compute_dtype or ours.dtype).eps * noise)
+    spread += 0.0 if total is None else scale * total.rounding(compute_dtype or ours.dtype)
     max_limit = MAX_RATIO * torch_max + 4 * ulp + spread
     rms_limit = MAX_RATIO * torch_rms + ulp + spread
     if our_max > max_limit or our_rms > rms_limit:

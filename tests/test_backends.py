@@ -31,6 +31,13 @@ def cpu_flags() -> set[str]:
     return set()
 
 
+def python(program: str, isa: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"IK_CPU_ISA": isa}
+    return subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
 # ---- forced and automatic choice
 
 
@@ -138,13 +145,12 @@ def test_every_instruction_set_of_this_machine(isa):
         "test_core and cpu and (f32 or bf16) and "
         "(1x7 or 3x3_stride2 or prime_sizes or c1 or k1 or dilated or 1x1_wide_k or wide or middle or thread_count)"
     )
-    files = (
-        "test_conv2d_bn_act.py", "test_separable_conv2d.py", "test_asymmetric_pair.py", "test_nonfinite.py",
-        "test_determinism.py",
-    )  # fmt: skip
+    names = ("conv2d_bn_act", "separable_conv2d", "asymmetric_pair", "nonfinite", "determinism")
+    files = [str(TESTS / f"test_{name}.py") for name in names]
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "-p", "no:cacheprovider", "-k", selection, *files],
-        cwd=TESTS, env=os.environ | {"IK_CPU_ISA": isa}, capture_output=True, text=True, timeout=300,
+        env=os.environ | {"IK_CPU_ISA": isa}, capture_output=True, text=True, timeout=300,
+        check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout[-4000:] + result.stderr[-2000:]
     assert " passed" in result.stdout
@@ -162,12 +168,11 @@ with ik.use_backend("cpu"):
     ik.conv2d_bn_act(x, w, padding=1)
     ik.conv2d_bn_act(x.bfloat16(), w.bfloat16(), padding=1)
     ik.separable_conv2d(x, torch.randn(64, 1, 3, 3), torch.randn(64, 64, 1, 1), padding=1)
-    ik.separable_conv2d(x.bfloat16(), torch.randn(64, 1, 3, 3).bfloat16(), torch.randn(64, 64, 1, 1).bfloat16(), padding=1)
+    low = [torch.randn(64, 1, 3, 3).bfloat16(), torch.randn(64, 64, 1, 1).bfloat16()]
+    ik.separable_conv2d(x.bfloat16(), *low, padding=1)
 print(sorted(n for n, c in backends.counters().items() if c and ".forward.cpu_" in n))
 """
-    result = subprocess.run(
-        [sys.executable, "-c", program], env=os.environ | {"IK_CPU_ISA": isa}, capture_output=True, text=True, timeout=120
-    )
+    result = python(program, isa)
     assert result.returncode == 0, result.stderr
     assert f"cpu_{isa}" in result.stdout, result.stdout
     above = [other for other in list(ISA_FLAGS)[list(ISA_FLAGS).index(isa) + 1 :] if f"cpu_{other}" in result.stdout]
@@ -176,10 +181,12 @@ print(sorted(n for n, c in backends.counters().items() if c and ".forward.cpu_" 
 
 def test_unknown_instruction_set_is_refused():
     """A typo must not run as something else."""
-    program = "import torch, inception_kernels as ik; ik.use_backend('cpu').__enter__(); ik.conv2d_bn_act(torch.ones(1,1,1,1), torch.ones(1,1,1,1))"
-    result = subprocess.run(
-        [sys.executable, "-c", program], env=os.environ | {"IK_CPU_ISA": "avx9000"}, capture_output=True, text=True, timeout=120
-    )
+    program = """
+import torch, inception_kernels as ik
+with ik.use_backend("cpu"):
+    ik.conv2d_bn_act(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
+"""
+    result = python(program, "avx9000")
     assert result.returncode != 0, "IK_CPU_ISA=avx9000 was accepted"
     assert "avx9000" in result.stderr and "portable" in result.stderr, result.stderr[-500:]
 

@@ -20,9 +20,10 @@ from operator_cases import (
     evaluate_on,
     in_layout,
     is_statistic,
+    one_thread,
     run,
 )
-from oracle import COMPOSITIONS, assert_as_accurate_as_torch
+from oracle import COMPOSITIONS, Sum, assert_as_accurate_as_torch
 from torch import Tensor, nn
 
 import inception_kernels as ik
@@ -53,8 +54,8 @@ def dispatcher_calls() -> dict[str, tuple[Any, tuple]]:
         calls[f"conv2d_bn_act-{name}"] = (OPS.conv2d_bn_act, (x, w, *bn, bias, residual, *geometry, "relu", 1e-5))
         calls[f"conv2d_bn_act_training-{name}"] = (
             OPS.conv2d_bn_act_training, (x, w, *bn[:2], bias, residual, *geometry, "silu", 1e-5))  # fmt: skip
-        calls[f"separable_conv2d-{name}"] = (
-            OPS.separable_conv2d, (x, dw, pw, *bn, db, bias, residual, *geometry, "relu", "none", "elu", 1e-5))  # fmt: skip
+        calls[f"separable_conv2d-{name}"] = (OPS.separable_conv2d, (
+            x, dw, pw, *bn, db, bias, residual, *geometry, "relu", "none", "elu", 1e-5))  # fmt: skip
         calls[f"separable_conv2d_training-{name}"] = (
             OPS.separable_conv2d_training,
             (x, dw, pw, *bn[:2], db, bias, residual, *geometry, "relu", "silu", "none", 1e-5))  # fmt: skip
@@ -70,18 +71,16 @@ def dispatcher_calls() -> dict[str, tuple[Any, tuple]]:
             [True] * 8))  # fmt: skip
     calls["conv2d_bn_act_backward-masked"] = (OPS.conv2d_bn_act_backward, (
         y, x, w, *bn, None, None, None, *geometry, "relu", False, 1e-5, [False, True] + [False] * 4))  # fmt: skip
-    calls["conv2d_bn_act-plain"] = (OPS.conv2d_bn_act, (x, w, *[None] * 6, *geometry, "none", 1e-5))
-    calls["conv2d_bn_act-one_channel"] = (
-        OPS.conv2d_bn_act, (weights(2, 1, 6, 7), weights(1, 1, 3, 3), *[None] * 6, *geometry, "none", 1e-5))  # fmt: skip
-    calls["conv2d_bn_act-to_one_channel"] = (
-        OPS.conv2d_bn_act, (weights(2, 4, 6, 7), weights(1, 4, 3, 3), *[None] * 6, *geometry, "none", 1e-5))  # fmt: skip
-    calls["conv2d_bn_act-to_one_pixel"] = (
-        OPS.conv2d_bn_act, (channels_last(weights(2, 4, 3, 3)), weights(5, 4, 3, 3), *[None] * 6, [1, 1], [0, 0], [1, 1],
-                            "none", 1e-5))  # fmt: skip
-    calls["conv2d_bn_act-one_image_one_pixel"] = (
-        OPS.conv2d_bn_act, (weights(1, 4, 1, 1), weights(5, 4, 1, 1), *[None] * 6, [1, 1], [0, 0], [1, 1], "none", 1e-5))  # fmt: skip
-    calls["conv2d_bn_act-empty"] = (
-        OPS.conv2d_bn_act, (weights(0, 4, 6, 7), weights(5, 4, 3, 3), *[None] * 6, *geometry, "none", 1e-5))  # fmt: skip
+    plain = {
+        "plain": (x, w),
+        "one_channel": (weights(2, 1, 6, 7), weights(1, 1, 3, 3)),
+        "to_one_channel": (weights(2, 4, 6, 7), weights(1, 4, 3, 3)),
+        "to_one_pixel": (channels_last(weights(2, 4, 1, 1)), weights(5, 4, 3, 3)),
+        "one_image_one_pixel": (weights(1, 4, 1, 1), weights(5, 4, 3, 3)),
+        "empty": (weights(0, 4, 6, 7), weights(5, 4, 3, 3)),
+    }
+    for name, tensors in plain.items():
+        calls[f"conv2d_bn_act-{name}"] = (OPS.conv2d_bn_act, (*tensors, *[None] * 6, *geometry, "none", 1e-5))
     packed = OPS.conv2d_bn_act_pack(w, *geometry)
     calls["conv2d_bn_act_pack"] = (OPS.conv2d_bn_act_pack, (w, *geometry))
     calls["conv2d_bn_act_prepacked"] = (
@@ -100,7 +99,9 @@ CALLS = dispatcher_calls() if backends.available()["cpu"] is None else {}
 def test_opcheck(name):
     op, arguments = CALLS[name]
     trainable = ("conv2d_bn_act", "separable_conv2d", "asymmetric_pair")
-    tests = ["test_schema", "test_faketensor", "test_autograd_registration"]
+    tests = ["test_schema", "test_autograd_registration"]
+    if not name.endswith("_pack"):  # how many bytes a packed weight has is the instruction set's secret
+        tests.append("test_faketensor")
     if name.split("-")[0].removesuffix("_training") in trainable:
         tests.append("test_aot_dispatch_dynamic")
         statistics = (4, 5) if not name.startswith(("asym", "separable")) and "training" not in name else ()
@@ -116,18 +117,18 @@ def test_opcheck(name):
 def test_every_operator_is_checked():
     """No operator of the library stays outside this file."""
     defined = {n.split("::")[1] for n in torch._C._dispatch_get_all_op_names() if n.startswith("inception_kernels::")}
-    assert {n for n in defined if not n.startswith("_")} == {n.split("-")[0] for n in CALLS}
+    assert {n for n in defined if n.startswith(tuple(OPERATORS))} == {n.split("-")[0] for n in CALLS}
 
 
 # ---- gradcheck: float64 through the very kernels
 
 
 def gradcheck_case(operator: str, training: bool, **more: Any) -> Case:
-    sizes: dict[str, Any] = dict(N=2, C=2, H=4, W=5, K=3, bias=True, dtype=torch.float64, training=training, seed=8)
+    sizes: dict[str, Any] = dict(N=2, C=2, H=3, W=4, K=2, bias=True, dtype=torch.float64, training=training, seed=8)
     if operator == "asymmetric_pair":
-        sizes |= dict(M=3)
+        sizes |= dict(M=2)
     else:
-        sizes |= dict(window=(3, 2), stride=(1, 2), padding=(1, 0), residual=True)
+        sizes |= dict(window=(2, 3), stride=(1, 2), padding=(0, 1), residual=True)
     if operator == "separable_conv2d":
         sizes |= dict(depthwise_bias=True)
     return MAKERS[operator](**sizes | more)
@@ -142,7 +143,8 @@ def gradcheck(case: Case, **options: Any) -> bool:
 
     leaves = [case.tensors[n].clone().requires_grad_() for n in names]
     backends.reset_counters()
-    passed = torch.autograd.gradcheck(function, leaves, nondet_tol=0.0, **options)
+    with one_thread():
+        passed = torch.autograd.gradcheck(function, leaves, nondet_tol=0.0, **options)
     assert any(".cpu_" in n and "backward" in n for n, c in backends.counters().items() if c)
     return passed
 
@@ -165,7 +167,7 @@ def test_gradcheck(operator, activation, mode):
 def test_gradcheck_without_batch_norm_and_dilated(operator, mode):
     more: dict[str, Any] = dict(bn=False, activation="silu")
     if operator != "asymmetric_pair":
-        more |= dict(dilation=(2, 1), padding=(2, 1))
+        more |= dict(dilation=(2, 1), padding=(1, 1))
     assert gradcheck(gradcheck_case(operator, MODES[mode], **more))
 
 
@@ -176,8 +178,8 @@ def test_second_derivatives_are_refused_clearly(operator, mode):
     case = gradcheck_case(operator, MODES[mode], activation="silu")
     leaves = {n: t.clone().requires_grad_(not is_statistic(n)) for n, t in case.tensors.items()}
     y = run(replace(case, tensors=leaves), "cpu")
+    (gradient,) = torch.autograd.grad(y.square().sum(), leaves["x"], create_graph=True)
     with pytest.raises(RuntimeError, match="reference"):
-        (gradient,) = torch.autograd.grad(y.square().sum(), leaves["x"], create_graph=True)
         gradient.square().sum().backward()
 
 
@@ -249,10 +251,12 @@ def test_compile_with_dynamic_shapes(operator):
     def function(x: Tensor) -> Tensor:
         return run(case.but(x=x))
 
+    compilations = []
     for shape in ((2, 5, 7, 9), (3, 5, 11, 8), (5, 5, 19, 23)):
         x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
         assert torch.equal(function(x), run(case.but(x=x)))
-    assert counter.frame_count == 1
+        compilations.append(counter.frame_count)
+    assert len(set(compilations)) == 1, compilations
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -349,7 +353,7 @@ def test_autocast(operator, backend, dtype, mode):
         assert grad.dtype == torch.float32, name
         assert_as_accurate_as_torch(
             grad, exact_grads[name], [torch_grads[name]], name=name, compute_dtype=DTYPES[dtype],
-            noise=4 * exact_grads[name].abs().max().item(),
+            total=Sum(count=1, norm=4 * exact_grads[name].abs().max().item()),
         )  # fmt: skip
 
 
@@ -363,34 +367,21 @@ def test_autocast_leaves_float64_alone():
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_vmap_works_or_says_that_it_does_not(operator):
+def test_vmap(operator):
     case = MAKERS[operator]()
     xs = torch.randn(3, 2, 5, 7, 9, generator=torch.Generator().manual_seed(1))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the slow fallback says that it is slow
-        try:
-            y = torch.vmap(lambda x: run(case.but(x=x), "cpu"))(xs)
-        except (RuntimeError, NotImplementedError, ValueError) as error:
-            assert "vmap" in str(error) or "batch" in str(error).lower(), str(error)
-            return
+        y = torch.vmap(lambda x: run(case.but(x=x), "cpu"))(xs)
     assert torch.equal(y, torch.stack([run(case.but(x=x), "cpu") for x in xs]))
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_functorch_grad_equals_autograd(operator):
+def test_functorch_grad_is_refused_by_pytorch_itself(operator):
+    """torch.library.register_autograd has no functorch rule: a clear error, no wrong gradient."""
     case = MAKERS[operator](activation="silu")
-
-    def loss(x: Tensor) -> Tensor:
-        return run(case.but(x=x), "cpu").square().sum()
-
-    x = case.tensors["x"].clone().requires_grad_()
-    (expected,) = torch.autograd.grad(loss(x), x)
-    try:
-        gradient = torch.func.grad(loss)(x.detach())
-    except RuntimeError as error:
-        assert "functorch" in str(error) or "vmap" in str(error), str(error)
-    else:
-        assert torch.equal(gradient, expected)
+    with pytest.raises(RuntimeError, match="functorch transforms"):
+        torch.func.grad(lambda x: run(case.but(x=x), "cpu").square().sum())(case.tensors["x"])
 
 
 def test_functional_call_uses_the_given_parameters():
@@ -444,15 +435,17 @@ def test_module_copies_and_pickles(name):
         assert list(twin.state_dict()) == list(module.state_dict())
 
 
-@pytest.mark.parametrize("change", ["as_made", "other_eps", "other_momentum", "cumulative", "frozen", "no_statistics"])
-@pytest.mark.parametrize("name", MODULES)
+CHANGES = ("as_made", "other_eps", "other_momentum", "cumulative", "frozen", "no_statistics")
+
+
+@pytest.mark.parametrize(
+    ("name", "change"), [(n, c) for n in MODULES for c in CHANGES if c == "as_made" or n != "separable_without_bn"]
+)
 def test_module_does_what_its_children_do(name, change):
     """In training and evaluation, whatever the batch norms were set to after construction."""
     torch.manual_seed(0)
     module = MODULES[name]()
     norms = [m for m in module.modules() if isinstance(m, nn.BatchNorm2d)]
-    if not norms and change != "as_made":
-        pytest.skip("this module has no batch norm to change")
     for i, bn in enumerate(norms):
         nn.init.uniform_(bn.weight, 0.5, 1.5)
         nn.init.uniform_(bn.bias, -0.5, 0.5)

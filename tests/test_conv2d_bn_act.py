@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from operator_cases import DTYPES, LAYOUTS, check, conv_case, evaluate_on, in_layout
-from oracle import ACTIVATIONS
+from operator_cases import DTYPES, LAYOUTS, check, conv_case, evaluate_on, in_layout, run
+from oracle import ACTIVATIONS, assert_as_accurate_as_torch, conv2d_bn_act
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -110,7 +110,9 @@ def test_layouts(layout, residual_layout, mode):
     case = case.but(
         x=in_layout(case.tensors["x"], layout), residual=in_layout(case.tensors["residual"], residual_layout)
     )
-    check(case, "cpu", grad_layout=layout)
+    # one value everywhere in x and in the gradient would round all terms of a sum the same way
+    grad_layout = "expanded_batch" if layout == "expanded_everywhere" else layout
+    check(case, "cpu", grad_layout=grad_layout)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -159,3 +161,18 @@ def test_batch_statistics_far_from_zero():
     """A mean 1000 times the deviation: a one-pass variance would lose every digit in float32."""
     case = conv_case(N=4, C=4, H=9, W=9, K=18, window=(1, 1), bias=True, training=True, activation="none")
     check(case.but(bias=case.tensors["bias"] + 1000), "cpu", backward=False)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize(
+    ("C", "K", "window"), [(448, 64, (3, 3)), (2048, 64, (1, 1)), (192, 192, (1, 7))], ids=["3x3", "1x1", "1x7"]
+)
+def test_deep_sums_of_inception_layers(C, K, window, layout):
+    """PyTorch adds in blocks where the input is contiguous: long sums must be as good in either format."""
+    case = conv_case(
+        N=1, C=C, H=8, W=8, K=K, window=window, padding=(window[0] // 2, window[1] // 2), bn=False, activation="none"
+    )
+    case = case.but(x=in_layout(case.tensors["x"], layout))
+    exact = conv2d_bn_act(**case.cast(torch.float64).tensors, **case.options)
+    torchs = conv2d_bn_act(**case.tensors, **case.options)
+    assert_as_accurate_as_torch(run(case, "cpu"), exact, [torchs], name="y")

@@ -1,4 +1,4 @@
-"""Same bits whatever the run, the thread count, the memory format, the batch around an image, or how it is asked for."""
+"""The same bits whatever the run, the thread count, the memory format and the batch around an image."""
 
 from collections.abc import Iterator
 

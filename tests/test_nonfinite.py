@@ -70,13 +70,14 @@ def test_activations_of_nan_infinities_and_large_values(operator, dtype, activat
     y = run(case, "cpu")
     expected = evaluation_of(case)
     # PyTorch's own silu and elu round twice in half precision; values below the smallest normal number may be zero.
-    torch.testing.assert_close(y, expected, equal_nan=True, rtol=2 * torch.finfo(y.dtype).eps, atol=torch.finfo(y.dtype).tiny)
+    limits = torch.finfo(y.dtype)
+    torch.testing.assert_close(y, expected, equal_nan=True, rtol=2 * limits.eps, atol=limits.tiny)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 @pytest.mark.parametrize("name", CASES)
 def test_one_nan_in_the_gradient(name, dtype):
-    """In evaluation the input's gradient depends on the window of one output only; the mask of a ReLU does not hide NaN."""
+    """In evaluation an output's gradient reaches only the input pixels of its window."""
     case = make(name, dtype=DTYPES[dtype], activation="none")
     y = run(case, "cpu")
     grad_y = torch.randn(y.shape, generator=torch.Generator().manual_seed(7)).to(y.dtype)

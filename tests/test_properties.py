@@ -65,8 +65,9 @@ def test_conv2d_bn_act(data):
     geometry = data.draw(geometries())
     flags = {name: data.draw(st.booleans(), name) for name in ("bn", "bias", "residual")}
     case = conv_case(
-        **geometry, **flags, dtype=data.draw(dtypes), activation=data.draw(activations), seed=data.draw(st.integers(0, 99))
-    )
+        **geometry, **flags, dtype=data.draw(dtypes), activation=data.draw(activations),
+        seed=data.draw(st.integers(0, 99)),
+    )  # fmt: skip
     check(drawn_tensors(data, case), "cpu", grad_layout=data.draw(layouts, "layout of the gradient"))
 
 

@@ -1,4 +1,4 @@
-"""Bad input never reaches a kernel: a Python exception that says what was expected and what came, and state unchanged."""
+"""Bad input never reaches a kernel: an exception says what was expected and what came, and nothing has changed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ def nan(*shape: int, dtype: torch.dtype = torch.float32, device: str = "cpu") ->
     return torch.full(shape, 0.5, dtype=dtype, device=device)
 
 
+FIRST_WEIGHT = {"conv2d_bn_act": "weight", "separable_conv2d": "depthwise_weight", "asymmetric_pair": "weight1"}
+LAST_WEIGHT = {"conv2d_bn_act": "weight", "separable_conv2d": "pointwise_weight", "asymmetric_pair": "weight2"}
+
+
 def first_weight(case: Case) -> str:
-    return {"conv2d_bn_act": "weight", "separable_conv2d": "depthwise_weight", "asymmetric_pair": "weight1"}[case.operator]
+    return FIRST_WEIGHT[case.operator]
 
 
 def last_weight(case: Case) -> str:
-    return {"conv2d_bn_act": "weight", "separable_conv2d": "pointwise_weight", "asymmetric_pair": "weight2"}[case.operator]
+    return LAST_WEIGHT[case.operator]
 
 
 def last(case: Case, name: str) -> str:
@@ -292,23 +296,16 @@ def test_more_than_2_to_the_31_elements_works_or_says_it_does_not(operator, devi
         y = run(Case(operator, tensors, case.options))
         assert y.shape[0] == 2**20 and y.is_meta
         return
-    # a stride as large as the image leaves one output pixel per image: the input is large, the output is not
-    x = case.tensors["x"].expand(2**20, 1, 32, 128)
+    # windows or strides as large as the image leave one output pixel per image: the input is large, the output is not
     if operator == "asymmetric_pair":
-        tall = MAKERS[operator](
+        small = MAKERS[operator](
             N=1, C=1, H=32, W=128, M=1, K=1, windows=((1, 128), (32, 1)), padding1=0, padding2=0, activation="none"
         )
-        big = tall.but(x=tall.tensors["x"].expand(2**20, 1, 32, 128))
-        small = tall
     else:
         small = case.but(stride=(32, 128))
-        big = small.but(x=x)
-    try:
-        y = run(big, "cpu")
-    except (ValueError, RuntimeError) as error:
-        assert "2^31" in str(error) or "2147483647" in str(error), str(error)
-    else:
-        assert torch.equal(y, run(small, "cpu").expand(y.shape))
+    big = small.but(x=small.tensors["x"].expand(2**20, 1, 32, 128))
+    y = run(big, "cpu")
+    assert torch.equal(y, run(small, "cpu").expand(y.shape))
 
 
 def test_an_output_that_cannot_be_allocated_is_an_error_not_a_crash():
