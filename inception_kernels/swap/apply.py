@@ -148,7 +148,7 @@ def _names(path: str, root: str) -> tuple[str, ...]:
 def _step(unit: Unit, root: str) -> CallStep | FunctionStep:
     if unit.path is not None:
         return CallStep(_names(unit.path, root))
-    (activation,) = unit.atoms or ()
+    (activation,) = unit.atoms or []
     assert isinstance(activation, Activation)
     return FunctionStep(activation.kind, activation.inplace)
 
@@ -215,8 +215,9 @@ def _reassign(
 
 
 def _restore(module: nn.Module) -> None:
-    if isinstance(module, Swapped):
-        module.__class__ = module._ik_base
+    base = module._ik_base if isinstance(module, Swapped) else None
+    if base is not None:
+        module.__class__ = base
     module.__dict__.pop(SITE, None)
     module.__dict__.pop(RECORDS, None)
 

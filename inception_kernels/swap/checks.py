@@ -2,7 +2,7 @@
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 
 from .atoms import DTYPES, is_depthwise, numeric_padding
@@ -34,7 +34,7 @@ def instance_reason(module: nn.Module) -> str | None:
 def tensor_reason(tensor: torch.Tensor | None, what: str) -> str | None:
     if tensor is None:
         return None
-    if isinstance(tensor, UninitializedTensorMixin):
+    if is_lazy(tensor):
         return f"{what} is not initialised (lazy module): run the model once, then swap"
     if type(tensor) not in (torch.Tensor, nn.Parameter, nn.Buffer):
         return f"{what} is a {type(tensor).__name__}, not a plain tensor"

@@ -109,8 +109,8 @@ def run_verify(args: argparse.Namespace) -> int:
             failures.append(f"{name}: {error}")
             table.add_row(name, "-", "-", "-", "-", "FAILED")
             continue
-        for error in report.verification or []:
-            _add_row(table, name, len(report.swapped), error)
+        for measured in report.verification or []:
+            _add_row(table, name, len(report.swapped), measured)
     console = Console() if Console().is_terminal else Console(width=120)
     console.print(table)
     for failure in failures:

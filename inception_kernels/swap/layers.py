@@ -16,7 +16,7 @@ import copy
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copyreg import __newobj__  # type: ignore[attr-defined]
 from dataclasses import dataclass
 from typing import Any
@@ -28,16 +28,17 @@ from torch import Tensor, fx, nn
 from .runtime import FusedLayer, Parts
 
 SITE = "_ik_site"
-_classes: dict[tuple[type[nn.Module], type[nn.Module]], type[nn.Module]] = {}
-_FUNCTIONS = {"relu": F.relu, "relu6": F.relu6, "elu": F.elu, "silu": F.silu}
+_classes: dict[tuple[type[nn.Module], type[Swapped]], type[nn.Module]] = {}
+_FUNCTIONS: dict[str, Callable[..., Tensor]] = {"relu": F.relu, "relu6": F.relu6, "elu": F.elu, "silu": F.silu}
 
 
 def fused_class(base: type[nn.Module], behaviour: type[Swapped]) -> type[nn.Module]:
     """The subclass of `base` with this behaviour; one per pair, made on first use."""
     key = (base, behaviour)
     if key not in _classes:
-        name = f"Fused{base.__name__}"
-        _classes[key] = type(base)(name, (behaviour, base), {"__module__": __name__, "_ik_base": base})
+        metaclass: Any = type(base)
+        members = {"__module__": __name__, "_ik_base": base}
+        _classes[key] = metaclass(f"Fused{base.__name__}", (behaviour, base), members)
     return _classes[key]
 
 

@@ -252,7 +252,7 @@ class Matcher:
             units = [self.structure.unit_of_node(module, path, call) for call in run]
             if any(id(unit.module) in self._claimed for unit in units[:1]):
                 continue
-            starts_with_convolution = bool(units[0].atoms) and isinstance((units[0].atoms or [None])[0], Conv)
+            starts_with_convolution = isinstance(units[0].atoms[0] if units[0].atoms else None, Conv)
             group = self._longest(units, 0) if starts_with_convolution else None
             if group is None or self._is_one_container(group):
                 continue

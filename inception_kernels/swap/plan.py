@@ -110,16 +110,16 @@ def analyze(model: nn.Module, example_input: Any = None, probed: bool = True) ->
             result.swapped.append(record)
     order = {path: index for index, (path, _) in enumerate(model.named_modules())}
     result.swapped.sort(key=lambda record: order.get(record.convolutions[0], len(order)))
-    for path, (module, reason) in found.declined.items():
-        record = declined_record(path, module, reason)
-        record.input_shape = list(inputs[id(module)]) if id(module) in inputs else None
+    for path, (unfused, reason) in found.declined.items():
+        record = declined_record(path, unfused, reason)
+        record.input_shape = list(inputs[id(unfused)]) if id(unfused) in inputs else None
         result.declined.append(record)
     result.declined.sort(key=lambda record: order.get(record.path, len(order)))
     return Analysis(result, found.sites, records)
 
 
 def already_swapped(module: Swapped) -> list[LayerRecord]:
-    return [record for record in module.__dict__.get("_ik_records", [])]
+    return list(module.__dict__.get("_ik_records", []))
 
 
 def _reject_what_differs(found: Found) -> None:

@@ -43,7 +43,7 @@ class _Calls(nn.Module):
         self.children_called = nn.ModuleList([unit.module for unit in group.units if unit.module is not None])
         self.steps: list[Any] = []
         for unit in group.units:
-            atom = (unit.atoms or [None])[0]
+            atom = unit.atoms[0] if unit.atoms else None
             if unit.module is not None:
                 self.steps.append(unit.module)
             elif isinstance(atom, Activation):

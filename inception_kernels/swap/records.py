@@ -50,7 +50,7 @@ class LayerRecord:
 
 def declined_record(path: str, module: nn.Module, reason: str) -> LayerRecord:
     weight = getattr(module, "weight", None)
-    known = isinstance(weight, torch.Tensor) and not isinstance(weight, nn.parameter.UninitializedTensorMixin)
+    known = isinstance(weight, torch.Tensor) and not nn.parameter.is_lazy(weight)
     return LayerRecord(
         path,
         [path],

@@ -237,13 +237,14 @@ class FusedLayer:
                 activation=self.activation, **arguments,
             )  # fmt: skip
         # After the call: a refused batch is not counted.
-        if norm is not None and _counts_batches(norm):
-            norm.num_batches_tracked.add_(1)
+        counter = None if norm is None else _batch_counter(norm)
+        if counter is not None:
+            counter.add_(1)
         return y
 
 
-def _counts_batches(norm: nn.BatchNorm2d) -> bool:
-    return norm.training and norm.track_running_stats and norm.num_batches_tracked is not None
+def _batch_counter(norm: nn.BatchNorm2d) -> Tensor | None:
+    return norm.num_batches_tracked if norm.training and norm.track_running_stats else None
 
 
 def _norm_arguments(norm: nn.BatchNorm2d | None, x: Tensor) -> dict[str, Any]:
@@ -252,7 +253,8 @@ def _norm_arguments(norm: nn.BatchNorm2d | None, x: Tensor) -> dict[str, Any]:
         return {}
     momentum = norm.momentum
     if momentum is None:  # cumulative average over all batches, this one included
-        momentum = 1.0 / (float(norm.num_batches_tracked) + 1.0) if _counts_batches(norm) else 0.0
+        counter = _batch_counter(norm)
+        momentum = 0.0 if counter is None else 1.0 / (float(counter) + 1.0)
     mean, var = norm.running_mean, norm.running_var
     training = norm.training or (mean is None and var is None)
     if norm.training and not norm.track_running_stats:

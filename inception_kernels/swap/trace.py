@@ -96,7 +96,7 @@ def functional_activation(node: fx.Node) -> tuple[str, bool] | None:
         return _ACTIVATION_METHODS[str(node.target)], str(node.target).endswith("_")
     if node.op != "call_function" or node.target not in _ACTIVATION_FUNCTIONS:
         return None
-    kind = _ACTIVATION_FUNCTIONS[node.target]  # type: ignore[index]
+    kind = _ACTIVATION_FUNCTIONS[node.target]
     names = ("alpha", "inplace") if kind == "elu" else ("inplace",)
     arguments = dict(zip(names, node.args[1:], strict=False)) | node.kwargs
     if arguments.get("alpha", 1.0) != 1.0:

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +91,12 @@ def _candidates(model: nn.Module) -> Iterator[_Candidate]:
             for step in module.fused_steps:
                 yield _Candidate(
                     step.layer,
-                    lambda step=step, module=module: step.parts(module),
-                    lambda x, step=step, module=module: step.run_original(module, x),
+                    partial(step.parts, module),
+                    partial(step.run_original, module),
                 )
         elif isinstance(module, LeadForward) and isinstance(site := module.swapped_site, CallsSite):
             chain: list[Swapped] = [module, *site.followers]  # type: ignore[list-item]
-            yield _Candidate(site.layer, lambda site=site: site.parts, lambda x, chain=chain: _call_bases(chain, x))
+            yield _Candidate(site.layer, partial(getattr, site, "parts"), partial(_call_bases, chain))
 
 
 def _call_bases(chain: list[Swapped], x: Tensor) -> Tensor:
