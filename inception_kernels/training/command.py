@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     with processes(args.device) as mine:
         recipe = _recipe(args)
-        size = args.image_size or recipe.image_size
+        size = recipe.image_size if args.image_size is None else args.image_size
         images = data.load(args.data, size)
         torch.manual_seed(args.seed)
         model = build_model(args.model, images, recipe, args.width, size)
