@@ -99,7 +99,7 @@ void backward_of(BnActBackward args, const Kernels& table) {
         table.norm_reduce(args, coefficients, chunk * kChunk, std::min(pixels, (chunk + 1) * kChunk),
                           partial + chunk * 2 * K, partial + (chunk * 2 + 1) * K);
     });
-    double* sums = static_cast<double*>(scratch(Scratch::kWeights, 2 * K * sizeof(double)));
+    double* sums = static_cast<double*>(scratch(Scratch::kSums, 2 * K * sizeof(double)));
     parallel_for(0, K, std::max<int64_t>(16, 32768 / std::max<int64_t>(1, chunks)), [&](int64_t begin, int64_t end) {
       double *sum = sums, *product = sums + K;
       std::fill(sum + begin, sum + end, 0.0);

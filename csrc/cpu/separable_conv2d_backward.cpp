@@ -1,8 +1,11 @@
 #include <cstring>
+#include <utility>
 
 #include "common/counters.h"
 #include "common/parallel.h"
+#include "cpu/kernel_table.h"
 #include "cpu/scratch.h"
+#include "cpu/tiling.h"
 #include "cpu/training/products.h"
 #include "cpu/training/ranges.h"
 #include "separable_conv2d.h"
@@ -12,7 +15,7 @@ namespace {
 
 using namespace training;
 
-constexpr int64_t kTileBytes = 1280 << 10;  // packed grad_z of a tile, halo included: stays in L2
+constexpr int64_t kTileBytes = 1280 << 10;  // the intermediate's gradient in a tile, halo included: stays in L2
 constexpr int64_t kTiles = 4;
 
 struct TilePlan {
@@ -42,8 +45,8 @@ int64_t strip_rows(const ConvShape& s, const SeparableTile& tile) {
   return std::max(tile.p1, divide_down(tile.h1 - 1 + s.pad_h, s.stride_h) + 1) - y0;
 }
 
-TilePlan make_plan(const Kernels& table, const ConvShape& s) {
-  const int64_t row_bytes = s.Q() * divide_up(s.K, table.lanes) * table.lanes * table.accumulator_bytes;
+TilePlan make_plan(const ConvShape& s, int64_t storage) {
+  const int64_t row_bytes = s.Q() * s.C * storage;
   const int64_t halo = divide_up((s.R - 1) * s.dilation_h, s.stride_h);
   const int64_t rows = std::max<int64_t>(kTileBytes / row_bytes - halo, 1);
   TilePlan plan;
@@ -61,7 +64,7 @@ TilePlan make_plan(const Kernels& table, const ConvShape& s) {
 
 // Bytes of a tile's buffers, each on a cache line's boundary.
 struct BufferSizes {
-  size_t rows, strip, grad_mid, line, weights;
+  size_t strip, grad_mid, line, weights;
 };
 
 size_t whole_lines(int64_t bytes) { return static_cast<size_t>(divide_up(bytes, 64) * 64); }
@@ -71,8 +74,6 @@ BufferSizes buffer_sizes(const Kernels& table, const ConvShape& s, const TilePla
   const int64_t x0 = std::min<int64_t>(0, divide_down(s.pad_w - (s.S - 1) * s.dilation_w, s.stride_w));
   const int64_t x1 = std::max(s.Q(), divide_down(s.W - 1 + s.pad_w, s.stride_w) + 1);
   BufferSizes bytes;
-  bytes.rows = whole_lines(divide_up(plan.most_rows * s.Q(), table.rows) * table.rows * divide_up(s.K, table.lanes) *
-                           table.lanes * size);
   bytes.strip = whole_lines(((plan.most_rows - 1) * s.stride_h + (s.R - 1) * s.dilation_h + 1) *
                             ((s.Q() - 1) * s.stride_w + (s.S - 1) * s.dilation_w + 1) * panel);
   bytes.grad_mid = whole_lines(plan.most_strip * (x1 - x0) * panel);
@@ -106,21 +107,48 @@ void reduce_depthwise(const Kernels& table, const SeparableBackward& args, const
   if (args.grad_depthwise_weight) table.store_doubles(ordered, s.C * taps, args.grad_depthwise_weight);
 }
 
+size_t storage_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
+
+// grad_z * pointwise weight for output rows [p0, p1) of an image, by the forward kernels.
+void pointwise_data(const KernelTable& forward, const SeparableBackward& args, const void* packed,
+                    const SeparableTile& tile, void* out) {
+  const ConvShape& s = args.shape;
+  const int64_t rows = tile.p1 - tile.p0, Q = s.Q();
+  if (rows == 0) return;
+  ConvTask task{};
+  task.geometry = {1, s.K, rows, Q, s.C, 1, 1, 1, 1, 0, 0, 1, 1, rows, Q};
+  task.x = args.grad_z;
+  task.x.data = static_cast<const char*>(args.grad_z.data) +
+                (tile.n * args.grad_z.stride_n + tile.p0 * args.grad_z.stride_h) * storage_bytes(args.dtype);
+  task.weight = packed;
+  task.epilogue.activation = Activation::kNone;
+  task.epilogue.y = {out, rows * Q * s.C, Q * s.C, s.C};
+  const int64_t count = forward.conv_rows(task.geometry), panels = panels_of(forward, s.C);
+  const int64_t most =
+      std::max(forward.row_granule, forward.conv_tile_rows(task.geometry) / forward.row_granule * forward.row_granule);
+  for (int64_t row = 0; row < count; row += most)
+    forward.conv_tile(task, {row, std::min(count, row + most), 0, panels});
+}
+
 void data_gradients(const Kernels& table, const SeparableBackward& args, const void* packed_depthwise) {
   const ConvShape& s = args.shape;
-  const int64_t one_tap = 0;
+  const KernelTable& forward = kernel_table(args.dtype);
+  const Geometry pixels{1, s.K, 1, s.Q(), s.C, 1, 1, 1, 1, 0, 0, 1, 1, 1, s.Q()};
+  WeightView transposed = args.pointwise_weight;
+  std::swap(transposed.stride_k, transposed.stride_c);
+  void* packed = scratch(Scratch::kPacked, forward.conv_weight_bytes(pixels));
+  parallel_for(0, panels_of(forward, s.C), 1,
+               [&](int64_t begin, int64_t end) { forward.conv_pack(pixels, transposed, packed, begin, end); });
   SeparableData data;
   data.args = &args;
   data.packed_depthwise = packed_depthwise;
-  data.packed_pointwise = pack_taps(table, args.pointwise_weight, s.K, s.C, 1, &one_tap, &one_tap);
-  const TilePlan plan = make_plan(table, s);
+  const TilePlan plan = make_plan(s, storage_bytes(args.dtype));
   const BufferSizes bytes = buffer_sizes(table, s, plan);
   const int64_t stride = divide_up(s.C, table.columns) * (s.R * s.S + 1) * table.columns;
   char* partial = static_cast<char*>(scratch(Scratch::kPartial, plan.tiles * stride * table.accumulator_bytes));
 
   parallel_for(0, plan.tiles, 1, [&](int64_t begin, int64_t end) {
     SeparableScratch buffers;
-    buffers.rows = scratch(Scratch::kRows, bytes.rows);
     char* memory =
         static_cast<char*>(scratch(Scratch::kStrip, bytes.strip + bytes.grad_mid + bytes.line + bytes.weights));
     buffers.strip = memory;
@@ -128,9 +156,13 @@ void data_gradients(const Kernels& table, const SeparableBackward& args, const v
     buffers.line = memory += bytes.grad_mid;
     buffers.weights = memory += bytes.line;
     buffers.offsets = static_cast<int64_t*>(scratch(Scratch::kOffsets, 2 * s.R * s.S * sizeof(int64_t)));
-    for (int64_t i = begin; i < end; ++i)
-      table.separable_data(data, make_tile(s, plan.segments, i), buffers,
-                           partial + i * stride * table.accumulator_bytes);
+    void* grad_mid = scratch(Scratch::kGradient, plan.most_rows * s.Q() * s.C * storage_bytes(args.dtype));
+    for (int64_t i = begin; i < end; ++i) {
+      SeparableTile tile = make_tile(s, plan.segments, i);
+      pointwise_data(forward, args, packed, tile, grad_mid);
+      tile.grad_mid = {grad_mid, 0, s.Q() * s.C, s.C};
+      table.separable_data(data, tile, buffers, partial + i * stride * table.accumulator_bytes);
+    }
   });
   if (!args.grad_depthwise_weight && !args.grad_depthwise_bias) return;
   if (args.dtype == DType::kFloat64)
@@ -141,7 +173,7 @@ void data_gradients(const Kernels& table, const SeparableBackward& args, const v
 
 void write_zeros(const SeparableBackward& args) {
   const ConvShape& s = args.shape;
-  const size_t storage = args.dtype == DType::kFloat64 ? 8 : args.dtype == DType::kFloat32 ? 4 : 2;
+  const size_t storage = storage_bytes(args.dtype);
   if (args.grad_depthwise_weight) std::memset(args.grad_depthwise_weight, 0, s.C * s.R * s.S * storage);
   if (args.grad_pointwise_weight) std::memset(args.grad_pointwise_weight, 0, s.K * s.C * storage);
   if (args.grad_depthwise_bias) std::memset(args.grad_depthwise_bias, 0, s.C * (args.dtype == DType::kFloat64 ? 8 : 4));
@@ -154,7 +186,7 @@ void separable_backward(const SeparableBackward& args) {
   if (s.N == 0) return write_zeros(args);
   const Kernels& table = kernels(args.dtype);
   count_kernel(table.separable_name);
-  void* depthwise = scratch(Scratch::kTile,
+  void* depthwise = scratch(Scratch::kDepthwise,
                             divide_up(s.C, table.columns) * (s.R * s.S + 1) * table.columns * table.accumulator_bytes);
   table.pack_depthwise(s, args.depthwise_weight, args.depthwise_bias, depthwise);
 

@@ -1,6 +1,3 @@
-#include <cstring>
-#include <vector>
-
 #include "common/parallel.h"
 #include "cpu/scratch.h"
 #include "cpu/training/products.h"
@@ -91,7 +88,7 @@ void weight_gradient(const Kernels& table, const WeightGradient& given, void* gr
     WeightScratch buffers;
     buffers.strip = memory;
     buffers.product = memory + plan.strip_bytes;
-    buffers.grad = scratch(Scratch::kRows, plan.grad_bytes);
+    buffers.grad = scratch(Scratch::kGradient, plan.grad_bytes);
     buffers.row_offset = static_cast<int64_t*>(scratch(Scratch::kOffsets, (plan.rows + s.R * s.S) * sizeof(int64_t)));
     for (int64_t task = begin; task < end; ++task) {
       const int64_t group = task / plan.blocks, block = task % plan.blocks;
@@ -105,16 +102,6 @@ void weight_gradient(const Kernels& table, const WeightGradient& given, void* gr
   parallel_for(0, plan.k_panels, 1, [&](int64_t begin, int64_t end) {
     table.weight_finish(args, partial, plan.groups, plan.partial, begin, end, grad_weight);
   });
-}
-
-const void* pack_taps(const Kernels& table, const WeightView& weight, int64_t K, int64_t C, int64_t taps,
-                      const int64_t* tap_r, const int64_t* tap_s) {
-  const int64_t panels = divide_up(C, table.columns), depth = divide_up(K, table.lanes) * table.lanes * taps;
-  void* packed = scratch(Scratch::kWeights, panels * depth * table.columns * table.accumulator_bytes);
-  parallel_for(
-      0, panels, std::max<int64_t>(1, 16384 / std::max<int64_t>(1, depth * table.columns)),
-      [&](int64_t begin, int64_t end) { table.pack_taps(weight, K, C, taps, tap_r, tap_s, begin, end, packed); });
-  return packed;
 }
 
 }  // namespace ik::cpu::training

@@ -21,18 +21,6 @@ struct NormCoefficients {
   const void* k2;
 };
 
-// out[n, i, j, c] = sum over t, k of in[n, i + tap_y[t], j + tap_x[t], k] * packed[t][k][c], zero outside the image.
-struct TapProduct {
-  NhwcInput in;  // [N, in_h, in_w, in_c]
-  int64_t in_h, in_w, in_c;
-  int64_t taps;
-  const int64_t* tap_y;
-  const int64_t* tap_x;
-  const void* packed;  // written by pack_taps
-  NhwcOutput out;      // [N, out_h, out_w, out_c]
-  int64_t out_h, out_w, out_c;
-};
-
 // Gradient of a dense weight; with `depthwise`, of the pointwise weight behind a recomputed depthwise convolution.
 struct WeightGradient {
   ConvShape shape;
@@ -54,7 +42,6 @@ struct WeightScratch {
 // Everything about a separable layer's data gradient that does not depend on the tile.
 struct SeparableData {
   const SeparableBackward* args;
-  const void* packed_pointwise;  // written by pack_taps with one tap
   const void* packed_depthwise;  // written by pack_depthwise
 };
 
@@ -62,11 +49,11 @@ struct SeparableData {
 struct SeparableTile {
   int64_t n, h0, h1;
   int64_t own0, own1;
-  int64_t p0, p1;  // output rows whose gradient the tile needs
+  int64_t p0, p1;      // output rows whose gradient the tile needs
+  NhwcInput grad_mid;  // [1, p1 - p0, Q, C]: pointwise data gradient of those rows
 };
 
 struct SeparableScratch {
-  void* rows;        // packed grad_z of the tile
   void* strip;       // one panel of act(x)
   void* grad_mid;    // one panel of the gradient of the depthwise output, zero padded
   void* line;        // max(Q, W) pixels of a panel
@@ -80,8 +67,7 @@ struct Kernels {
   const char* conv_name;
   const char* separable_name;
   int64_t accumulator_bytes;
-  int64_t lanes;  // accumulators in a vector; the reduction of a product is padded to it
-  int64_t rows;   // register block: rows x columns
+  int64_t rows;  // register block: rows x columns
   int64_t columns;
 
   // Pixels [m0, m1) of [N, P, Q, K]: shift [K], sum [K] of z - shift, square [K] of its squares.
@@ -91,11 +77,6 @@ struct Kernels {
   void (*norm_reduce)(const BnActBackward& args, const NormCoefficients& norm, int64_t m0, int64_t m1, void* sum,
                       void* product);
   void (*norm_apply)(const BnActBackward& args, const NormCoefficients& norm, int64_t m0, int64_t m1);
-
-  // Panels [panel0, panel1) of [panel][tap][padded k][columns]; element (t, k, c) is weight[k, c, tap_r[t], tap_s[t]].
-  void (*pack_taps)(const WeightView& weight, int64_t K, int64_t C, int64_t taps, const int64_t* tap_r,
-                    const int64_t* tap_s, int64_t panel0, int64_t panel1, void* packed);
-  void (*tap_product)(const TapProduct& args, int64_t m0, int64_t m1, void* rows);
 
   // [panel][R * S + 1][columns]: taps, then the bias.
   void (*pack_depthwise)(const ConvShape& shape, const WeightView& weight, const void* bias, void* packed);

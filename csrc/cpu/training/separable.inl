@@ -1,6 +1,6 @@
-// Data and depthwise gradients of a separable convolution, one tile of grad_x rows at a time: pointwise data gradient
-// into a strip, mid activation's mask, depthwise weight gradient, depthwise data gradient, input activation's mask.
-// One panel of channels goes through all of them while it is in cache; nothing of the intermediate reaches memory.
+// Data and depthwise gradients of a separable convolution, one tile of grad_x rows at a time: the pointwise data
+// gradient's strip, mid activation's mask, depthwise weight gradient, depthwise data gradient, input activation's mask.
+// One panel of channels goes through all of them while it is in cache.
 
 template <typename A>
 inline void window_gradient(const A* grad, const A* strip, const int64_t* offset, int64_t taps, int64_t count,
@@ -19,7 +19,6 @@ void separable_tile(const SeparableData& data, const SeparableTile& tile, const 
   const SeparableBackward& args = *data.args;
   const ConvShape& s = args.shape;
   const int64_t Q = s.Q(), taps = s.R * s.S;
-  const int64_t blocks = ceil_div(s.K, L), pixels = (tile.p1 - tile.p0) * Q, panels = ceil_div(pixels, kRows);
 
   // The strip of the intermediate's gradient reaches as far as the depthwise data gradient reads.
   const int64_t y0 = smaller(tile.p0, floor_div(tile.h0 + s.pad_h - (s.R - 1) * s.dilation_h, s.stride_h));
@@ -31,7 +30,6 @@ void separable_tile(const SeparableData& data, const SeparableTile& tile, const 
   const int64_t in_width = (Q - 1) * s.stride_w + (s.S - 1) * s.dilation_w + 1;
   const int64_t in_rows = (tile.p1 - tile.p0 - 1) * s.stride_h + (s.R - 1) * s.dilation_h + 1;
 
-  A* rows = static_cast<A*>(scratch.rows);
   A* grad_mid = static_cast<A*>(scratch.grad_mid);
   A* strip = static_cast<A*>(scratch.strip);
   A* line = static_cast<A*>(scratch.line);
@@ -41,30 +39,14 @@ void separable_tile(const SeparableData& data, const SeparableTile& tile, const 
   for (int64_t t = 0; t < taps; ++t)
     forward_offset[t] = (t / s.S * s.dilation_h * in_width + t % s.S * s.dilation_w) * columns;
 
-  for (int64_t i = 0; i < panels * kRows; ++i) {
-    const T* p = i < pixels ? pixel<T>(args.grad_z, tile.n, tile.p0 + i / Q, i % Q) : nullptr;
-    pack_row(p, s.K, blocks, rows + (i / kRows) * blocks * kRows * L + (i % kRows) * L);
-  }
-
   const bool wants_weight = args.grad_depthwise_weight || args.grad_depthwise_bias;
-  alignas(64) A block[kRows * columns];
   for (int64_t c = 0, panel = 0; c < s.C; c += columns, ++panel) {
     const int64_t left = s.C - c;
     const A* weight = static_cast<const A*>(data.packed_depthwise) + panel * (taps + 1) * columns;
     A* sums = static_cast<A*>(partial) + panel * (taps + 1) * columns;
 
-    // Pointwise data gradient.
-    for (int64_t i = 0; i < (y1 - y0) * width * columns; i += L) store(grad_mid + i, Vector<A>{});
-    const A* b = static_cast<const A*>(data.packed_pointwise) + c * blocks * L;
-    for (int64_t i = 0; i < panels; ++i) {
-      multiply_rows(rows + i * blocks * kRows * L, b, blocks, block);
-      for (int64_t m = i * kRows; m < smaller(pixels, (i + 1) * kRows); ++m) {
-        A* o = grad_mid + ((tile.p0 - y0 + m / Q) * width + m % Q - x0) * columns;
-        const A* v = block + (m - i * kRows) * columns;
-        store(o, load(v));
-        store(o + L, load(v + L));
-      }
-    }
+    pack_strip_as<T, Activation::kNone>(tile.grad_mid, 0, tile.p1 - tile.p0, Q, s.C, c, y0 - tile.p0, y1 - y0, x0,
+                                        width, grad_mid);
 
     // Mid activation's mask; depthwise weight and bias gradients.
     if (mid != Activation::kNone || wants_weight)

@@ -58,8 +58,8 @@ void pack_depthwise(const ConvShape& shape, const WeightView& weight, const void
 
 // out[i] = start + sum over t of weight[t] * strip[i * step + offset[t]] for i in [0, count).
 template <typename A>
-inline void tap_sum(const A* strip, const int64_t* offset, int64_t taps, const A* weight, const A* start, int64_t count,
-                    int64_t step, A* out) {
+IK_OUT_OF_LINE void tap_sum(const A* strip, const int64_t* offset, int64_t taps, const A* weight, const A* start,
+                            int64_t count, int64_t step, A* out) {
   constexpr int64_t L = kLanes<A>, columns = kColumns<A>;
   constexpr int group = 4;
   const Vector<A> start0 = start ? load(start) : Vector<A>{}, start1 = start ? load(start + L) : Vector<A>{};
@@ -97,7 +97,8 @@ inline void tap_sum(const A* strip, const int64_t* offset, int64_t taps, const A
 
 // sum[t] += sum over i of grad[i] * strip[i * step + offset[t]] for `taps` taps.
 template <int taps, typename A>
-inline void tap_gradient(const A* grad, const A* strip, const int64_t* offset, int64_t count, int64_t step, A* sum) {
+IK_OUT_OF_LINE void tap_gradient(const A* grad, const A* strip, const int64_t* offset, int64_t count, int64_t step,
+                                 A* sum) {
   constexpr int64_t L = kLanes<A>, columns = kColumns<A>;
 #pragma GCC unroll 2
   for (int half = 0; half < kColumnVectors; ++half) {
