@@ -8,19 +8,45 @@ namespace ik::cpu::amx {
 inline __m512i load_bits(const Bf16* from, __mmask32 mask) { return _mm512_maskz_loadu_epi16(mask, from); }
 inline __mmask32 first_lanes(int64_t n) { return n >= 32 ? ~__mmask32{0} : (__mmask32{1} << n) - 1; }
 
-// Elements [k, k + n) of a packed row; a null source means zeros.
-inline void copy_run(const Bf16* from, char* row, int64_t k, int64_t n) {
-  char* to = row + (k & ~(kDepth - 1)) / kDepth * kBlockBytes;
-  const auto part = [&](int64_t within, int64_t count) {
-    const __mmask32 mask = first_lanes(count);
-    _mm512_mask_storeu_epi16(to + within * 2, mask, from ? load_bits(from, mask) : _mm512_setzero_si512());
-    if (from) from += count;
-    n -= count;
-    to += kBlockBytes;
-  };
-  if (const int64_t within = k & (kDepth - 1)) part(within, smaller(kDepth - within, n));
-  while (n > 0) part(0, smaller(kDepth, n));
-}
+// Writes one packed row from left to right. A block is put together in a register by loads whose masked lanes lie
+// before the source or behind it, and stored once.
+class RowWriter {
+ public:
+  explicit RowWriter(char* row) : to_(row) {}
+  void copy(const Bf16* from, int64_t n) {
+    while (n > 0) {
+      const int64_t count = smaller(kDepth - within_, n);
+      block_ = _mm512_or_si512(block_, load_bits(from - within_, first_lanes(count) << within_));
+      from += count;
+      n -= count;
+      advance(count);
+    }
+  }
+  void zero(int64_t n) {
+    while (n > 0) {
+      const int64_t count = smaller(kDepth - within_, n);
+      n -= count;
+      advance(count);
+    }
+  }
+  void finish_block() {
+    if (within_ > 0) advance(kDepth - within_);
+  }
+
+ private:
+  void advance(int64_t count) {
+    within_ += count;
+    if (within_ < kDepth) return;
+    _mm512_storeu_si512(to_, block_);
+    block_ = _mm512_setzero_si512();
+    within_ = 0;
+    to_ += kBlockBytes;
+  }
+
+  char* to_;
+  __m512i block_ = _mm512_setzero_si512();
+  int64_t within_ = 0;
+};
 
 // Where an output row of the product reads; n < 0: no output pixel.
 struct Pixel {
@@ -49,31 +75,29 @@ class PixelCursor {
 inline void im2col_row(const Geometry& g, const NhwcInput& x, Pixel at, bool grouped, char* row) {
   const int64_t run = g.S * g.C, left = at.q * g.stride_w - g.pad_w;
   const bool contiguous = g.dilation_w == 1 && x.stride_w == g.C;
-  int64_t k = 0;
+  RowWriter out(row);
   for (int64_t r = 0; r < g.R; r++) {
     const int64_t h = at.p * g.stride_h - g.pad_h + r * g.dilation_h;
     if (at.n < 0 || h < 0 || h >= g.H) {
-      copy_run(nullptr, row, k, run);
+      out.zero(run);
     } else {
       const Bf16* line = static_cast<const Bf16*>(x.data) + at.n * x.stride_n + h * x.stride_h;
       if (contiguous) {
         const int64_t begin = smaller(g.S, larger(0, -left)), end = larger(begin, smaller(g.S, g.W - left));
-        copy_run(nullptr, row, k, begin * g.C);
-        if (end > begin) copy_run(line + (left + begin) * g.C, row, k + begin * g.C, (end - begin) * g.C);
-        copy_run(nullptr, row, k + end * g.C, (g.S - end) * g.C);
+        out.zero(begin * g.C);
+        if (end > begin) out.copy(line + (left + begin) * g.C, (end - begin) * g.C);
+        out.zero((g.S - end) * g.C);
       } else {
         for (int64_t s = 0; s < g.S; s++) {
           const int64_t w = left + s * g.dilation_w;
-          copy_run(w < 0 || w >= g.W ? nullptr : line + w * x.stride_w, row, k + s * g.C, g.C);
+          if (w < 0 || w >= g.W)
+            out.zero(g.C);
+          else
+            out.copy(line + w * x.stride_w, g.C);
         }
       }
     }
-    k += run;
-    if (grouped || r == g.R - 1) {
-      const int64_t padded = round_up(k, kDepth);
-      copy_run(nullptr, row, k, padded - k);
-      k = padded;
-    }
+    if (grouped || r == g.R - 1) out.finish_block();
   }
 }
 

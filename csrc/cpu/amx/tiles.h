@@ -109,7 +109,8 @@ inline Pending::Run finisher(Activation activation) {
 }
 
 template <int kRowTiles, int kColumnTiles>
-inline void multiply_blocks(const Operand& a, const char* panel, const char* b, Pending& pending, int64_t rows_a_step) {
+inline void multiply_blocks(const Operand& a, const char* panel, const char* b, Pending& pending, int64_t rows_a_step,
+                            const char* ahead, int64_t lines_a_step) {
   for (int64_t group = 0; group < a.groups; group++) {
     const char* from = panel + group * a.group_bytes;
     for (int64_t block = 0; block < a.blocks; block++) {
@@ -126,6 +127,7 @@ inline void multiply_blocks(const Operand& a, const char* panel, const char* b, 
         if constexpr (kColumnTiles == 2) _tile_dpbf16ps(3, 5, 7);
       }
       pending.step(rows_a_step);
+      for (int64_t line = 0; line < lines_a_step; line++, ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
       from += a.block_bytes;
       b += kBlockBytes;
     }
@@ -146,6 +148,8 @@ inline void multiply(const Operand& a, const void* packed_b, int64_t K, const Ou
                      int64_t panel_end) {
   alignas(64) float c[2][kRows * kColumns];
   const int64_t steps = a.groups * a.blocks, rows_a_step = ceil_div(kRows, steps);
+  // While a panel of B is in use, each block of rows brings its share of the next one to L2.
+  const int64_t shares = ceil_div(rows.count, kRows), lines_a_step = ceil_div(kBlockBytes / 64, shares);
   Pending pending;
   int64_t flip = 0;
   compiler_barrier();
@@ -159,14 +163,18 @@ inline void multiply(const Operand& a, const void* packed_b, int64_t K, const Ou
       _tile_zero(1);
       _tile_zero(2);
       _tile_zero(3);
+      const int64_t share = i / kRows * steps * lines_a_step * 64;
+      const bool more = q + 1 < panel_end && share < steps * kBlockBytes;
+      const char* ahead = b + steps * kBlockBytes + share;
+      const int64_t lines = more ? lines_a_step : 0;
       if (n > 16 && columns > 16)
-        multiply_blocks<2, 2>(a, panel, b, pending, rows_a_step);
+        multiply_blocks<2, 2>(a, panel, b, pending, rows_a_step, ahead, lines);
       else if (n > 16)
-        multiply_blocks<2, 1>(a, panel, b, pending, rows_a_step);
+        multiply_blocks<2, 1>(a, panel, b, pending, rows_a_step, ahead, lines);
       else if (columns > 16)
-        multiply_blocks<1, 2>(a, panel, b, pending, rows_a_step);
+        multiply_blocks<1, 2>(a, panel, b, pending, rows_a_step, ahead, lines);
       else
-        multiply_blocks<1, 1>(a, panel, b, pending, rows_a_step);
+        multiply_blocks<1, 1>(a, panel, b, pending, rows_a_step, ahead, lines);
       float* block = c[flip];
       flip ^= 1;
       _tile_stored(0, block, kColumns * 4);
