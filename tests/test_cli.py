@@ -119,11 +119,11 @@ def test_bench_measures_reports_and_keeps_rows(tmp_path: Path, capsys: pytest.Ca
 def test_bench_options_reach_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
     monkeypatch.setattr(harness, "run", lambda config, progress: seen.append(config) or [])
-    arguments = "bench --networks xception --operators none --batches 2,4 --dtypes bfloat16 --passes training"
+    arguments = "bench --networks xception --kinds network --batches 2,4 --dtypes bfloat16 --passes training"
     assert cli.main([*arguments.split(), "--threads", "1", "--tune", "--backends", "eager,openvino"]) == 0
     assert cli.main(["bench", "--quick", "--batches", "3", "--layers", "1"]) == 0
     full, quick = seen
-    assert (full.networks, full.operators, full.batches) == (("xception",), (), (2, 4))
+    assert (full.networks, full.kinds, full.batches) == (("xception",), ("network",), (2, 4))
     assert (full.dtypes, full.passes, full.threads, full.tune) == (("bfloat16",), ("training",), 1, True)
     assert full.backends == ("eager", "openvino")
     assert (quick.batches, quick.layers, quick.compile_training) == ((3,), 1, False)

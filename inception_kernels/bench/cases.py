@@ -42,8 +42,8 @@ class _Layer:
 
 def cases(config: Config) -> list[Case]:
     """What matters most first, for a run that is cut short: networks, inference, the layers with the most work."""
-    found = list(_network_cases(config))
-    for pass_ in config.passes:
+    found = list(_network_cases(config)) if "network" in config.kinds else []
+    for pass_ in config.passes if "operator" in config.kinds else ():
         for operator in config.operators:
             layers = [layer for name in config.networks for layer in _layers(name, config.image_size)]
             chosen = sorted((each for each in layers if each.operator == operator), key=_total_work, reverse=True)

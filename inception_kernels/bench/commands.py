@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from inception_kernels.bench.config import DTYPES, NETWORKS, OPERATORS, PASSES, Config
+from inception_kernels.bench.config import DTYPES, KINDS, NETWORKS, OPERATORS, PASSES, Config
 
 _DEFAULT = Config()
 
@@ -17,18 +17,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quick", action="store_true", help="batch 1, two layers per operator, about five minutes on two cores"
     )
     for name, default, allowed in (
+        ("kinds", _DEFAULT.kinds, KINDS),
         ("networks", _DEFAULT.networks, NETWORKS),
         ("operators", _DEFAULT.operators, OPERATORS),
         ("dtypes", _DEFAULT.dtypes, DTYPES),
         ("passes", _DEFAULT.passes, PASSES),
     ):
-        what.add_argument(
-            f"--{name}",
-            type=_words,
-            default=default,
-            metavar="LIST",
-            help=f"out of {', '.join(allowed)}, or none (default: {','.join(default)})",
-        )
+        usual = "all" if default == allowed else ",".join(default)
+        text = f"out of {', '.join(allowed)} (default: {usual})"
+        what.add_argument(f"--{name}", type=_words, default=default, metavar="LIST", help=text)
     what.add_argument("--batches", type=_numbers, default=None, metavar="LIST", help="(default: 1,8; --quick: 1)")
     what.add_argument("--layers", type=int, default=None, metavar="N", help="at most N layers per operator")
     what.add_argument("--backends", type=_words, default=(), metavar="LIST", help="race only these and eager")
@@ -88,6 +85,7 @@ def _render(args: argparse.Namespace) -> int:
 
 def _config(args: argparse.Namespace) -> Config:
     config = Config(
+        kinds=args.kinds,
         networks=args.networks,
         operators=args.operators,
         batches=args.batches or _DEFAULT.batches,
@@ -105,8 +103,7 @@ def _config(args: argparse.Namespace) -> Config:
 
 
 def _words(text: str) -> tuple[str, ...]:
-    words = tuple(word.strip() for word in text.split(",") if word.strip())
-    return () if words == ("none",) else words
+    return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
 def _numbers(text: str) -> tuple[int, ...]:

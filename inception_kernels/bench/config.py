@@ -8,16 +8,18 @@ NETWORKS = ("inception_v3", "xception")
 OPERATORS = ("separable_conv2d", "conv2d_bn_act", "asymmetric_pair")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PASSES = ("inference", "training")
+KINDS = ("network", "operator")
 
 
 @dataclass(frozen=True)
 class Config:
-    """Cases are the product of `networks` and `operators` with `batches`, `dtypes` and `passes`.
+    """Cases are the networks, and their layers by operator, times `batches`, `dtypes` and `passes`.
 
     `slot_seconds` is how long one implementation runs before the next one has its turn, `rounds` how often each has
     one. `max_seconds` ends the run early: cases that are left then are rows with the status "left out".
     """
 
+    kinds: tuple[str, ...] = KINDS
     networks: tuple[str, ...] = NETWORKS
     operators: tuple[str, ...] = OPERATORS
     batches: tuple[int, ...] = (1, 8)

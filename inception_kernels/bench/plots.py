@@ -76,9 +76,9 @@ _DTYPE_ORDER = ("float32", "bfloat16", "float16", "float64")
 
 def _draw_roof(axis: Axes, machine: Roofline, dtype: str, members: Sequence[Row]) -> None:
     intensities = [row.intensity for row in members if row.intensity]
-    x = np.geomspace(min(intensities) / 2, max(intensities) * 2, 200)
     peak = machine.product[dtype]
     slow, fast = machine.copy[max(machine.copy)], max(machine.copy.values())
+    x = np.geomspace(min([*intensities, peak / fast]) / 2, max(intensities) * 2, 200)  # both ridges are inside
     for bandwidth, label, style in ((slow, "memory", "-"), (fast, "cache", "--")):
         y = np.minimum(peak, bandwidth * x) / 1e9
         axis.loglog(x, y, style, color="0.35", linewidth=1.4, zorder=1)

@@ -133,10 +133,6 @@ class Problem:
             return (sum(value * value for value in errors) / len(errors)) ** 0.5
         return float(torch.tensor(errors).max())  # unlike max(), keeps a NaN
 
-    def allowed(self, eager_error: float) -> float:
-        """Twice PyTorch's own error in this dtype, and four units in the last place."""
-        return 2.0 * eager_error + 4.0 * torch.finfo(self.case.torch_dtype).eps
-
 
 class Step:
     """One forward, or forward and backward, of a torch callable. Called for timing; `outputs` for its results."""

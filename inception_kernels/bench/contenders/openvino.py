@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import warnings
 
 import torch
 from torch import Tensor
@@ -32,7 +33,9 @@ class OpenVino(Baseline):
 
         element = {"float32": ov.Type.f32, "bfloat16": ov.Type.bf16, "float16": ov.Type.f16}[problem.case.dtype]
         # Values that the dtype holds exactly, so converting through float32 loses nothing.
-        model = ov.convert_model(problem.copy_of_module().float(), example_input=problem.x.float())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # it traces with torch.jit
+            model = ov.convert_model(problem.copy_of_module().float(), example_input=problem.x.float())
         model.reshape(list(problem.x.shape))
         compiled = ov.Core().compile_model(_with_tensor_types(ov, model, element), "CPU", _options(ov, element))
         request = compiled.create_infer_request()
