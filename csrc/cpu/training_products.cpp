@@ -8,8 +8,8 @@ namespace {
 
 constexpr int64_t kGradBytes = 256 << 10;   // packed grad_z of a chunk
 constexpr int64_t kStripBytes = 256 << 10;  // one panel of the input under a chunk
-constexpr int64_t kBlockChannels = 128;     // output channels of a task
 constexpr int64_t kTasks = 16;
+constexpr int64_t kTilePixels = 32;
 
 struct Plan {
   int64_t rows;  // output rows of a chunk
@@ -19,7 +19,7 @@ struct Plan {
   int64_t block;  // k panels of a task
   int64_t blocks;
   int64_t partial;  // elements of a partial sum
-  int64_t strip_bytes, product_bytes, grad_bytes;
+  int64_t strip_bytes, product_bytes, pairs_bytes, grad_bytes;
 };
 
 // Elements of a panel's strips under `rows` output rows, wherever they start.
@@ -36,7 +36,7 @@ Plan make_plan(const Kernels& table, const WeightGradient& args) {
   const int64_t all_rows = s.N * s.P(), Q = s.Q(), element = table.accumulator_bytes;
   Plan plan;
   plan.k_panels = divide_up(s.K, table.rows);
-  plan.blocks = divide_up(plan.k_panels * table.rows, kBlockChannels);
+  plan.blocks = divide_up(plan.k_panels * table.rows, table.block_channels);
   plan.block = divide_up(plan.k_panels, plan.blocks);
   plan.blocks = divide_up(plan.k_panels, plan.block);
   const int64_t row_grad = Q * plan.block * table.rows * element;
@@ -53,7 +53,9 @@ Plan make_plan(const Kernels& table, const WeightGradient& args) {
   plan.groups = std::clamp<int64_t>(all_rows * Q / 512, 1, std::min(divide_up(kTasks, plan.blocks), plan.chunks));
   plan.strip_bytes = strip_pixels(args, plan.rows) * table.columns * element;
   plan.product_bytes = args.depthwise ? plan.rows * Q * table.columns * element : 0;
-  plan.grad_bytes = plan.rows * row_grad;
+  // Pixels may be padded to whole tiles.
+  plan.grad_bytes = plan.rows * row_grad + kTilePixels * plan.block * table.rows * element;
+  plan.pairs_bytes = (plan.rows * Q + kTilePixels) * table.columns * 2;
   return plan;
 }
 
@@ -84,12 +86,15 @@ void weight_gradient(const Kernels& table, const WeightGradient& given, void* gr
   char* partial = static_cast<char*>(scratch(Scratch::kPartial, plan.groups * plan.partial * element));
 
   parallel_for(0, plan.groups * plan.blocks, 1, [&](int64_t begin, int64_t end) {
-    char* memory = static_cast<char*>(scratch(Scratch::kStrip, plan.strip_bytes + plan.product_bytes));
+    char* memory =
+        static_cast<char*>(scratch(Scratch::kStrip, plan.strip_bytes + plan.product_bytes + plan.pairs_bytes));
     WeightScratch buffers;
     buffers.strip = memory;
     buffers.product = memory + plan.strip_bytes;
+    buffers.pairs = memory + plan.strip_bytes + plan.product_bytes;
     buffers.grad = scratch(Scratch::kGradient, plan.grad_bytes);
-    buffers.row_offset = static_cast<int64_t*>(scratch(Scratch::kOffsets, (plan.rows + s.R * s.S) * sizeof(int64_t)));
+    buffers.row_offset =
+        static_cast<int64_t*>(scratch(Scratch::kOffsets, (plan.rows * (s.Q() + 1) + s.R * s.S) * sizeof(int64_t)));
     for (int64_t task = begin; task < end; ++task) {
       const int64_t group = task / plan.blocks, block = task % plan.blocks;
       const int64_t k0 = block * plan.block, k1 = std::min(plan.k_panels, k0 + plan.block);

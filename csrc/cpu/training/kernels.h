@@ -35,8 +35,9 @@ struct WeightGradient {
 struct WeightScratch {
   void* strip;          // one panel of channels of the input pixels under a chunk
   void* product;        // one panel of the depthwise output; unused when dense
-  void* grad;           // [k panel][pixel][kRows]
-  int64_t* row_offset;  // one entry for each output row of the chunk, then R * S of working space
+  void* grad;           // [k panel][pixel][rows]
+  void* pairs;          // AMX: a panel as pairs of pixels
+  int64_t* row_offset;  // one entry for each output row of the chunk, then R * S + pixels of working space
 };
 
 // Everything about a separable layer's data gradient that does not depend on the tile.
@@ -69,6 +70,7 @@ struct Kernels {
   int64_t accumulator_bytes;
   int64_t rows;  // register block: rows x columns
   int64_t columns;
+  int64_t block_channels;  // output channels of a weight gradient's task, about
 
   // Pixels [m0, m1) of [N, P, Q, K]: shift [K], sum [K] of z - shift, square [K] of its squares.
   void (*statistics)(const ScaleShiftAct& args, int64_t m0, int64_t m1, void* shift, void* sum, void* square);
@@ -98,6 +100,7 @@ struct Kernels {
 const Kernels& kernels_portable(DType dtype);
 const Kernels& kernels_avx2(DType dtype);
 const Kernels& kernels_avx512(DType dtype);
+const Kernels& kernels_amx(DType dtype);
 
 // Those of the instruction set in force.
 const Kernels& kernels(DType dtype);

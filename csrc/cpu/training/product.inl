@@ -3,7 +3,9 @@
 // Inlined into a large function, the accumulators of a loop would be spilled.
 #define IK_OUT_OF_LINE __attribute__((noinline))
 
-#if IK_VECTOR_BYTES == 64
+#if defined(IK_TRAINING_TILES)
+constexpr int kRows = 32;
+#elif IK_VECTOR_BYTES == 64
 constexpr int kRows = 12;
 #else
 constexpr int kRows = 6;

@@ -26,11 +26,22 @@ namespace {
 template <typename T>
 constexpr Kernels table(const char* norm_forward, const char* norm_backward, const char* conv, const char* separable) {
   using A = typename AccumulatorOf<T>::Type;
-  return Kernels{norm_forward,        norm_backward,     conv,
-                 separable,           sizeof(A),         kRows,
-                 kColumns<A>,         &statistics<T>,    &scale_shift_act<T>,
-                 &norm_reduce<T>,     &norm_apply<T>,    &pack_depthwise<T>,
-                 &weight_gradient<T>, &weight_finish<T>, &separable_data<T>,
+  return Kernels{norm_forward,
+                 norm_backward,
+                 conv,
+                 separable,
+                 sizeof(A),
+                 kRows,
+                 kColumns<A>,
+                 128,
+                 &statistics<T>,
+                 &scale_shift_act<T>,
+                 &norm_reduce<T>,
+                 &norm_apply<T>,
+                 &pack_depthwise<T>,
+                 &weight_gradient<T>,
+                 &weight_finish<T>,
+                 &separable_data<T>,
                  &store_doubles<T>};
 }
 

@@ -65,6 +65,62 @@ inline void pack_image_strips(const WeightGradient& args, int64_t row0, int64_t 
   }
 }
 
+// One panel of the right-hand side for output rows [row0, row1): pixel (row, q) at tap offset 0 lies at
+// row_offset[row] + q * step. Leaves the offsets in scratch.
+template <typename T>
+inline const typename AccumulatorOf<T>::Type* prepare_panel(const WeightGradient& args, int64_t row0, int64_t row1,
+                                                            int64_t c, const WeightScratch& scratch) {
+  using A = typename AccumulatorOf<T>::Type;
+  constexpr int64_t columns = kColumns<A>;
+  const ConvShape& s = args.shape;
+  const int64_t Q = s.Q(), rows = row1 - row0, taps = s.R * s.S;
+  const int64_t width = (Q - 1) * s.stride_w + (s.S - 1) * s.dilation_w + 1;
+  A* strip = static_cast<A*>(scratch.strip);
+  if (args.columns)
+    pack_window_columns<T>(args, row0, row1, c, strip);
+  else
+    pack_image_strips<T>(args, row0, row1, c, scratch);
+  if (!args.columns && !args.depthwise) return strip;
+
+  A* result = strip;
+  if (args.depthwise) {
+    result = static_cast<A*>(scratch.product);
+    const A* weight = static_cast<const A*>(args.depthwise) + c * (taps + 1);
+    int64_t* tap_offset = scratch.row_offset + rows;
+    for (int64_t t = 0; t < taps; ++t)
+      tap_offset[t] = (t / s.S * s.dilation_h * width + t % s.S * s.dilation_w) * columns;
+    for (int64_t row = 0; row < rows; ++row)
+      tap_sum<A>(strip + scratch.row_offset[row], tap_offset, taps, weight, weight + taps * columns, Q,
+                 s.stride_w * columns, result + row * Q * columns);
+    with_activation(args.mid_activation, [&](auto tag) {
+      if constexpr (decltype(tag)::value != Activation::kNone)
+        for (A *p = result, *end = p + rows * Q * columns; p < end; p += kLanes<A>)
+          store(p, activate<decltype(tag)::value, A>(load(p)));
+    });
+  }
+  for (int64_t row = 0; row < rows; ++row) scratch.row_offset[row] = row * Q * columns;
+  return result;
+}
+
+// Taps of a panel that prepare_panel made, and where they begin.
+struct PanelTaps {
+  int64_t count, step;
+  int64_t S, down, right;
+
+  template <typename A>
+  static PanelTaps of(const WeightGradient& args, A) {
+    const ConvShape& s = args.shape;
+    const int64_t columns = kColumns<A>, width = (s.Q() - 1) * s.stride_w + (s.S - 1) * s.dilation_w + 1;
+    if (args.columns || args.depthwise) return {1, columns, 1, 0, 0};
+    return {s.R * s.S, s.stride_w * columns, s.S, s.dilation_h * width * columns, s.dilation_w * columns};
+  }
+  int64_t offset(int64_t tap) const { return tap / S * down + tap % S * right; }
+};
+
+inline int64_t panel_channels(const WeightGradient& args) {
+  return args.columns ? args.shape.R * args.shape.S * args.shape.C : args.shape.C;
+}
+
 template <typename T>
 void weight_gradient(const WeightGradient& args, int64_t row0, int64_t row1, int64_t k0, int64_t k1,
                      const WeightScratch& scratch, void* partial, bool first) {
@@ -72,45 +128,15 @@ void weight_gradient(const WeightGradient& args, int64_t row0, int64_t row1, int
   constexpr int64_t columns = kColumns<A>, tile = kRows * columns;
   const ConvShape& s = args.shape;
   const int64_t Q = s.Q(), rows = row1 - row0, k_panels = ceil_div(s.K, kRows);
-  const int64_t width = (Q - 1) * s.stride_w + (s.S - 1) * s.dilation_w + 1;
-  const int64_t channels = args.columns ? s.R * s.S * s.C : s.C;
-  const bool one_tap = args.columns || args.depthwise;
-  const int64_t R = one_tap ? 1 : s.R, S = one_tap ? 1 : s.S;
-  const A* strip = static_cast<const A*>(one_tap && args.depthwise ? scratch.product : scratch.strip);
+  const PanelTaps taps = PanelTaps::of(args, A{});
   const A* grad = static_cast<const A*>(scratch.grad);
   pack_grad_columns<T>(args.grad_z, s.P(), Q, s.K, row0, row1, k0, k1, static_cast<A*>(scratch.grad));
-
-  for (int64_t c = 0, panel = 0; c < channels; c += columns, ++panel) {
-    if (args.columns)
-      pack_window_columns<T>(args, row0, row1, c, static_cast<A*>(scratch.strip));
-    else
-      pack_image_strips<T>(args, row0, row1, c, scratch);
-    if (args.depthwise) {
-      const int64_t taps = s.R * s.S;
-      const A* weight = static_cast<const A*>(args.depthwise) + panel * (taps + 1) * columns;
-      int64_t* tap_offset = scratch.row_offset + rows;
-      for (int64_t t = 0; t < taps; ++t)
-        tap_offset[t] = (t / s.S * s.dilation_h * width + t % s.S * s.dilation_w) * columns;
-      for (int64_t row = 0; row < rows; ++row)
-        tap_sum(static_cast<const A*>(scratch.strip) + scratch.row_offset[row], tap_offset, taps, weight,
-                weight + taps * columns, Q, s.stride_w * columns, static_cast<A*>(scratch.product) + row * Q * columns);
-      with_activation(args.mid_activation, [&](auto tag) {
-        if constexpr (decltype(tag)::value != Activation::kNone)
-          for (A *p = static_cast<A*>(scratch.product), *end = p + rows * Q * columns; p < end; p += kLanes<A>)
-            store(p, activate<decltype(tag)::value, A>(load(p)));
-      });
-    }
-    if (one_tap)
-      for (int64_t row = 0; row < rows; ++row) scratch.row_offset[row] = row * Q * columns;
-    const int64_t step = one_tap ? columns : s.stride_w * columns;
+  for (int64_t c = 0, panel = 0; c < panel_channels(args); c += columns, ++panel) {
+    const A* strip = prepare_panel<T>(args, row0, row1, c, scratch);
     for (int64_t k = k0; k < k1; ++k)
-      for (int64_t r = 0; r < R; ++r)
-        for (int64_t t = 0; t < S; ++t) {
-          A* out = static_cast<A*>(partial) + (((panel * R + r) * S + t) * k_panels + k) * tile;
-          multiply_pixels(grad + (k - k0) * rows * Q * kRows,
-                          strip + (r * s.dilation_h * width + t * s.dilation_w) * columns, scratch.row_offset, rows, Q,
-                          step, out, first);
-        }
+      for (int64_t t = 0; t < taps.count; ++t)
+        multiply_pixels(grad + (k - k0) * rows * Q * kRows, strip + taps.offset(t), scratch.row_offset, rows, Q,
+                        taps.step, static_cast<A*>(partial) + ((panel * taps.count + t) * k_panels + k) * tile, first);
   }
 }
 
