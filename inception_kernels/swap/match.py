@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
+import torch
 from torch import fx, nn
 
 from . import checks
@@ -140,7 +141,9 @@ class Matcher:
     def _longest(self, units: list[Unit], start: int) -> Group | None:
         """The longest group that starts at `start` of a run of calls, each the only reader of the one before."""
         first = units[start].atoms
-        if first and isinstance(first[0], Activation) and first[0].inplace:
+        if not first:
+            return None  # an identity may hand on a tensor that others read
+        if isinstance(first[0], Activation) and first[0].inplace:
             before = units[start - 1] if start else None
             hooked = before is not None and any(checks.instance_reason(m) for _, m in before.members)
             if before is None or not before.fresh or hooked:
@@ -289,6 +292,9 @@ class Matcher:
         self.found.declined[path] = (convolution, reason)
 
     def _decline_foreign(self, module: nn.Module, path: str) -> None:
+        if not isinstance(module, torch.jit.ScriptModule):
+            self.found.declined[path] = (module, _foreign_reason(module))
+            return
         for name, child in module.named_modules(prefix=path):
             kind = getattr(child, "original_name", type(child).__name__)
             if "Conv" in kind and not any(True for _ in child.children()):
@@ -300,9 +306,7 @@ def _is_foreign(module: nn.Module) -> bool:
 
 
 def _foreign_reason(module: nn.Module) -> str:
-    from torch.jit import ScriptModule
-
-    if isinstance(module, ScriptModule):
+    if isinstance(module, torch.jit.ScriptModule):
         return "TorchScript module: its graph is compiled and has no modules to swap; build the model in Python"
     if type(module).__module__.startswith(("torch.ao.nn.", "torch.nn.quantized", "torch.nn.intrinsic")):
         if isinstance(module, nn.Conv2d) or "Conv" in type(module).__name__:
