@@ -1,5 +1,6 @@
 #if defined(__x86_64__)
 #include "cpu/amx/depthwise.h"
+#include "cpu/prefetch.h"
 #include "cpu/scratch.h"
 
 namespace ik::cpu::amx {
@@ -44,18 +45,25 @@ size_t conv_weight_bytes(const Geometry& g) { return columns_bytes(g.K, Order(g)
 void conv_pack(const Geometry& g, const WeightView& w, void* packed, int64_t panel_begin, int64_t panel_end) {
   const Order order(g);
   const int64_t run = order.grouped ? g.S * g.C : g.R * g.S * g.C;
-  for (int64_t q = panel_begin; q < panel_end; q++)
-    for (int64_t group = 0; group < order.groups; group++)
-      for (int64_t block = 0; block < order.blocks; block++) {
-        char* out = static_cast<char*>(packed) + ((q * order.groups + group) * order.blocks + block) * kBlockBytes;
-        for (int64_t column = 0; column < kColumns; column++)
-          pack_column(out, column, [&](int64_t i) -> uint16_t {
-            const int64_t k = q * kColumns + column, at = block * kDepth + i;
-            if (k >= g.K || at >= run) return 0;
-            const int64_t r = order.grouped ? group : at / (g.S * g.C);
-            return weight_bits(w, k, at % g.C, r, at / g.C % g.S);
-          });
+  const Bf16* const weight = static_cast<const Bf16*>(w.data);
+  for (int64_t group = 0; group < order.groups; group++)
+    for (int64_t block = 0; block < order.blocks; block++) {
+      // Where the block's elements lie within an output channel's weights: the same for all channels.
+      const int64_t depth = smaller(kDepth, run - block * kDepth);
+      int64_t offset[kDepth];
+      for (int64_t i = 0; i < depth; i++) {
+        const int64_t at = block * kDepth + i, r = order.grouped ? group : at / (g.S * g.C);
+        offset[i] = at % g.C * w.stride_c + r * w.stride_r + at / g.C % g.S * w.stride_s;
       }
+      for (int64_t q = panel_begin; q < panel_end; q++) {
+        char* out = static_cast<char*>(packed) + ((q * order.groups + group) * order.blocks + block) * kBlockBytes;
+        for (int64_t column = 0; column < kColumns; column++) {
+          const int64_t k = q * kColumns + column, filled = k < g.K ? depth : 0;
+          const Bf16* const from = weight + (filled ? k * w.stride_k : 0);
+          pack_column(out, column, [&](int64_t i) { return i < filled ? from[offset[i]].bits : uint16_t{0}; });
+        }
+      }
+    }
 }
 
 int64_t rows_of_panels(int64_t blocks) {
@@ -219,6 +227,7 @@ void separable_tile(const SeparableTask& t, const Tile& tile) {
   const int64_t count = tile.row_end - tile.row_begin, blocks = ceil_div(g.C, kDepth);
   const TileOutput output = tile_output(t.epilogue, g.K, count, PixelCursor(g, tile.row_begin));
   char* a = panels(count, blocks);
+  prefetch_input(g, t.x, 2, tile.row_begin, tile.row_end);
   depthwise(t, tile.row_begin, tile.row_end, a);
   multiply_tile(packed_operand(a, 1, blocks), t.pointwise, g.K, t.epilogue, output, tile);
 }
