@@ -105,7 +105,14 @@ inline void im2col_row(const Geometry& g, const NhwcInput& x, Pixel at, bool gro
 // image is that before the next. Output pixel and input position differ by a constant for every tap.
 struct Flat {
   int64_t row, image;  // positions per row and per image
-  explicit Flat(const Geometry& g) : row(larger(g.W + g.pad_w, g.Q)), image(row * larger(g.H + g.pad_h, g.P)) {}
+  explicit Flat(const Geometry& g)
+      : row(pitch(g.W, g.Q, (g.S - 1) * g.dilation_w, g.pad_w)),
+        image(row * pitch(g.H, g.P, (g.R - 1) * g.dilation_h, g.pad_h)) {}
+  // What the last output reads past the end must be padding of the next row or image, even where the window reaches
+  // further to the right than to the left, as the residues of a strided convolution's gradient do.
+  static int64_t pitch(int64_t size, int64_t outputs, int64_t reach, int64_t pad) {
+    return larger(larger(size + pad, outputs), outputs + reach - larger(pad, 0));
+  }
   int64_t positions(const Geometry& g) const { return (g.N - 1) * image + (g.P - 1) * row + g.Q; }
 };
 
