@@ -4,10 +4,10 @@ import copy
 
 import pytest
 import torch
+from helpers import assert_as_accurate, randomize_batch_norm
 from swap_models import assert_gradients_as_accurate
 from torch import nn
 
-from helpers import assert_as_accurate, randomize_batch_norm
 from inception_kernels import backends, models
 from inception_kernels.swap import explain, swap, unswap
 
@@ -19,9 +19,7 @@ CASES = [
     pytest.param(
         "torchvision:inception_v3", 75, INCEPTION, id="torchvision", marks=pytest.mark.third_party("torchvision")
     ),
-    pytest.param(
-        "timm:legacy_xception", 43, XCEPTION, id="timm", marks=pytest.mark.third_party("timm", "torchvision")
-    ),
+    pytest.param("timm:legacy_xception", 43, XCEPTION, id="timm", marks=pytest.mark.third_party("timm", "torchvision")),
 ]
 
 

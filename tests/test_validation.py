@@ -202,9 +202,7 @@ def test_training_with_one_value_per_channel(operator, backend):
 
 def test_training_with_one_value_per_channel_in_the_second_convolution_only():
     """The first batch norm must not be updated either when the second cannot have statistics."""
-    case = MAKERS["asymmetric_pair"](
-        N=1, H=3, W=1, windows=((1, 1), (3, 1)), padding1=0, padding2=0, training=True
-    )
+    case = MAKERS["asymmetric_pair"](N=1, H=3, W=1, windows=((1, 1), (3, 1)), padding1=0, padding2=0, training=True)
     for backend in BACKENDS:
         assert_refused(case, backend, ValueError)
 
@@ -228,9 +226,7 @@ ALIASES: dict[str, Callable[[Case], Case]] = {
     "mean_is_bias": lambda c: c.but(**{last(c, "bias"): c.tensors[last(c, "running_mean")]}),
     "mean_is_the_start_of_x": lambda c: c.but(**{last(c, "running_mean"): c.tensors["x"].view(-1)[:6]}),
     "mean_is_inside_x": lambda c: c.but(**{last(c, "running_mean"): c.tensors["x"].view(-1)[10:16]}),
-    "mean_is_inside_the_weight": lambda c: c.but(
-        **{last(c, "running_mean"): c.tensors[last_weight(c)].view(-1)[3:9]}
-    ),
+    "mean_is_inside_the_weight": lambda c: c.but(**{last(c, "running_mean"): c.tensors[last_weight(c)].view(-1)[3:9]}),
     "expanded_mean": lambda c: c.but(**{last(c, "running_mean"): torch.zeros(1).expand(6)}),
 }
 

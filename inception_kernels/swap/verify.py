@@ -72,7 +72,7 @@ def unswapped_errors(model: nn.Module, inputs: Any) -> Expected:
     outputs = _outputs(plain, inputs)
     if not outputs:
         raise ValueError("verify: the model returned no floating-point tensor to compare")
-    plain.to(memory_format=torch.channels_last)
+    plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     channels_last = _outputs(plain, tree_map(_channels_last, inputs))
     return Expected(_outputs(plain.double(), tree_map(_double, inputs)), outputs, channels_last)
 
@@ -97,7 +97,8 @@ def verify_model(model: nn.Module, inputs: Any, expected: Expected) -> list[Outp
     if len(outputs) != len(expected.exact):
         raise SwapVerificationError(f"expected {len(expected.exact)} outputs, got {len(outputs)}")
     errors = []
-    for index, (actual, plain, exact) in enumerate(zip(outputs, expected.unswapped, expected.exact, strict=True)):
+    references = zip(outputs, expected.unswapped, expected.channels_last, expected.exact, strict=True)
+    for index, (actual, plain, nhwc, exact) in enumerate(references):
         if actual.shape != exact.shape or actual.dtype != plain.dtype:
             raise SwapVerificationError(
                 f"output {index}: expected {plain.dtype} {tuple(exact.shape)}, got {actual.dtype} {tuple(actual.shape)}"
