@@ -15,6 +15,8 @@ GEOMETRIES = {
     "3x3_wide": dict(N=1, C=72, H=7, W=19, K=70, window=(3, 3), padding=1),
     "3x3_valid": dict(N=3, C=32, H=8, W=9, K=16, window=(3, 3)),
     "3x3_stride2": dict(N=2, C=33, H=13, W=11, K=24, window=(3, 3), stride=2, padding=1),
+    "3x3_stride2_larger": dict(N=3, C=40, H=27, W=29, K=35, window=(3, 3), stride=2, padding=1),
+    "3x3_larger": dict(N=2, C=70, H=19, W=19, K=67, window=(3, 3), padding=1),
     "3x3_stride21": dict(N=2, C=7, H=9, W=13, K=9, window=(3, 3), stride=(2, 1), padding=1),
     "5x5": dict(N=2, C=9, H=9, W=8, K=12, window=(5, 5), padding=2),
     "7x7_stride2": dict(N=1, C=16, H=15, W=14, K=20, window=(7, 7), stride=2, padding=3),
