@@ -1,6 +1,5 @@
 #if defined(__x86_64__)
 #include "cpu/amx/depthwise.h"
-#include "cpu/prefetch.h"
 #include "cpu/scratch.h"
 
 namespace ik::cpu::amx {
@@ -227,7 +226,6 @@ void separable_tile(const SeparableTask& t, const Tile& tile) {
   const int64_t count = tile.row_end - tile.row_begin, blocks = ceil_div(g.C, kDepth);
   const TileOutput output = tile_output(t.epilogue, g.K, count, PixelCursor(g, tile.row_begin));
   char* a = panels(count, blocks);
-  prefetch_input(g, t.x, 2, tile.row_begin, tile.row_end);
   depthwise(t, tile.row_begin, tile.row_end, a);
   multiply_tile(packed_operand(a, 1, blocks), t.pointwise, g.K, t.epilogue, output, tile);
 }
