@@ -1,5 +1,6 @@
-// Activations and their derivatives at u, PyTorch's conventions: relu'(0) = 0, relu6' = 0 at 0 and 6, elu has alpha 1,
-// NaN goes through.
+// Activations and their derivatives at u, PyTorch's conventions: relu'(0) = 0, relu6' = 0 at 0 and 6, elu has alpha 1.
+// NaN goes through the activations; at NaN relu' is 1, relu6' is 0, and those of elu and silu are NaN, as in PyTorch's
+// vectorised float kernels.
 
 inline float exponential(float v) { return ::expf(v); }
 inline double exponential(double v) { return ::exp(v); }
@@ -37,12 +38,12 @@ inline Vector<A> activation_gradient(Vector<A> grad, Vector<A> u) {
     return u <= zero ? zero : grad;
   } else if constexpr (kind == Activation::kRelu6) {
     const Vector<A> six = zero + (A)6;
-    const Vector<A> low = u <= zero ? zero : grad;
-    return u >= six ? zero : low;
+    const Vector<A> high = u < six ? grad : zero;
+    return u > zero ? high : zero;
   } else if constexpr (kind == Activation::kElu) {
     Vector<A> slope = zero + (A)1;
     for (int64_t i = 0; i < kLanes<A>; ++i)
-      if (u[i] <= 0) slope[i] = exponential(u[i]);
+      if (!(u[i] > 0)) slope[i] = exponential(u[i]);
     return grad * slope;
   } else if constexpr (kind == Activation::kSilu) {
     Vector<A> slope = zero;
