@@ -1,5 +1,6 @@
 #if defined(__x86_64__)
 #include "cpu/amx/depthwise.h"
+#include "cpu/amx/packing.h"
 #include "cpu/scratch.h"
 
 namespace ik::cpu::amx {
@@ -29,12 +30,6 @@ size_t columns_bytes(int64_t K, int64_t blocks) {
   return static_cast<size_t>(ceil_div(K, kColumns) * blocks * kBlockBytes);
 }
 
-// Bf16 bits of one column of a block of B; value(i) for i in [0, 32).
-template <typename Value>
-void pack_column(char* block, int64_t column, Value value) {
-  uint16_t* out = reinterpret_cast<uint16_t*>(block + column / 16 * kBlockBytes / 2) + column % 16 * 2;
-  for (int64_t i = 0; i < kDepth; i++) out[i / 2 * 32 + i % 2] = value(i);
-}
 uint16_t weight_bits(const WeightView& w, int64_t k, int64_t c, int64_t r, int64_t s) {
   return static_cast<const Bf16*>(w.data)[k * w.stride_k + c * w.stride_c + r * w.stride_r + s * w.stride_s].bits;
 }
@@ -47,21 +42,16 @@ void conv_pack(const Geometry& g, const WeightView& w, void* packed, int64_t pan
   const Bf16* const weight = static_cast<const Bf16*>(w.data);
   for (int64_t group = 0; group < order.groups; group++)
     for (int64_t block = 0; block < order.blocks; block++) {
-      // Where the block's elements lie within an output channel's weights: the same for all channels.
-      const int64_t depth = smaller(kDepth, run - block * kDepth);
-      int64_t offset[kDepth];
-      for (int64_t i = 0; i < depth; i++) {
+      const BlockOffsets offsets(smaller(kDepth, run - block * kDepth), [&](int64_t i) {
         const int64_t at = block * kDepth + i, r = order.grouped ? group : at / (g.S * g.C);
-        offset[i] = at % g.C * w.stride_c + r * w.stride_r + at / g.C % g.S * w.stride_s;
-      }
-      for (int64_t q = panel_begin; q < panel_end; q++) {
-        char* out = static_cast<char*>(packed) + ((q * order.groups + group) * order.blocks + block) * kBlockBytes;
-        for (int64_t column = 0; column < kColumns; column++) {
-          const int64_t k = q * kColumns + column, filled = k < g.K ? depth : 0;
-          const Bf16* const from = weight + (filled ? k * w.stride_k : 0);
-          pack_column(out, column, [&](int64_t i) { return i < filled ? from[offset[i]].bits : uint16_t{0}; });
-        }
-      }
+        return at % g.C * w.stride_c + r * w.stride_r + at / g.C % g.S * w.stride_s;
+      });
+      for (int64_t q = panel_begin; q < panel_end; q++)
+        pack_block(static_cast<char*>(packed) + ((q * order.groups + group) * order.blocks + block) * kBlockBytes,
+                   [&](int64_t column) {
+                     const int64_t k = q * kColumns + column;
+                     return k < g.K ? offsets.read(weight + k * w.stride_k) : _mm512_setzero_si512();
+                   });
     }
 }
 
@@ -209,14 +199,20 @@ size_t pointwise_weight_bytes(const Geometry& g) { return columns_bytes(g.K, cei
 
 void pointwise_pack(const Geometry& g, const WeightView& w, void* packed, int64_t panel_begin, int64_t panel_end) {
   const int64_t blocks = ceil_div(g.C, kDepth);
-  for (int64_t q = panel_begin; q < panel_end; q++)
-    for (int64_t block = 0; block < blocks; block++)
-      for (int64_t column = 0; column < kColumns; column++)
-        pack_column(static_cast<char*>(packed) + (q * blocks + block) * kBlockBytes, column,
-                    [&](int64_t i) -> uint16_t {
-                      const int64_t k = q * kColumns + column, c = block * kDepth + channel_at(i);
-                      return k < g.K && c < g.C ? weight_bits(w, k, c, 0, 0) : uint16_t{0};
-                    });
+  const Bf16* const weight = static_cast<const Bf16*>(w.data);
+  alignas(64) uint16_t order[kDepth];
+  for (int64_t i = 0; i < kDepth; i++) order[i] = static_cast<uint16_t>(channel_at(i));
+  const __m512i even_then_odd = _mm512_load_si512(order);
+  for (int64_t block = 0; block < blocks; block++) {
+    const BlockOffsets offsets(smaller(kDepth, g.C - block * kDepth),
+                               [&](int64_t i) { return (block * kDepth + i) * w.stride_c; });
+    for (int64_t q = panel_begin; q < panel_end; q++)
+      pack_block(static_cast<char*>(packed) + (q * blocks + block) * kBlockBytes, [&](int64_t column) {
+        const int64_t k = q * kColumns + column;
+        if (k >= g.K) return _mm512_setzero_si512();
+        return _mm512_permutexvar_epi16(even_then_odd, offsets.read(weight + k * w.stride_k));
+      });
+  }
 }
 
 int64_t separable_tile_rows(const Geometry& g) { return rows_of_panels(ceil_div(g.C, kDepth)); }
