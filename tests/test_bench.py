@@ -168,6 +168,12 @@ def test_everyone_has_a_turn_in_every_round_and_the_order_rotates() -> None:
     assert {name: len(values) for name, values in samples.items()} == {"a": 8, "b": 8, "c": 8}
 
 
+def test_a_limit_ends_the_rounds_but_three_always_run() -> None:
+    calls = {"a": lambda: None, "b": lambda: None}
+    samples = timing.interleave(calls, 9, 1e-3, CountingClock(), limit_seconds=1e-12)
+    assert {name: len(values) for name, values in samples.items()} == {"a": 3, "b": 3}
+
+
 def test_harness_overhead_is_a_small_positive_number() -> None:
     assert timing.harness_overhead_seconds() > 0
 
@@ -364,6 +370,9 @@ def test_a_limit_leaves_rows_and_not_gaps() -> None:
     assert len(rows) == 4
     assert {row.status for row in rows} == {LEFT_OUT}
     assert "limit" in rows[0].reason
+    text = report.markdown(rows)
+    assert "2 cases without any time: left out: the run's limit" in text
+    assert "small separable_conv2d" in text
 
 
 def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,6 +55,16 @@ def common_reason(members: Sequence[Row]) -> str:
     return "" if others or status == OK else f"{status}: {reason}"
 
 
+def untimed_cases(rows: Iterable[Row]) -> dict[str, list[str]]:
+    """Titles of the cases in which nobody has a time, by the reason that all share."""
+    found: dict[str, list[str]] = {}
+    for members in by_case(rows):
+        reason = common_reason(members)
+        if reason:
+            found.setdefault(reason, []).append(title(members[0]))
+    return found
+
+
 def milliseconds(value: float | None) -> str:
     """Three significant digits and no exponent."""
     if value is None:

@@ -34,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     how.add_argument("--threads", type=int, default=None, metavar="N", help="for everyone (default: torch's choice)")
     how.add_argument("--rounds", type=int, default=_DEFAULT.rounds, metavar="N", help="turns that each one has")
-    how.add_argument("--max-seconds", type=float, default=None, metavar="S", help="start no case after S seconds")
+    how.add_argument(
+        "--max-seconds", type=float, default=None, metavar="S", help="start no case after S seconds (--quick: 270)"
+    )
     out = parser.add_argument_group("output")
     out.add_argument("--output", type=Path, default=None, metavar="DIR", help="write JSON, CSV, Markdown and plots")
     out.add_argument("--save", type=Path, default=None, metavar="DIR", help="keep the rows as DIR/<device>/*.json")

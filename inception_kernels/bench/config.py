@@ -16,7 +16,8 @@ class Config:
     """Cases are the networks, and their layers by operator, times `batches`, `dtypes` and `passes`.
 
     `slot_seconds` is how long one implementation runs before the next one has its turn, `rounds` how often each has
-    one. `max_seconds` ends the run early: cases that are left then are rows with the status "left out".
+    one; after `case_seconds` of timing a case gets no further round. `max_seconds` ends the run early: cases that are
+    left then are rows with the status "left out".
     """
 
     kinds: tuple[str, ...] = KINDS
@@ -35,6 +36,7 @@ class Config:
     rounds: int = 9
     slot_seconds: float = 0.05
     max_seconds: float | None = None
+    case_seconds: float | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -47,7 +49,16 @@ class Config:
             unknown = [value for value in getattr(self, name) if value not in allowed]
             if unknown:
                 raise ValueError(f"expected {name} out of {', '.join(allowed)}, got {', '.join(unknown)}")
-        for name in ("batches", "rounds", "slot_seconds", "image_size", "layers", "threads", "max_seconds"):
+        for name in (
+            "batches",
+            "rounds",
+            "slot_seconds",
+            "image_size",
+            "layers",
+            "threads",
+            "max_seconds",
+            "case_seconds",
+        ):
             value = getattr(self, name)
             for number in value if isinstance(value, tuple) else (value,):
                 if number is not None and number <= 0:
@@ -63,4 +74,5 @@ class Config:
             rounds=min(self.rounds, 7),
             slot_seconds=min(self.slot_seconds, 0.04),
             max_seconds=self.max_seconds or 270.0,
+            case_seconds=self.case_seconds or 15.0,
         )

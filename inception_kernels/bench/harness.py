@@ -113,7 +113,8 @@ def _race(case: Case, racers: Sequence[Contender], config: Config, say: Callable
         calls = {name: entry.prepared.call for name, entry in going.items() if entry.prepared is not None}
         clock = timing.CudaClock() if problem.device.startswith("cuda") else timing.CpuClock()
         say("timing")
-        samples = timing.interleave(calls, config.rounds, config.slot_seconds, clock) if calls else {}
+        limits = (config.rounds, config.slot_seconds)
+        samples = timing.interleave(calls, *limits, clock, limit_seconds=config.case_seconds) if calls else {}
     for name, entry in going.items():
         entry.timing = timing.summarize(samples[name])
     for entry in entries:

@@ -58,9 +58,7 @@ def markdown(rows: Sequence[Row], plots: Sequence[str] = (), no_plots: str = "")
     if no_plots:
         lines += [f"No plots: {no_plots}", ""]
     for members in columns.by_case(rows):
-        common = columns.common_reason(members)
-        if common:
-            lines += [f"### {columns.title(members[0])}", "", f"Everyone: {common}.", ""]
+        if columns.common_reason(members):
             continue
         ours = [row for row in members if row.role == OURS and row.speedup]
         headings = [*columns.HEADINGS, *(f"{row.backend} is faster by" for row in ours)]
@@ -69,6 +67,8 @@ def markdown(rows: Sequence[Row], plots: Sequence[str] = (), no_plots: str = "")
             ratios = [f"{mine.speedup[row.backend]:.2f}x" if row.backend in mine.speedup else "" for mine in ours]
             body.append([*columns.cells(row), *ratios])
         lines += [f"### {columns.title(members[0])}", "", *table(headings, body), ""]
+    for reason, titles in columns.untimed_cases(rows).items():
+        lines += [f"### {len(titles)} cases without any time: {reason}", "", *(f"- {title}" for title in titles), ""]
     lines += [*(f"- {note}" for note in columns.notes(rows)), ""]
     return "\n".join(lines)
 

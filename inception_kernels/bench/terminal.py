@@ -55,10 +55,14 @@ def show(rows: Sequence[Row], console: Console) -> None:
     for line in columns.machine(rows):
         console.print(escape(line), soft_wrap=True)
     for members in columns.by_case(rows):
-        console.print()
-        console.print(f"[bold]{escape(columns.title(members[0]))}[/bold]", soft_wrap=True)
-        common = columns.common_reason(members)
-        console.print(escape(f" everyone: {common}") if common else _case_table(members))
+        if not columns.common_reason(members):
+            console.print()
+            console.print(f"[bold]{escape(columns.title(members[0]))}[/bold]", soft_wrap=True)
+            console.print(_case_table(members))
+    for reason, titles in columns.untimed_cases(rows).items():
+        console.print(f"\n[bold]{len(titles)} cases without any time: {escape(reason)}[/bold]", soft_wrap=True)
+        for title in titles:
+            console.print(f"  {escape(title)}", soft_wrap=True)
     means = columns.geometric_means(rows)
     if means:
         console.print("\n[bold]Geometric mean of our speed-up over each baseline (cases)[/bold]")

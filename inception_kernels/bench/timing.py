@@ -11,6 +11,7 @@ Call = Callable[[], object]
 
 # A sample is the mean of as many calls as fill this time: below it the clock and the loop would show.
 _BLOCK_SECONDS = 2e-3
+_LEAST_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -85,26 +86,31 @@ def interleave(
     slot_seconds: float,
     clock: CpuClock | CudaClock,
     between: Callable[[], object] = lambda: None,
+    limit_seconds: float | None = None,
 ) -> dict[str, list[float]]:
     """Seconds per call, sample by sample, of each of `calls`.
 
     In each round every implementation runs for about `slot_seconds`; the order rotates by one from round to round.
-    A slot starts with one call that is not counted, because the one before has left its own data in the caches.
-    `between` runs before each slot.
+    A slot of short calls starts with one that is not counted, because the implementation before has left its own data
+    in the caches. `between` runs before each slot. No round begins after `limit_seconds`, but three always run.
     """
     once = {}
     for name, call in calls.items():
-        clock.seconds(call, 2)  # the first calls allocate
+        clock.seconds(call, 1)  # allocates
         once[name] = max(clock.seconds(call, 1), 1e-8)
     samples: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
+    begun = time.monotonic()
     for turn in range(rounds):
+        if limit_seconds is not None and turn >= _LEAST_ROUNDS and time.monotonic() - begun > limit_seconds:
+            break
         shift = turn % max(len(names), 1)
         for name in names[shift:] + names[:shift]:
             between()
             block = max(1, round(_BLOCK_SECONDS / once[name]))
             blocks = max(1, round(slot_seconds / (block * once[name])))
-            clock.seconds(calls[name], 1)
+            if once[name] < slot_seconds:
+                clock.seconds(calls[name], 1)
             samples[name].extend(clock.seconds(calls[name], block) for _ in range(blocks))
     return samples
 
