@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import randomize_batch_norm
 from swap_models import Block, Residual, Separable, conv_bn
 from torch import nn
 
-from helpers import randomize_batch_norm
 from inception_kernels import models
 from inception_kernels.swap import explain, plan, swap, unswap
 from inception_kernels.swap.layers import Swapped
@@ -187,12 +187,8 @@ def test_inplace_relu_whose_result_is_returned():
 
 
 def test_inplace_relu_behind_a_module_that_passes_its_input_on():
-    assert_equivalent(
-        nn.Sequential(nn.Identity(), nn.ReLU(inplace=True), Separable(4, 6)), torch.randn(2, 4, 7, 7)
-    )
-    assert_equivalent(
-        nn.Sequential(nn.Dropout(0.5), nn.ReLU(inplace=True), Separable(4, 6)), torch.randn(2, 4, 7, 7)
-    )
+    assert_equivalent(nn.Sequential(nn.Identity(), nn.ReLU(inplace=True), Separable(4, 6)), torch.randn(2, 4, 7, 7))
+    assert_equivalent(nn.Sequential(nn.Dropout(0.5), nn.ReLU(inplace=True), Separable(4, 6)), torch.randn(2, 4, 7, 7))
 
 
 class TwoReaders(nn.Module):
@@ -302,7 +298,7 @@ def test_shared_convolutions_are_declined():
 
 
 def test_torchscript_is_declined():
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="torch.jit.script"):
         scripted = torch.jit.script(conv_bn(dense()))
     assert "TorchScript" in reasons(nn.Sequential(scripted))["0.conv"]
 
@@ -452,7 +448,11 @@ def test_feature_hooks_of_timm_keep_firing():
 @pytest.mark.third_party("timm", "torchvision")
 @pytest.mark.parametrize(
     ("name", "swapped", "declined"),
-    [("timm:inception_v4", 149, {}), ("timm:xception41", 45, {"depthwise": 39}), ("timm:mobilenetv1_100", 14, {"depthwise": 13})],
+    [
+        ("timm:inception_v4", 149, {}),
+        ("timm:xception41", 45, {"depthwise": 39}),
+        ("timm:mobilenetv1_100", 14, {"depthwise": 13}),
+    ],
 )
 def test_other_architectures(name, swapped, declined):
     result = plan(models.load(name).eval())
