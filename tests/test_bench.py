@@ -163,9 +163,9 @@ def test_everyone_has_a_turn_in_every_round_and_the_order_rotates() -> None:
     slots = [turns[start:end] for start, end in zip(marks, [*marks[1:], len(turns)], strict=True)]
     assert [slot[0] for slot in slots] == list("abcbcacababc")
     assert all(len(set(slot)) == 1 for slot in slots)
-    # Two blocks of two calls fill a slot; the call that begins it is not a sample.
+    # Four calls fill a slot; the one that begins it is not a sample.
     assert {len(slot) for slot in slots} == {5}
-    assert {name: len(values) for name, values in samples.items()} == {"a": 8, "b": 8, "c": 8}
+    assert {name: len(values) for name, values in samples.items()} == {"a": 16, "b": 16, "c": 16}
 
 
 def test_a_limit_ends_the_rounds_but_three_always_run() -> None:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 Call = Callable[[], object]
 
-# A sample is the mean of as many calls as fill this time: below it the clock and the loop would show.
-_BLOCK_SECONDS = 2e-3
 _LEAST_ROUNDS = 3
 
 
@@ -25,6 +23,12 @@ class Timing:
 
 
 class CpuClock:
+    """`block_seconds`: a sample is the mean of as many calls as fill this time. Long enough that the clock and the loop
+    (30 ns) do not show, short enough that most samples fall between two interruptions by other processes.
+    """
+
+    block_seconds = 2e-4
+
     def seconds(self, call: Call, count: int) -> float:
         """Seconds per call of `count` calls in a row."""
         start = time.perf_counter()
@@ -34,6 +38,10 @@ class CpuClock:
 
 
 class CudaClock:
+    """A block is long, so that calls queue up as they do in use and launches overlap with the kernels before."""
+
+    block_seconds = 5e-3
+
     def seconds(self, call: Call, count: int) -> float:
         """Seconds per call of `count` calls in a row, between two events on the current stream."""
         import torch
@@ -97,7 +105,10 @@ def interleave(
     once = {}
     for name, call in calls.items():
         clock.seconds(call, 1)  # allocates
-        once[name] = max(clock.seconds(call, 1), 1e-8)
+        first = clock.seconds(call, 1)
+        # The shortest of a few: a call that was interrupted would give this implementation shorter slots than others.
+        few = [clock.seconds(call, 1) for _ in range(4)] if first < slot_seconds else []
+        once[name] = max(min([first, *few]), 1e-8)
     samples: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     begun = time.monotonic()
@@ -107,7 +118,7 @@ def interleave(
         shift = turn % max(len(names), 1)
         for name in names[shift:] + names[:shift]:
             between()
-            block = max(1, round(_BLOCK_SECONDS / once[name]))
+            block = max(1, round(clock.block_seconds / once[name]))
             blocks = max(1, round(slot_seconds / (block * once[name])))
             if once[name] < slot_seconds:
                 clock.seconds(calls[name], 1)
