@@ -69,7 +69,7 @@ def test_evaluation(name, pixels, expected):
 
 @pytest.mark.parametrize(("name", "pixels", "expected"), CASES)
 def test_training_is_the_same_computation(name, pixels, expected):
-    """In float64: every gradient, statistic and batch count of a step."""
+    """In float64: every gradient, statistic and batch count of two steps of SGD."""
     model = load(name).double().train()
     plain = copy.deepcopy(model)
     swap(model, strict=True)
@@ -77,8 +77,12 @@ def test_training_is_the_same_computation(name, pixels, expected):
     backends.reset_counters()
     for candidate in (model, plain):
         torch.manual_seed(1)  # dropout
-        candidate(x).square().sum().backward()
-    assert forward_calls() == expected
+        optimizer = torch.optim.SGD(candidate.parameters(), lr=1e-4, momentum=0.9)
+        for _ in range(2):
+            optimizer.zero_grad()
+            candidate(x).logsumexp(1).sum().backward()
+            optimizer.step()
+    assert forward_calls() == {operator: 2 * calls for operator, calls in expected.items()}
     for (parameter_name, parameter), other in zip(model.named_parameters(), plain.parameters(), strict=True):
         scale = other.grad.abs().max().item()
         difference = (parameter.grad - other.grad).abs().max().item()
@@ -88,38 +92,22 @@ def test_training_is_the_same_computation(name, pixels, expected):
 
 
 @pytest.mark.parametrize(("name", "pixels", "expected"), CASES)
-def test_training_steps_are_as_accurate(name, pixels, expected):
-    """Three steps of SGD in float32: gradients, then the weights they lead to."""
+def test_a_training_step_is_as_accurate(name, pixels, expected):
+    """One step in float32. Later steps amplify rounding whoever made it: they are compared in float64 above."""
     model = load(name).train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    x = torch.randn(4, 3, pixels, pixels).contiguous(memory_format=torch.channels_last)
+    x = torch.randn(4, 3, max(pixels, 75), max(pixels, 75)).contiguous(memory_format=torch.channels_last)
     target = torch.tensor([0, 13, 25, 46])
     plain = copy.deepcopy(model).to(memory_format=torch.channels_last)
     exact = copy.deepcopy(model).double()
     swap(model, strict=True)
     candidates = (model, plain, exact)
-    optimizers = [torch.optim.SGD(candidate.parameters(), lr=1e-3, momentum=0.9) for candidate in candidates]
-    for _ in range(3):
-        for candidate, optimizer in zip(candidates, optimizers, strict=True):
-            optimizer.zero_grad()
-            logits = candidate(x.to(next(candidate.parameters()).dtype))
-            nn.functional.cross_entropy(logits, target).backward()
-        assert_gradients_as_accurate(model, plain, exact)
-        for optimizer in optimizers:
-            optimizer.step()
-    wide = dict(exact.state_dict())
-    unswapped = plain.state_dict()
-    for key, value in model.state_dict().items():
-        if not value.is_floating_point():
-            assert torch.equal(value, unswapped[key]), key
-    keys = [key for key, value in wide.items() if value.is_floating_point()]
-    errors = [
-        sum(((state[key].double() - wide[key]).norm() / wide[key].norm()).square().item() for key in keys)
-        for state in (model.state_dict(), unswapped)
-    ]
-    assert errors[0] ** 0.5 <= 2 * errors[1] ** 0.5
+    for candidate in candidates:
+        logits = candidate(x.to(next(candidate.parameters()).dtype))
+        nn.functional.cross_entropy(logits, target).backward()
+    assert_gradients_as_accurate(model, plain, exact)
 
 
 @pytest.mark.parametrize("name", ["inception_v3", "torchvision:inception_v3"])
