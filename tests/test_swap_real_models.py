@@ -73,7 +73,9 @@ def test_training_is_the_same_computation(name, pixels, expected):
     model = load(name).double().train()
     plain = copy.deepcopy(model)
     swap(model, strict=True)
-    x = torch.randn(2, 3, pixels, pixels, dtype=torch.float64)
+    # Maps of one pixel and two images would leave batch norm two values per channel, and amplify any rounding.
+    pixels = 107 if "inception" in name else pixels
+    x = torch.randn(4, 3, pixels, pixels, dtype=torch.float64)
     backends.reset_counters()
     for candidate in (model, plain):
         torch.manual_seed(1)  # dropout
