@@ -20,11 +20,7 @@ _CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_tile"
 
 
 def capture(device: str) -> Environment:
-    """Everything of `row.Environment` but the roofline.
-
-    Raises:
-        FileNotFoundError: the hash of the kernel sources cannot be told (see `source_hash.current_hashes`).
-    """
+    """Everything of `row.Environment` but the roofline."""
     kind = torch.device(device).type
     commit, dirty = git_state()
     return Environment(
@@ -42,9 +38,16 @@ def capture(device: str) -> Environment:
         python=platform.python_version(),
         versions=versions(),
         flags=flags(),
-        source_hash=source_hash.current_hashes()["cuda" if kind == "cuda" else "cpu"],
+        source_hash=_kernel_hash("cuda" if kind == "cuda" else "cpu"),
         started=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def _kernel_hash(family: str) -> str:
+    try:
+        return source_hash.current_hashes()[family]
+    except FileNotFoundError:
+        return "not recorded"  # an installation whose build kept no record: its rows are stale from the start
 
 
 def git_state() -> tuple[str, bool]:

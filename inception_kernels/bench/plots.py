@@ -86,7 +86,7 @@ def _draw_roof(axis: Axes, machine: Roofline, dtype: str, members: Sequence[Row]
         if bandwidth * at < peak:
             text = f"{label} {bandwidth / 1e9:.0f} GB/s"
             slope = (at, bandwidth * at / 1e9)
-            axis.annotate(text, slope, (3, 4), textcoords="offset points", fontsize=8, color="0.3", rotation=38)
+            axis.annotate(text, slope, (7, -7), textcoords="offset points", va="top", fontsize=8, color="0.3")
     axis.annotate(
         f"product {peak / 1e9:,.0f} GFLOP/s",
         (x[-1], peak / 1e9),
