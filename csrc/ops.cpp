@@ -59,6 +59,11 @@ STABLE_TORCH_LIBRARY(inception_kernels, m) {
       "int[2] padding2, str mid_activation, str activation, float eps) -> Tensor");
 
   m.def(
+      "pointwise_depthwise_conv2d(Tensor x, Tensor pointwise_weight, Tensor depthwise_weight, Tensor? bn_weight, "
+      "Tensor? bn_bias, Tensor? running_mean, Tensor? running_var, int[2] stride, int[2] padding, int[2] dilation, "
+      "str mid_activation, str activation, float eps) -> Tensor");
+
+  m.def(
       "label_smoothing_cross_entropy(Tensor logits, Tensor target, Tensor? weight, float smoothing, int ignore_index, "
       "str reduction) -> (Tensor loss, Tensor statistics)");
   m.def(

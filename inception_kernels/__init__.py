@@ -6,7 +6,13 @@ The operators are autograd functions over hand-written kernels; :func:`swap` put
 from . import backends, flops, models, nn, reference
 from ._version import __version__
 from .backends import BackendUnavailableError, use_backend
-from .ops import asymmetric_pair, conv2d_bn_act, label_smoothing_cross_entropy, separable_conv2d
+from .ops import (
+    asymmetric_pair,
+    conv2d_bn_act,
+    label_smoothing_cross_entropy,
+    pointwise_depthwise_conv2d,
+    separable_conv2d,
+)
 from .swap import Plan, SwapReport, explain, plan, swap, swapped, unswap
 
 __all__ = [
@@ -23,6 +29,7 @@ __all__ = [
     "models",
     "nn",
     "plan",
+    "pointwise_depthwise_conv2d",
     "reference",
     "separable_conv2d",
     "swap",

@@ -198,6 +198,13 @@ def _asymmetric_pair(
     return 2 * asymmetric_pair_macs(x, weight1, weight2, stride1, stride2, padding1, padding2)
 
 
+def _pointwise_depthwise_conv2d(
+    x, pointwise_weight, depthwise_weight, bn_weight, bn_bias, mean, var, stride, padding, dilation, *_, **__
+):
+    middle = (x[0], pointwise_weight[0], *x[2:])
+    return 2 * (conv2d_macs(x, pointwise_weight) + conv2d_macs(middle, depthwise_weight, stride, padding, dilation))
+
+
 FORMULAS: dict[str, Callable[..., int]] = {
     "conv2d_bn_act": _conv2d_bn_act,
     "conv2d_bn_act_training": _conv2d_bn_act_training,
@@ -208,6 +215,7 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "separable_conv2d_backward": _separable_conv2d_backward,
     "separable_conv2d_prepacked": _separable_conv2d_prepacked,
     "asymmetric_pair": _asymmetric_pair,
+    "pointwise_depthwise_conv2d": _pointwise_depthwise_conv2d,
 }
 
 if _extension.available:  # otherwise there are no such operators, and nothing to count

@@ -29,10 +29,10 @@ class SegmentedConv2d(nn.Module):
     - "spatial_first": k x k in segments -> act -> 1 x 1 -> BN -> act. With one segment per input channel this is the
       depthwise-separable convolution of Xception, where nothing stands in the middle (section 4.7).
 
-    What is fused: the depthwise-separable end ("spatial_first", one segment per input channel) is one
-    ``separable_conv2d``; every 1 x 1 and every one-segment k x k is a ``conv2d_bn_act``. No fused operator covers a
-    grouped convolution with more than one segment otherwise: that part, with the BN and activation behind it, runs on
-    PyTorch.
+    What is fused: with one segment per channel "spatial_first" is one ``separable_conv2d``, and "pointwise_first" one
+    ``pointwise_depthwise_conv2d``, which without a gradient is one kernel; every 1 x 1 and every one-segment k x k is a
+    ``conv2d_bn_act``. No fused operator covers a grouped convolution with more than one segment otherwise: that part,
+    with the BN and activation behind it, runs on PyTorch.
 
     Args:
         in_channels, out_channels: C and K. The k x k part has K channels with "pointwise_first", else C.
@@ -86,6 +86,11 @@ class SegmentedConv2d(nn.Module):
         return y
 
     def _normalised(self, x: Tensor, bn: dict[str, Any]) -> Tensor:
+        if self.order == "pointwise_first" and self.segments == self.spatial.out_channels > 1:
+            return ops.pointwise_depthwise_conv2d(
+                x, self.pointwise.weight, self.spatial.weight, stride=self.spatial.stride, padding=self._padding,
+                mid_activation=self.mid_activation, activation=self.activation, **bn,
+            )  # fmt: skip
         if self.order == "pointwise_first":
             mid = ops.conv2d_bn_act(x, self.pointwise.weight, activation=self.mid_activation)
             return self._spatial(mid, self.activation, bn)

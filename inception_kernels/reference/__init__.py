@@ -3,6 +3,13 @@
 from .asymmetric_pair import asymmetric_pair
 from .conv2d_bn_act import conv2d_bn_act
 from .label_smoothing_cross_entropy import label_smoothing_cross_entropy
+from .pointwise_depthwise_conv2d import pointwise_depthwise_conv2d
 from .separable_conv2d import separable_conv2d
 
-__all__ = ["asymmetric_pair", "conv2d_bn_act", "label_smoothing_cross_entropy", "separable_conv2d"]
+__all__ = [
+    "asymmetric_pair",
+    "conv2d_bn_act",
+    "label_smoothing_cross_entropy",
+    "pointwise_depthwise_conv2d",
+    "separable_conv2d",
+]
