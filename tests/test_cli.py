@@ -13,7 +13,7 @@ from inception_kernels.bench.contenders import Eager
 from inception_kernels.bench.plain import PlainConv
 from inception_kernels.bench.problem import Case
 
-COMMANDS = ("info", "bench", "verify", "plan", "flops")
+COMMANDS = ("info", "bench", "verify", "plan", "flops", "train")
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
