@@ -34,7 +34,10 @@ def test_python_snippets_run_in_order() -> None:
 
 @pytest.mark.third_party("torchvision", "timm")
 @pytest.mark.parametrize("command", [line for line in commands() if line.startswith("inception-kernels")])
-def test_commands_run(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_run(
+    command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # for what a command writes
     assert cli.main(shlex.split(command)[1:]) == 0
     assert capsys.readouterr().out.strip()
 
@@ -60,9 +63,8 @@ def test_named_files_exist(document: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)\)", text)
     quoted = re.findall(r"`((?:csrc|inception_kernels|tests|benchmarks|ops)/[\w./]+)`", text)
     for name in (*links, *quoted):
-        if "/op." in name or name.startswith("ops/"):
-            name = name.replace("/op.", "/conv2d_bn_act.")
-            name = name if not name.startswith("ops/") else f"inception_kernels/{name}"
+        name = re.sub(r"(?<=[/_])op\.", "conv2d_bn_act.", name)  # "op" stands for any operator
+        name = name if not name.startswith("ops/") else f"inception_kernels/{name}"
         assert (ROOT / name).exists(), f"{document.name} names {name}"
 
 
