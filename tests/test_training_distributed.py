@@ -14,6 +14,8 @@ from inception_kernels.training.distributed import Processes, processes
 from inception_kernels.training.recipes import xception_jft
 from inception_kernels.training.trainer import Options, Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="this torch has no torch.distributed")
 def test_two_processes_are_one_with_two_parts(tmp_path):
@@ -29,11 +31,7 @@ def test_two_processes_are_one_with_two_parts(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch 2/2") == 1, "every process prints"
-    threads = torch.get_num_threads()
-    try:
-        assert cli.main([*arguments, "--accumulate", "2", "--output", str(one)]) == 0
-    finally:
-        torch.set_num_threads(threads)
+    assert cli.main([*arguments, "--accumulate", "2", "--output", str(one)]) == 0
     states = [checkpoint.load(folder / "checkpoint.pt") for folder in (two, one)]
     assert len(states[0]["random"]) == 2
     for name, value in states[0]["model"].items():

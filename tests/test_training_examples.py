@@ -10,6 +10,8 @@ import torch
 from rich.console import Console
 from training_runs import patterns
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PATH = Path(__file__).resolve().parent.parent / "examples" / "ablations.py"
 
 

@@ -17,6 +17,8 @@ from inception_kernels.training.log import CsvLog
 from inception_kernels.training.recipes import inception_v3_imagenet
 from inception_kernels.training.trainer import Options, Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 STEPS_PER_EPOCH = 3
 
 
@@ -158,12 +160,8 @@ def test_killed_from_outside_and_continued(tmp_path):
         process.send_signal(signal.SIGKILL)
         process.wait()
     epochs = checkpoint.load(killed / "checkpoint.pt")["position"]["epoch"] + 2
-    threads = torch.get_num_threads()
-    try:
-        assert cli.main([*arguments(str(killed), epochs), "--resume"]) == 0
-        assert cli.main(arguments(str(whole), epochs)) == 0
-    finally:
-        torch.set_num_threads(threads)
+    assert cli.main([*arguments(str(killed), epochs), "--resume"]) == 0
+    assert cli.main(arguments(str(whole), epochs)) == 0
     assert_same(*(checkpoint.load(folder / "checkpoint.pt") for folder in (killed, whole)))
     for name, without in (("steps.csv", "images_per_second"), ("epochs.csv", "seconds")):
         assert columns(killed / name, without) == columns(whole / name, without)

@@ -21,6 +21,8 @@ from inception_kernels.training.recipes import inception_v3_imagenet, xception_i
 from inception_kernels.training.terminal import Terminal
 from inception_kernels.training.trainer import Options, Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 class Rows:
     """A log in memory."""
@@ -77,19 +79,22 @@ def test_loss_curves_stay_together(precision):
 
 
 def test_same_final_accuracy_on_digits():
-    """Within two of 359 digits' sampling error, sqrt(p (1 - p) / n), of each other; and far from chance."""
+    """Within three standard deviations of a difference between two shares p of n digits, and far from chance."""
     pytest.importorskip("sklearn", reason="needs scikit-learn")
-    recipe = replace(xception_imagenet(), learning_rate=0.2, average_decay=0.9)
+    recipe = replace(xception_imagenet(), learning_rate=0.2, average_decay=0.95)
     accuracy = {}
     for backend in ("automatic", "reference"):
         trainer = Trainer(
-            small_net(classes=10, dropout=0.0), data.digits(16), recipe, Options(epochs=4, batch_size=32, augment=False)
+            small_net(classes=10, dropout=0.0),
+            data.digits(16),
+            recipe,
+            Options(epochs=20, batch_size=32, augment=False),
         )
         with nullcontext() if backend == "automatic" else ik.use_backend("reference"):
             accuracy[backend] = trainer.run().evaluation.accuracy
-    best = max(accuracy.values())
-    assert min(accuracy.values()) > 0.8
-    assert best - min(accuracy.values()) <= 2 * (best * (1 - best) / 359) ** 0.5, accuracy
+    share, images = sum(accuracy.values()) / 2, len(data.digits(16).val)
+    assert share > 0.95
+    assert abs(accuracy["automatic"] - accuracy["reference"]) <= 3 * (2 * share * (1 - share) / images) ** 0.5, accuracy
 
 
 def test_first_loss_of_the_networks():
