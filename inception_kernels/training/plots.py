@@ -12,7 +12,7 @@ matplotlib.use("Agg")  # before pyplot: files only, whatever display there is
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 from inception_kernels.training.log import Row
@@ -41,6 +41,10 @@ def curves(epochs: Sequence[Row], path: Path, title: str) -> None:
                 draw(axis, epochs, f"{prefix}{quantity}", label, colour)
             axis.set_xlabel("epoch")
             axis.set_ylabel("cross entropy" if quantity == "loss" else "accuracy")
+        axes[0].set_yscale("log")  # the first epochs can be far off
+        axes[0].yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes[0].yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes[0].yaxis.set_minor_formatter(NullFormatter())
         axes[0].legend(frameon=False)
         figure.suptitle(title)
         figure.tight_layout()
