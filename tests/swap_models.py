@@ -111,18 +111,24 @@ def conv_bn(conv: nn.Module, norm: nn.Module | None = None, *more: nn.Module) ->
     return nn.Sequential(OrderedDict(parts))
 
 
-def assert_gradients_as_accurate(model: nn.Module, plain: nn.Module, exact: nn.Module) -> None:
-    """The whole gradient's distance from float64: at most twice that of PyTorch in the same dtype and layout.
+def gradient_distances(model: nn.Module, plain: nn.Module, exact: nn.Module) -> tuple[float, float]:
+    """How far the whole gradients of `model` and `plain` are from that of `exact`, relative to its length.
 
     One vector of all parameters: rounding of one layer reaches all those before it, and a single small gradient may
     be near exact by luck. That each gradient is the right one is tested in float64.
     """
     wide = torch.cat([parameter.grad.flatten() for parameter in exact.parameters()])
-    distances = [
+    ours, theirs = (
         (
             (torch.cat([parameter.grad.flatten() for parameter in candidate.parameters()]) - wide).norm() / wide.norm()
         ).item()
         for candidate in (model, plain)
-    ]
+    )
+    return ours, theirs
+
+
+def assert_gradients_as_accurate(model: nn.Module, plain: nn.Module, exact: nn.Module) -> None:
+    """The whole gradient's distance from float64: at most twice that of PyTorch in the same dtype and layout."""
+    ours, theirs = gradient_distances(model, plain, exact)
     floor = 4 * torch.finfo(next(model.parameters()).dtype).eps
-    assert distances[0] <= 2 * distances[1] + floor, f"ours {distances[0]:.3e}, PyTorch's {distances[1]:.3e}"
+    assert ours <= 2 * theirs + floor, f"ours {ours:.3e}, PyTorch's {theirs:.3e}"

@@ -1,11 +1,12 @@
 """The four networks that the operators are for: ours, torchvision's and timm's, whole."""
 
 import copy
+import math
 
 import pytest
 import torch
 from helpers import assert_as_accurate, randomize_batch_norm
-from swap_models import assert_gradients_as_accurate
+from swap_models import gradient_distances
 from torch import nn
 
 from inception_kernels import backends, models
@@ -95,21 +96,26 @@ def test_training_is_the_same_computation(name, pixels, expected):
 
 @pytest.mark.parametrize(("name", "pixels", "expected"), CASES)
 def test_a_training_step_is_as_accurate(name, pixels, expected):
-    """One step in float32. Later steps amplify rounding whoever made it: they are compared in float64 above."""
+    """One step in float32, over several batches: a deep network in training amplifies rounding whoever made it, and in
+    one batch the luckier of two equal implementations may be many times better."""
     model = load(name).train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-    x = torch.randn(4, 3, max(pixels, 75), max(pixels, 75)).contiguous(memory_format=torch.channels_last)
-    target = torch.tensor([0, 13, 25, 46])
     plain = copy.deepcopy(model).to(memory_format=torch.channels_last)
     exact = copy.deepcopy(model).double()
     swap(model, strict=True)
-    candidates = (model, plain, exact)
-    for candidate in candidates:
-        logits = candidate(x.to(next(candidate.parameters()).dtype))
-        nn.functional.cross_entropy(logits, target).backward()
-    assert_gradients_as_accurate(model, plain, exact)
+    squares = [0.0, 0.0]
+    for seed in range(4):
+        torch.manual_seed(seed)
+        x = torch.randn(4, 3, max(pixels, 75), max(pixels, 75)).contiguous(memory_format=torch.channels_last)
+        for candidate in (model, plain, exact):
+            candidate.zero_grad()
+            logits = candidate(x.to(next(candidate.parameters()).dtype))
+            nn.functional.cross_entropy(logits, torch.tensor([0, 13, 25, 46])).backward()
+        squares = [total + d * d for total, d in zip(squares, gradient_distances(model, plain, exact), strict=True)]
+    ours, theirs = (math.sqrt(total / 4) for total in squares)
+    assert ours <= 2 * theirs, f"ours {ours:.3e}, PyTorch's {theirs:.3e}"
 
 
 @pytest.mark.parametrize("name", ["inception_v3", "torchvision:inception_v3"])

@@ -21,6 +21,9 @@ inline T* pixel(const NhwcOutput& view, int64_t n, int64_t h, int64_t w) {
 
 constexpr int kStatisticsVectors = 4;
 
+// Pixels summed in one go: longer sums in 32 bits lose more than PyTorch's, which adds in 64.
+constexpr int64_t kSummedPixels = 16;
+
 // Two passes while the pixels are in cache: their mean becomes the shift, so that squares lose nothing to a large mean.
 template <typename T, int vectors>
 inline void statistics_panel(const ScaleShiftAct& args, int64_t m0, int64_t m1, int64_t c, int64_t left,
@@ -38,12 +41,19 @@ inline void statistics_panel(const ScaleShiftAct& args, int64_t m0, int64_t m1, 
   for (int v = 0; v < vectors; ++v) mean[v] /= (A)(m1 - m0);
   for_each_run(args.P, args.Q, m0, m1, [&](int64_t n, int64_t p, int64_t q, int64_t count) {
     const T* z = pixel<T>(args.z, n, p, q) + c;
-    for (int64_t i = 0; i < count; ++i, z += args.z.stride_w)
+    for (int64_t i = 0; i < count;) {
+      V some[vectors] = {}, some_squares[vectors] = {};
+      for (const int64_t end = smaller(count, i + kSummedPixels); i < end; ++i, z += args.z.stride_w)
+        for (int v = 0; v < vectors; ++v) {
+          const V centred = (vectors > 1 ? load(z + v * L) : load_up_to(z, left)) - mean[v];
+          some[v] += centred;
+          some_squares[v] += centred * centred;
+        }
       for (int v = 0; v < vectors; ++v) {
-        const V centred = (vectors > 1 ? load(z + v * L) : load_up_to(z, left)) - mean[v];
-        residue[v] += centred;
-        squares[v] += centred * centred;
+        residue[v] += some[v];
+        squares[v] += some_squares[v];
       }
+    }
   });
   for (int v = 0; v < vectors; ++v) {
     store_up_to(shift + c + v * L, mean[v], left - v * L);
@@ -117,18 +127,25 @@ inline void norm_reduce_panel(const BnActBackward& args, const NormCoefficients&
     const T* g = pixel<T>(args.grad_y, n, p, q) + c;
     const T* z = pixel<T>(args.z, n, p, q) + c;
     const T* r = residual ? pixel<T>(args.residual, n, p, q) + c : nullptr;
-    for (int64_t i = 0; i < count; ++i) {
-      for (int v = 0; v < vectors; ++v) {
-        const V centred = get(z + v * L) - mean[v];
-        V u = centred * scale[v] + shift[v];
-        if (r) u += get(r + v * L);
-        const V grad = activation_gradient<kind, A>(get(g + v * L), u);
-        sums[v] += grad;
-        products[v] += grad * centred;
+    for (int64_t i = 0; i < count;) {
+      V some[vectors] = {}, some_products[vectors] = {};
+      for (const int64_t end = smaller(count, i + kSummedPixels); i < end; ++i) {
+        for (int v = 0; v < vectors; ++v) {
+          const V centred = get(z + v * L) - mean[v];
+          V u = centred * scale[v] + shift[v];
+          if (r) u += get(r + v * L);
+          const V grad = activation_gradient<kind, A>(get(g + v * L), u);
+          some[v] += grad;
+          some_products[v] += grad * centred;
+        }
+        g += args.grad_y.stride_w;
+        z += args.z.stride_w;
+        if (r) r += args.residual.stride_w;
       }
-      g += args.grad_y.stride_w;
-      z += args.z.stride_w;
-      if (r) r += args.residual.stride_w;
+      for (int v = 0; v < vectors; ++v) {
+        sums[v] += some[v];
+        products[v] += some_products[v];
+      }
     }
   });
   for (int v = 0; v < vectors; ++v) {
