@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import runpy
 import shlex
 import shutil
 import sys
@@ -44,6 +46,7 @@ class BuildExt(build_ext):
         self.tools = toolchain.require_toolchain()
         self.torch = torch_lookup.require_torch()
         super().run()
+        self._record()
         print(self.summary())
 
     def build_extension(self, ext: Extension) -> None:
@@ -68,6 +71,13 @@ class BuildExt(build_ext):
             return f"inception_kernels: built {built} and _C_cuda ({self.tools.cuda})."
         reason = self.tools.cuda if self.tools.nvcc is None else "csrc/cuda has no .cu file yet"
         return f"inception_kernels: built {built}; not _C_cuda: {reason}."
+
+    def _record(self) -> None:
+        """What was built from which sources, for `info` and for benchmark rows of an installed package."""
+        package = Path(self.get_ext_fullpath(CPU)).parent
+        namespace = runpy.run_path(str(ROOT / "inception_kernels" / "source_hash.py"))
+        record = {"source_hashes": namespace["source_hashes"](ROOT), "summary": self.summary()}
+        (package / namespace["BUILD_INFO"]).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
     def _compile_step(self, file: sources.Source, folder: Path) -> ninja_build.Step:
         output = folder / file.path.with_name(file.path.name + ".o")
