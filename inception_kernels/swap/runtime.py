@@ -38,13 +38,21 @@ class Parts:
     members: tuple[nn.Module, ...]
 
     def tensors(self) -> tuple[Tensor | None, ...]:
-        norm, depthwise = self.norm, self.depthwise
+        """Weights and biases of both convolutions, then the four vectors of the batch norm."""
+        # Straight from the dictionaries: nn.Module.__getattr__ costs more than the rest of a cached call's checks.
+        conv, depthwise, norm = self.conv._parameters, self.depthwise, self.norm
+        window = {} if depthwise is None else depthwise._parameters
+        affine = {} if norm is None else norm._parameters
+        statistics = {} if norm is None else norm._buffers
         return (
-            None if depthwise is None else depthwise.weight,
-            None if depthwise is None else depthwise.bias,
-            self.conv.weight,
-            self.conv.bias,
-            *((None,) * 4 if norm is None else (norm.weight, norm.bias, norm.running_mean, norm.running_var)),
+            window.get("weight"),
+            window.get("bias"),
+            conv.get("weight"),
+            conv.get("bias"),
+            affine.get("weight"),
+            affine.get("bias"),
+            statistics.get("running_mean"),
+            statistics.get("running_var"),
         )
 
 
@@ -56,6 +64,9 @@ class LastCall:
     backend: str = ""
     reasons: dict[str, str] = field(default_factory=dict)
     converted: bool = False  # the input was not channels-last
+
+
+_RAN_PREPARED = {converted: LastCall("prepared", "cpu", converted=converted) for converted in (False, True)}
 
 
 @dataclass(frozen=True)
@@ -168,7 +179,7 @@ class FusedLayer:
         prepared = self._prepare(x, parts)
         if prepared is not None:
             y = prepared(x)
-            self.last = LastCall("prepared", "cpu", converted=converted)
+            self.last = _RAN_PREPARED[converted]
             return y
         y = self._run_operator(x, parts)
         choice = backends.last_choice()

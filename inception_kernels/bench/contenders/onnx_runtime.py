@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 import warnings
 
 import torch
@@ -58,8 +59,10 @@ class OnnxRuntime(Baseline):
 
 
 def _export(module: nn.Module, x: Tensor) -> bytes:
+    # The exporter warns about itself, and logs each operator of a torchvision that is not installed.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns about itself
+        warnings.simplefilter("ignore")
         with torch.no_grad():
             program = torch.onnx.export(module, (x,), dynamo=True, verbose=False)
     assert program is not None
