@@ -21,7 +21,8 @@ inline T* pixel(const NhwcOutput& view, int64_t n, int64_t h, int64_t w) {
 
 constexpr int kStatisticsVectors = 4;
 
-// Pixels summed in one go: longer sums in 32 bits lose more than PyTorch's, which adds in 64.
+// Pixels summed in one go: longer sums in 32 bits lose more than PyTorch's, which adds in 64. Counted from the start of
+// the range and not of a row, so that the bits do not depend on which rows are adjacent in memory.
 constexpr int64_t kSummedPixels = 16;
 
 // Two passes while the pixels are in cache: their mean becomes the shift, so that squares lose nothing to a large mean.
@@ -39,22 +40,29 @@ inline void statistics_panel(const ScaleShiftAct& args, int64_t m0, int64_t m1, 
       for (int v = 0; v < vectors; ++v) mean[v] += vectors > 1 ? load(z + v * L) : load_up_to(z, left);
   });
   for (int v = 0; v < vectors; ++v) mean[v] /= (A)(m1 - m0);
+  V some[vectors] = {}, some_squares[vectors] = {};
+  const auto flush = [&] {
+    for (int v = 0; v < vectors; ++v) {
+      residue[v] += some[v];
+      squares[v] += some_squares[v];
+      some[v] = some_squares[v] = V{};
+    }
+  };
+  int64_t summed = 0;
   for_each_run(args.P, args.Q, m0, m1, [&](int64_t n, int64_t p, int64_t q, int64_t count) {
     const T* z = pixel<T>(args.z, n, p, q) + c;
     for (int64_t i = 0; i < count;) {
-      V some[vectors] = {}, some_squares[vectors] = {};
-      for (const int64_t end = smaller(count, i + kSummedPixels); i < end; ++i, z += args.z.stride_w)
+      const int64_t end = smaller(count, i + kSummedPixels - summed % kSummedPixels);
+      for (summed += end - i; i < end; ++i, z += args.z.stride_w)
         for (int v = 0; v < vectors; ++v) {
           const V centred = (vectors > 1 ? load(z + v * L) : load_up_to(z, left)) - mean[v];
           some[v] += centred;
           some_squares[v] += centred * centred;
         }
-      for (int v = 0; v < vectors; ++v) {
-        residue[v] += some[v];
-        squares[v] += some_squares[v];
-      }
+      if (summed % kSummedPixels == 0) flush();
     }
   });
+  flush();
   for (int v = 0; v < vectors; ++v) {
     store_up_to(shift + c + v * L, mean[v], left - v * L);
     store_up_to(sum + c + v * L, residue[v], left - v * L);
@@ -123,13 +131,22 @@ inline void norm_reduce_panel(const BnActBackward& args, const NormCoefficients&
     scale[v] = get(static_cast<const A*>(norm.scale) + c + v * L);
     shift[v] = get(static_cast<const A*>(norm.shift) + c + v * L);
   }
+  V some[vectors] = {}, some_products[vectors] = {};
+  const auto flush = [&] {
+    for (int v = 0; v < vectors; ++v) {
+      sums[v] += some[v];
+      products[v] += some_products[v];
+      some[v] = some_products[v] = V{};
+    }
+  };
+  int64_t summed = 0;
   for_each_run(args.P, args.Q, m0, m1, [&](int64_t n, int64_t p, int64_t q, int64_t count) {
     const T* g = pixel<T>(args.grad_y, n, p, q) + c;
     const T* z = pixel<T>(args.z, n, p, q) + c;
     const T* r = residual ? pixel<T>(args.residual, n, p, q) + c : nullptr;
     for (int64_t i = 0; i < count;) {
-      V some[vectors] = {}, some_products[vectors] = {};
-      for (const int64_t end = smaller(count, i + kSummedPixels); i < end; ++i) {
+      const int64_t end = smaller(count, i + kSummedPixels - summed % kSummedPixels);
+      for (summed += end - i; i < end; ++i) {
         for (int v = 0; v < vectors; ++v) {
           const V centred = get(z + v * L) - mean[v];
           V u = centred * scale[v] + shift[v];
@@ -142,12 +159,10 @@ inline void norm_reduce_panel(const BnActBackward& args, const NormCoefficients&
         z += args.z.stride_w;
         if (r) r += args.residual.stride_w;
       }
-      for (int v = 0; v < vectors; ++v) {
-        sums[v] += some[v];
-        products[v] += some_products[v];
-      }
+      if (summed % kSummedPixels == 0) flush();
     }
   });
+  flush();
   for (int v = 0; v < vectors; ++v) {
     store_up_to(sum + c + v * L, sums[v], left - v * L);
     store_up_to(product + c + v * L, products[v], left - v * L);
