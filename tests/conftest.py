@@ -23,6 +23,10 @@ _THIRD_PARTY = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    from inception_kernels import _extension
+
+    if config.getoption("--require-third-party") and not _extension.available:
+        raise pytest.UsageError(f"CI tests the compiled kernels, and they are not there: {_extension.reason}")
     config.addinivalue_line(
         "markers",
         "third_party(*modules): needs these packages; with --require-third-party their lack is a failure",

@@ -5,6 +5,8 @@ import torch
 from operator_cases import DTYPES, LAYOUTS, check, evaluate_on, in_layout, separable_case
 from oracle import ACTIVATIONS
 
+from inception_kernels import reference, separable_conv2d
+
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 BACKENDS = ("reference", "cpu")
@@ -156,3 +158,31 @@ def test_only_the_wanted_gradients(mode, wanted):
     grads = torch.autograd.grad(y, [leaves[n] for n in wanted], grad_y)
     for name, grad in zip(wanted, grads, strict=True):
         assert torch.equal(grad, everything[name]), name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+def test_gradient_that_batch_norm_cancels_over_many_draws(dtype):
+    """One channel in training: in one draw either implementation may be many times luckier, so the typical one counts."""
+    ratios = []
+    for seed in range(60):
+        g = torch.Generator().manual_seed(seed)
+        x, d, w, grad = (
+            torch.randn(*shape, generator=g).to(dtype)
+            for shape in ((2, 1, 7, 6), (1, 1, 3, 3), (8, 1, 1, 1), (2, 8, 7, 6))
+        )
+        gamma, beta = torch.rand(8, generator=g) + 0.5, torch.randn(8, generator=g)
+
+        def weight_gradient(function, values, vectors, x=x, d=d, w=w, grad=grad, gamma=gamma, beta=beta):
+            leaf = w.to(values).requires_grad_()
+            y = function(
+                x.to(values), d.to(values), leaf, gamma.to(vectors), beta.to(vectors), padding=1, activation="elu",
+                training=True,
+            )  # fmt: skip
+            return torch.autograd.grad(y, leaf, grad.to(values))[0].double()
+
+        exact = weight_gradient(reference.separable_conv2d, torch.float64, torch.float64)
+        torchs = weight_gradient(reference.separable_conv2d, dtype, torch.float32)
+        ours = weight_gradient(separable_conv2d, dtype, torch.float32)
+        ratios.append((ours - exact).norm() / (torchs - exact).norm())
+    typical = torch.stack(ratios).log().mean().exp().item()
+    assert typical <= 2, f"typically {typical:.2f} times PyTorch's error"
