@@ -1,6 +1,8 @@
 // asymmetric_pair: 1 x n -> scale, shift, act -> n x 1 -> scale, shift, act (or the other order), intermediate in
 // cache.
 #pragma once
+#include <cstddef>
+
 #include "common/types.h"
 
 namespace ik {
@@ -26,4 +28,16 @@ namespace cpu {
 void asymmetric_pair_forward(const PairForward& args);
 
 }  // namespace cpu
+
+// All pointers are device memory, packed weights are those of cuda::conv2d_pack, scales and shifts are float.
+namespace cuda {
+
+struct Context;
+
+// Null where one kernel holds the intermediate on chip, else the reason: static text.
+const char* asymmetric_pair_unsupported(const PairForward& args, const Context& context);
+size_t asymmetric_pair_workspace_bytes(const PairForward& args, const Context& context);
+void asymmetric_pair_forward(const PairForward& args, void* workspace, const Context& context);
+
+}  // namespace cuda
 }  // namespace ik

@@ -37,4 +37,24 @@ void conv2d_backward_data(const Conv2dBackward& args, const WeightView& weight, 
 void conv2d_backward_weight(const Conv2dBackward& args, const NhwcInput& x, void* grad_weight);
 
 }  // namespace cpu
+
+// All pointers are device memory; scale, shift, mean and var are float. Nothing is allocated, nothing synchronises.
+namespace cuda {
+
+struct Context;
+
+// Null where the kernels can run, else the reason: static text.
+const char* conv2d_unsupported(const Conv2dForward& args, const Context& context);
+// [K][R * S][C rounded up to 8], of dtype, zero filled.
+size_t conv2d_packed_bytes(const ConvShape& shape, DType dtype);
+void conv2d_pack(const ConvShape& shape, DType dtype, const WeightView& weight, void* packed, const Context& context);
+// Enough for conv2d_forward, or with `statistics` for conv2d_forward_statistics; 16-byte aligned.
+size_t conv2d_workspace_bytes(const Conv2dForward& args, bool statistics, const Context& context);
+void conv2d_forward(const Conv2dForward& args, void* workspace, const Context& context);
+// y = raw convolution + shift; mean [K] and biased variance [K] of y over N, P, Q. Needs scale and residual null and
+// no activation.
+void conv2d_forward_statistics(const Conv2dForward& args, float* mean, float* var, void* workspace,
+                               const Context& context);
+
+}  // namespace cuda
 }  // namespace ik
