@@ -159,10 +159,9 @@ IK_DEVICE void store_chunk(T* row, bool inside, int column0, int blocks, int K, 
 
 // One fragment: rows pixel[0] and pixel[1] of this thread, columns column0 and on; `tile` and column_in_tile say where
 // their scale and shift are. All lanes of the warp take part.
-template <typename T, int kElements, int kTileColumns>
-IK_DEVICE void store_fragment(const float (&acc)[kElements], const OutputPixel (&pixel)[2], int column0,
+template <typename T, int kBlocks, int kTileColumns>
+IK_DEVICE void store_fragment(const float (&acc)[4 * kBlocks], const OutputPixel (&pixel)[2], int column0,
                               const ScaleShiftTile<kTileColumns>& tile, int column_in_tile, const Epilogue& args) {
-  constexpr int kBlocks = kElements / 4;
   const int q = threadIdx.x % 4;
 #pragma unroll
   for (int j = 0; j < kBlocks; j += kChunkBlocks) {
@@ -207,11 +206,10 @@ struct SquareTerm {
 
 // Adds the terms of a warp's rows into sums[columns of the tile]; rows_inside has bit 2 f + h for row g + 8 h of
 // fragment f. All lanes of the warp take part; the order of additions is fixed.
-template <typename T, int kFragments, int kElements, int kTileColumns, typename Term>
-IK_DEVICE void sum_rows(const float (&acc)[kFragments][kElements], uint32_t rows_inside,
+template <typename T, int kFragments, int kBlocks, int kTileColumns, typename Term>
+IK_DEVICE void sum_rows(const float (&acc)[kFragments][4 * kBlocks], uint32_t rows_inside,
                         const ScaleShiftTile<kTileColumns>& tile, int column_in_tile, Term term, float* sums) {
   constexpr uint32_t kAllLanes = 0xffffffffu;
-  constexpr int kBlocks = kElements / 4;
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int j = 0; j < kBlocks; ++j) {
