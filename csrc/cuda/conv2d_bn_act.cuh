@@ -4,6 +4,7 @@
 #include "cuda/conv2d_tiles.cuh"
 #include "cuda/epilogue.cuh"
 #include "cuda/primitives.cuh"
+#include "cuda/staged_epilogue.cuh"
 #include "cuda/tile_product.cuh"
 
 namespace ik::cuda {
@@ -20,15 +21,18 @@ struct Conv2dKernel {
 };
 
 template <typename Tile>
-struct ConvShared {
-  unsigned char left[kConvStages][Tile::kLeftBytes];
-  unsigned char right[kConvStages][Tile::kRightBytes];
-  ScaleShiftTile<Tile::kColumns> scale_shift;
-};
+using WarpTile = StagedTile<Tile::kWarpRows, Tile::kWarpColumns>;
 
-// Behind the product the ring is free for the sums of the statistics.
+// Behind the product the ring holds the accumulators.
 template <typename Tile>
-struct StatisticsShared {
+struct ConvShared {
+  union {
+    struct {
+      unsigned char left[kConvStages][Tile::kLeftBytes];
+      unsigned char right[kConvStages][Tile::kRightBytes];
+    } ring;
+    unsigned char staged[Tile::kThreads / 32][WarpTile<Tile>::kBytes];
+  };
   float sums[Tile::kWarpsDown][Tile::kColumns];
   float mean[Tile::kColumns];
 };
@@ -38,8 +42,8 @@ IK_DEVICE void accumulate(const ConvGeometry& g, int64_t first_pixel, int first_
                           const StageProduct<Product, Tile>& product, Accumulators<Tile>& acc) {
   Loader loader(g, first_pixel, threadIdx.x);
   WeightLoader<Tile> weights(g, first_column, threadIdx.x);
-  const uint32_t left = smem_u32(shared.left);
-  const uint32_t right = smem_u32(shared.right);
+  const uint32_t left = smem_u32(shared.ring.left);
+  const uint32_t right = smem_u32(shared.ring.right);
 
 #pragma unroll
   for (int stage = 0; stage < kConvStages - 1; ++stage) {
@@ -75,20 +79,15 @@ IK_DEVICE OutputPixel output_pixel(const Conv2dKernel& args, int64_t pixel) {
           at.n * args.residual_stride_n + at.p * args.residual_stride_h + at.q * args.residual_stride_w};
 }
 
-// first_row: this thread's first row of the fragments; the next are 8 further each.
-template <typename T, typename Tile>
-IK_DEVICE void store_tile(const Conv2dKernel& args, const Accumulators<Tile>& acc, int64_t first_row, int first_column,
-                          int column_in_tile, const ScaleShiftTile<Tile::kColumns>& scale_shift) {
-#pragma unroll
-  for (int f = 0; f < Tile::kFragments; ++f) {
-    const int64_t row = first_row + f * kFragmentRows;
-    const OutputPixel pixel[2] = {output_pixel(args, row), output_pixel(args, row + kFragmentRows / 2)};
-    store_fragment<T>(acc[f], pixel, first_column + column_in_tile, scale_shift, column_in_tile, args.epilogue);
-  }
+// The rows of a warp's tile that are pixels.
+template <typename Tile>
+IK_DEVICE int rows_inside(int64_t first_row, int64_t pixels) {
+  const int64_t left = pixels - first_row;
+  return static_cast<int>(left < 0 ? 0 : left < Tile::kWarpRows ? left : Tile::kWarpRows);
 }
 
 template <typename Tile>
-IK_DEVICE float sum_of_warps(const StatisticsShared<Tile>& shared, int column) {
+IK_DEVICE float sum_of_warps(const ConvShared<Tile>& shared, int column) {
   float sum = 0.0f;
 #pragma unroll
   for (int w = 0; w < Tile::kWarpsDown; ++w) sum += shared.sums[w][column];
@@ -96,31 +95,27 @@ IK_DEVICE float sum_of_warps(const StatisticsShared<Tile>& shared, int column) {
 }
 
 template <typename T, typename Tile>
-IK_DEVICE void store_statistics(const Conv2dKernel& args, const Accumulators<Tile>& acc, int64_t row_tile,
-                                int64_t first_row, int first_column, int column_in_tile, int warp_down,
-                                const ScaleShiftTile<Tile::kColumns>& scale_shift, StatisticsShared<Tile>& shared) {
-  uint32_t inside = 0;
-#pragma unroll
-  for (int i = 0; i < 2 * Tile::kFragments; ++i) {
-    if (first_row + i * (kFragmentRows / 2) < args.geometry.pixels) inside |= 1u << i;
-  }
-  const int64_t left = args.geometry.pixels - row_tile * Tile::kRows;
-  const float rows = static_cast<float>(left < Tile::kRows ? left : Tile::kRows);
-  float* partials = args.partials + row_tile * 2 * args.geometry.K;
+IK_DEVICE void store_statistics(const Conv2dKernel& args, const WarpTile<Tile>& staged, int row_tile, int first_column,
+                                int warp_down, int warp_column, ConvShared<Tile>& shared) {
+  const int K = args.geometry.K;
+  const int64_t first_row = static_cast<int64_t>(row_tile) * Tile::kRows;
+  const int64_t left = args.geometry.pixels - first_row;
+  const float tile_rows = static_cast<float>(left < Tile::kRows ? left : Tile::kRows);
+  const int rows = rows_inside<Tile>(first_row + warp_down * Tile::kWarpRows, args.geometry.pixels);
+  float* partials = args.partials + static_cast<int64_t>(row_tile) * 2 * K + first_column;
+  float* sums = shared.sums[warp_down] + warp_column;
 
-  sum_rows<T>(acc, inside, scale_shift, column_in_tile, ValueTerm{}, shared.sums[warp_down]);
+  sum_staged<T>(staged, first_column + warp_column, rows, args.epilogue, StagedValue{}, sums);
   __syncthreads();
   for (int i = threadIdx.x; i < Tile::kColumns; i += Tile::kThreads) {
-    shared.mean[i] = sum_of_warps(shared, i) / rows;
-    if (first_column + i < args.geometry.K) partials[first_column + i] = shared.mean[i];
+    shared.mean[i] = sum_of_warps(shared, i) / tile_rows;
+    if (first_column + i < K) partials[i] = shared.mean[i];
   }
   __syncthreads();
-  sum_rows<T>(acc, inside, scale_shift, column_in_tile, SquareTerm{shared.mean}, shared.sums[warp_down]);
+  sum_staged<T>(staged, first_column + warp_column, rows, args.epilogue, StagedSquare{shared.mean + warp_column}, sums);
   __syncthreads();
   for (int i = threadIdx.x; i < Tile::kColumns; i += Tile::kThreads) {
-    if (first_column + i < args.geometry.K) {
-      partials[args.geometry.K + first_column + i] = sum_of_warps(shared, i);
-    }
+    if (first_column + i < K) partials[K + i] = sum_of_warps(shared, i);
   }
 }
 
@@ -132,23 +127,24 @@ __global__ void __launch_bounds__(Tile::kThreads) conv2d_kernel(const __grid_con
   const int lane = threadIdx.x % 32;
   const int warp = threadIdx.x / 32;
   const int warp_down = warp % Tile::kWarpsDown;
-  const int column_in_tile = warp / Tile::kWarpsDown * Tile::kWarpColumns;
+  const int warp_row = warp_down * Tile::kWarpRows;
+  const int warp_column = warp / Tile::kWarpsDown * Tile::kWarpColumns;
   const int row_tile = args.column_tiles.quotient(blockIdx.x);
   const int first_column = (blockIdx.x - row_tile * args.column_tiles.divisor) * Tile::kColumns;
   const int64_t first_pixel = static_cast<int64_t>(row_tile) * Tile::kRows;
-  shared.scale_shift.load(args.epilogue, first_column, threadIdx.x, Tile::kThreads);
 
   Accumulators<Tile> acc = {};
-  const StageProduct<Product, Tile> product(warp_down * Tile::kWarpRows, column_in_tile, lane);
+  const StageProduct<Product, Tile> product(warp_row, warp_column, lane);
   accumulate<Product, Tile, Loader>(args.geometry, first_pixel, first_column, shared, product, acc);
 
-  const int64_t first_row = first_pixel + warp_down * Tile::kWarpRows + lane / 4;
-  store_tile<T, Tile>(args, acc, first_row, first_column, column_in_tile, shared.scale_shift);
-  if (args.partials) {
-    __syncthreads();
-    store_statistics<T, Tile>(args, acc, row_tile, first_row, first_column, column_in_tile, warp_down,
-                              shared.scale_shift, *reinterpret_cast<StatisticsShared<Tile>*>(bytes));
-  }
+  __syncthreads();
+  const WarpTile<Tile> staged{smem_u32(shared.staged[warp])};
+#pragma unroll
+  for (int f = 0; f < Tile::kFragments; ++f) staged.put(acc[f], f * kFragmentRows, lane);
+  __syncwarp();
+  store_staged<T>(staged, first_column + warp_column, args.epilogue,
+                  [&](int row) { return output_pixel(args, first_pixel + warp_row + row); });
+  if (args.partials) store_statistics<T>(args, staged, row_tile, first_column, warp_down, warp_column, shared);
 }
 
 }  // namespace ik::cuda
