@@ -1,6 +1,9 @@
 // The training half of every operator: batch statistics, normalise + activation, and their gradient.
 #pragma once
+#include <cstddef>
+
 #include "common/types.h"
+#include "cuda/context.h"
 
 namespace ik {
 
@@ -44,4 +47,55 @@ void scale_shift_act(const ScaleShiftAct& args);
 void bn_act_backward(const BnActBackward& args);
 
 }  // namespace cpu
+
+// All pointers are device memory; nothing waits for the device, and all memory is the caller's.
+namespace cuda {
+
+// A vector per channel in a dtype of its own: float32, bfloat16 or float16. Data null = not given.
+struct ParameterView {
+  const void* data = nullptr;
+  DType dtype = DType::kFloat32;
+  int64_t stride = 1;
+};
+
+struct BatchNormParameters {
+  ParameterView gamma, beta, mean, var;  // [K]; gamma null = 1, beta null = 0; mean and var null = no BN
+  ParameterView bias;                    // [K]: the convolution's; null = 0
+};
+
+// float [K] each; null = not wanted.
+struct BatchNormVectors {
+  float* scale;  // gamma / sqrt(var + eps)
+  float* shift;  // (bias - mean) * scale + beta
+  float* rstd;   // 1 / sqrt(var + eps)
+  float* mean;   // the parameters themselves
+  float* gamma;
+  float* beta;
+};
+
+void fold_batch_norm(int64_t K, const BatchNormParameters& given, double eps, const BatchNormVectors& wanted,
+                     const Context& context);
+
+// What the tiles of one pass over z [N, P, Q, K] found: boxes of tile_n images, tile_p rows and tile_q columns, cut off
+// at the far ends. A kernel whose tiles are runs of pixels says N = P = 1 and counts the pixels in Q.
+struct StatisticsTiles {
+  const float* partial;  // [tiles in n][in p][in q][2][K]: mean, and the sum of squared deviations from it
+  int64_t N, P, Q, K;
+  int64_t tile_n, tile_p, tile_q;
+};
+
+size_t combine_statistics_workspace_bytes(const StatisticsTiles& tiles);
+// mean [K] and biased variance [K], by Chan's formula in a fixed order.
+void combine_statistics(const StatisticsTiles& tiles, float* mean, float* var, void* workspace, const Context& context);
+
+size_t batch_statistics_workspace_bytes(int64_t N, int64_t P, int64_t Q, int64_t K);
+void batch_statistics(int64_t N, int64_t P, int64_t Q, int64_t K, DType dtype, const NhwcInput& z, float* mean,
+                      float* var, void* workspace, const Context& context);
+
+void scale_shift_act(const ScaleShiftAct& args, const Context& context);
+
+size_t bn_act_backward_workspace_bytes(const BnActBackward& args);
+void bn_act_backward(const BnActBackward& args, void* workspace, const Context& context);
+
+}  // namespace cuda
 }  // namespace ik
