@@ -1,0 +1,218 @@
+#include <algorithm>
+
+#include "batch_norm.h"
+#include "common/counters.h"
+#include "cuda/conv2d_bn_act_sm90.h"
+#include "cuda/conv2d_bn_act_sm90_kernels.h"
+
+namespace ik::cuda {
+
+namespace {
+
+constexpr int64_t kVectorBytes = 16;
+constexpr int64_t kVectorElements = 8;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % kVectorBytes == 0; }
+
+// The stride of a dimension of size 1 is never used, and may be anything: here it is what a dense tensor has.
+template <typename View>
+View with_plain_strides(View view, int64_t N, int64_t H, int64_t W, int64_t C) {
+  if (W == 1) view.stride_w = H > 1 ? view.stride_h : N > 1 ? view.stride_n : C;
+  if (H == 1) view.stride_h = W * view.stride_w;
+  if (N == 1) view.stride_n = H * view.stride_h;
+  return view;
+}
+
+template <typename View>
+bool has_aligned_pixels(const View& view) {
+  return is_aligned(view.data) && view.stride_n % kVectorElements == 0 && view.stride_h % kVectorElements == 0 &&
+         view.stride_w % kVectorElements == 0;
+}
+
+// One stride leads from every pixel to the next.
+template <typename View>
+bool has_joined_pixels(const View& view, int64_t P, int64_t Q) {
+  return view.stride_h == Q * view.stride_w && view.stride_n == P * view.stride_h;
+}
+
+int64_t output_pixels(const ConvShape& shape) { return shape.N * shape.P() * shape.Q(); }
+
+const ConvSm90Table& table_of(DType dtype) { return dtype == DType::kFloat16 ? conv2d_sm90_fp16 : conv2d_sm90_bf16; }
+
+// Channels of a slice: the narrow one where it saves stages.
+struct Depth {
+  int channels;
+  int iterations;
+};
+
+Depth depth_of(const ConvShape& shape) {
+  constexpr int kWide = kConvStageDepth;
+  constexpr int kNarrow = kConvStageDepth / 2;
+  const int64_t taps = shape.R * shape.S;
+  const int64_t wide = taps * ceil_div(shape.C, kWide);
+  const int64_t narrow = ceil_div(taps * ceil_div(shape.C, kNarrow), kWide / kNarrow);
+  return narrow < wide ? Depth{kNarrow, static_cast<int>(narrow)} : Depth{kWide, static_cast<int>(wide)};
+}
+
+// Predicted clocks. What a wave of blocks takes is set by the tensor cores or by the copies from L2.
+double predicted_clocks(const ConvSm90Kernel& kernel, const ConvShape& shape, int multiprocessors) {
+  constexpr double kL2BytesPerClock = 36;     // of one multiprocessor when all of them copy
+  constexpr double kCopyBytesPerClock = 64;   // of one alone
+  constexpr double kProductsPerClock = 2048;  // 16-bit, dense
+  constexpr double kStartClocks = 1500;       // until the first stage is full
+  constexpr double kOutputsPerClock = 24;
+  const int64_t tiles = ceil_div(output_pixels(shape), kernel.rows) * ceil_div(shape.K, kernel.columns);
+  const double waves = static_cast<double>(ceil_div(tiles, multiprocessors));
+  const double busy = std::min<double>(1, static_cast<double>(tiles) / multiprocessors);
+  const double outputs = static_cast<double>(kernel.rows) * kernel.columns;
+  const double copy = kernel.stage_bytes * std::max(busy / kL2BytesPerClock, 1 / kCopyBytesPerClock);
+  const double stage = std::max(outputs * kConvStageDepth / kProductsPerClock, copy);
+  return kStartClocks + waves * (depth_of(shape).iterations * stage + outputs / kOutputsPerClock);
+}
+
+struct Prepared {
+  ConvSm90Args args;
+  TensorMap x_map, weight_map;
+};
+
+Prepared prepare(const Conv2dForward& args, const ConvSm90Kernel& kernel, float* partial) {
+  const ConvShape& shape = args.shape;
+  const int64_t P = shape.P(), Q = shape.Q();
+  const Depth depth = depth_of(shape);
+  const Swizzle swizzle = depth.channels == kConvStageDepth ? Swizzle::k128 : Swizzle::k64;
+  const NhwcInput x = with_plain_strides(args.x, shape.N, shape.H, shape.W, shape.C);
+  const NhwcOutput y = with_plain_strides(args.y, shape.N, P, Q, shape.K);
+  const NhwcInput residual = with_plain_strides(args.residual, shape.N, P, Q, shape.K);
+  const int64_t taps = shape.R * shape.S;
+  const auto narrow = [](int64_t value) { return static_cast<int>(value); };
+  const OctetEpilogue epilogue = {static_cast<const float*>(args.scale),
+                                  static_cast<const float*>(args.shift),
+                                  residual.data,
+                                  y.data,
+                                  residual.stride_w,
+                                  y.stride_w,
+                                  narrow(output_pixels(shape)),
+                                  narrow(shape.K),
+                                  args.activation};
+  const ConvSm90Args kernel_args = {epilogue,
+                                    partial,
+                                    narrow(ceil_div(output_pixels(shape), kernel.rows)),
+                                    narrow(ceil_div(shape.K, kernel.columns)),
+                                    depth.iterations,
+                                    depth.channels,
+                                    narrow(shape.C),
+                                    narrow(P),
+                                    narrow(Q),
+                                    narrow(shape.S),
+                                    narrow(taps),
+                                    narrow(shape.stride_h),
+                                    narrow(shape.stride_w),
+                                    narrow(shape.pad_h),
+                                    narrow(shape.pad_w),
+                                    narrow(shape.dilation_h),
+                                    narrow(shape.dilation_w)};
+  return {kernel_args, make_im2col_map({args.dtype, x, shape, depth.channels, kernel.rows, swizzle}),
+          make_octet_map(args.dtype, args.packed_weight, shape.K, taps, shape.C, shape.C, depth.channels, swizzle)};
+}
+
+void launch(const Conv2dForward& args, int tile, float* partial, const Context& context) {
+  const ConvSm90Kernel& kernel = table_of(args.dtype)[tile];
+  const Prepared prepared = prepare(args, kernel, partial);
+  const int tiles = prepared.args.m_tiles * prepared.args.n_tiles;
+  kernel.launch(
+      {prepared.x_map, prepared.weight_map, prepared.args, std::min(tiles, context.multiprocessors), context});
+  count_kernel(args.dtype == DType::kFloat16 ? "conv2d_bn_act.forward.cuda_sm90_fp16"
+                                             : "conv2d_bn_act.forward.cuda_sm90_bf16");
+}
+
+bool is_empty(const ConvShape& shape) { return output_pixels(shape) == 0 || shape.K == 0; }
+
+// Statistics of runs of pixels, each half of a tile.
+StatisticsTiles statistics_tiles(const Conv2dForward& args, int tile, const float* partial) {
+  const int64_t pixels = output_pixels(args.shape);
+  return {partial, 1, 1, pixels, args.shape.K, 1, 1, table_of(args.dtype)[tile].rows / kConvWarpgroups};
+}
+
+size_t partial_bytes(const StatisticsTiles& tiles) {
+  const size_t bytes = static_cast<size_t>(ceil_div(tiles.Q, tiles.tile_q) * 2 * tiles.K) * sizeof(float);
+  return static_cast<size_t>(ceil_div(static_cast<int64_t>(bytes), kVectorBytes) * kVectorBytes);
+}
+
+}  // namespace
+
+const char* conv2d_sm90_unsupported(const Conv2dForward& args, const Context& context) {
+  const ConvShape& shape = args.shape;
+  const int64_t P = shape.P(), Q = shape.Q();
+  if (context.sm != 90) return "the Hopper kernel needs compute capability 9.0";
+  if (args.dtype != DType::kBFloat16 && args.dtype != DType::kFloat16) return "the Hopper kernel is for 16-bit types";
+  if (shape.C % kVectorElements || shape.K % kVectorElements) return "channels are not multiples of 8";
+  if (!im2col_fits(shape)) return "padding, window or stride are beyond the copy engine's im2col mode";
+  constexpr int64_t kMostPixels = (int64_t{1} << 31) - 1024;
+  if (output_pixels(shape) > kMostPixels) return "more than 2^31 output pixels";
+  if (is_empty(shape)) return nullptr;
+  if (!has_aligned_pixels(with_plain_strides(args.x, shape.N, shape.H, shape.W, shape.C))) {
+    return "pixels of x do not begin at multiples of 16 bytes";
+  }
+  const NhwcOutput y = with_plain_strides(args.y, shape.N, P, Q, shape.K);
+  if (!has_aligned_pixels(y)) return "pixels of y do not begin at multiples of 16 bytes";
+  if (!has_joined_pixels(y, P, Q)) return "the rows of y do not follow each other";
+  if (args.residual.data) {
+    const NhwcInput residual = with_plain_strides(args.residual, shape.N, P, Q, shape.K);
+    if (!has_aligned_pixels(residual)) return "pixels of the residual do not begin at multiples of 16 bytes";
+    if (!has_joined_pixels(residual, P, Q)) return "the rows of the residual do not follow each other";
+  }
+  if (!is_aligned(args.packed_weight) || !is_aligned(args.scale) || !is_aligned(args.shift)) {
+    return "weights, scale or shift do not begin at a multiple of 16 bytes";
+  }
+  return nullptr;
+}
+
+int conv2d_sm90_tiles() { return kConvSm90Kernels; }
+
+ConvSm90Tile conv2d_sm90_tile(int index) {
+  const ConvSm90Kernel& kernel = conv2d_sm90_bf16[index];
+  return {kernel.rows, kernel.columns, kernel.statistics};
+}
+
+int conv2d_sm90_choice(const Conv2dForward& args, bool statistics, const Context& context) {
+  const ConvSm90Table& table = table_of(args.dtype);
+  int best = -1;
+  double fewest = 0;
+  for (int i = 0; i < kConvSm90Kernels; ++i) {
+    if (statistics && !table[i].statistics) continue;
+    const double clocks = predicted_clocks(table[i], args.shape, context.multiprocessors);
+    if (best >= 0 && clocks >= fewest) continue;
+    best = i;
+    fewest = clocks;
+  }
+  return best;
+}
+
+size_t conv2d_sm90_workspace_bytes(const Conv2dForward& args, bool statistics, const Context& context) {
+  if (!statistics || is_empty(args.shape)) return 0;
+  const StatisticsTiles tiles = statistics_tiles(args, conv2d_sm90_choice(args, true, context), nullptr);
+  return partial_bytes(tiles) + combine_statistics_workspace_bytes(tiles);
+}
+
+void conv2d_sm90_forward_tiled(const Conv2dForward& args, int tile, const Context& context) {
+  if (is_empty(args.shape)) return;
+  launch(args, tile, nullptr, context);
+}
+
+void conv2d_sm90_forward(const Conv2dForward& args, void*, const Context& context) {
+  conv2d_sm90_forward_tiled(args, conv2d_sm90_choice(args, false, context), context);
+}
+
+void conv2d_sm90_forward_statistics(const Conv2dForward& args, float* mean, float* var, void* workspace,
+                                    const Context& context) {
+  if (is_empty(args.shape)) return;
+  const int tile = conv2d_sm90_choice(args, true, context);
+  float* const partial = static_cast<float*>(workspace);
+  launch(args, tile, partial, context);
+  const StatisticsTiles tiles = statistics_tiles(args, tile, partial);
+  combine_statistics(tiles, mean, var, static_cast<unsigned char*>(workspace) + partial_bytes(tiles), context);
+}
+
+}  // namespace ik::cuda
