@@ -10,7 +10,7 @@ struct SeparableForward {
   ConvShape shape;  // R, S, stride, padding, dilation are those of the depthwise part; K of the pointwise
   DType dtype;
   NhwcInput x;                   // [N, H, W, C]
-  const void* packed_depthwise;  // written by cpu::separable_pack
+  const void* packed_depthwise;  // written by the backend's separable_pack
   const void* packed_pointwise;
   const void* depthwise_bias;  // [C], accumulation type; null = 0
   const void* scale;           // [K], accumulation type; null = 1
@@ -50,4 +50,26 @@ void separable_forward(const SeparableForward& args);
 void separable_backward(const SeparableBackward& args);
 
 }  // namespace cpu
+
+// All pointers are device memory; the vectors and the statistics are float. Nothing is allocated, nothing synchronises.
+namespace cuda {
+
+struct Context;
+
+// Null where the kernels can run, else the reason: static text.
+const char* separable_unsupported(const SeparableForward& args, const Context& context);
+// [R * S][C rounded up to 8] and [K][C rounded up to 8], of dtype, zero filled.
+size_t separable_packed_depthwise_bytes(const ConvShape& shape, DType dtype);
+size_t separable_packed_pointwise_bytes(const ConvShape& shape, DType dtype);
+void separable_pack(const ConvShape& shape, DType dtype, const WeightView& depthwise, const WeightView& pointwise,
+                    void* packed_depthwise, void* packed_pointwise, const Context& context);
+// Enough for separable_forward, or with `statistics` for separable_forward_statistics; 16-byte aligned.
+size_t separable_workspace_bytes(const SeparableForward& args, bool statistics, const Context& context);
+void separable_forward(const SeparableForward& args, void* workspace, const Context& context);
+// y = raw pointwise output + shift; mean [K] and biased variance [K] of y over N, P, Q. Needs scale and residual null
+// and no activation.
+void separable_forward_statistics(const SeparableForward& args, float* mean, float* var, void* workspace,
+                                  const Context& context);
+
+}  // namespace cuda
 }  // namespace ik
