@@ -31,7 +31,7 @@ def extensions() -> list[Extension]:
     wanted = [CPU]
     if toolchain.build_mode() == "cuda" and not sources.cuda_sources(ROOT):
         raise SystemExit("IK_BUILD=cuda has nothing to build: csrc/cuda has no .cu file, use IK_BUILD=cpu.")
-    if _builds_cuda():
+    if why_not_cuda() is None:
         wanted.append(CUDA)
     return [Extension(name, [], py_limited_api=True) for name in wanted]
 
@@ -67,9 +67,10 @@ class BuildExt(build_ext):
         flags = sources.read_isa_flags(ROOT / "csrc" / "cpu" / "isa_flags.txt")
         isas = ", ".join(sources.built_isas(flags, toolchain.is_x86()))
         built = f"_C ({isas}; {' '.join(self.tools.cxx)}; torch {self.torch.version})"
-        if _builds_cuda():
-            return f"inception_kernels: built {built} and _C_cuda ({self.tools.cuda})."
-        reason = self.tools.cuda if self.tools.nvcc is None else "csrc/cuda has no .cu file yet"
+        reason = why_not_cuda()
+        if reason is None:
+            archs = ", ".join(toolchain.cuda_codes())
+            return f"inception_kernels: built {built} and _C_cuda ({archs}; {self.tools.cuda})."
         return f"inception_kernels: built {built}; not _C_cuda: {reason}."
 
     def _record(self) -> None:
@@ -87,7 +88,7 @@ class BuildExt(build_ext):
             assert self.tools.nvcc is not None
             # No torch headers: device code has a plain C interface.
             host = [f"-ccbin={self.tools.cxx[0]}", "-Icsrc"]
-            command = [self.tools.nvcc, *host, *NVCC_FLAGS, *toolchain.cuda_arch_flags()]
+            command = [self.tools.nvcc, *host, *NVCC_FLAGS, *toolchain.cuda_arch_flags(file.path)]
         else:
             command = [*self.tools.cxx, *CXX_FLAGS, *DEFINES, *includes, *file.flags]
             command += shlex.split(os.environ.get("CXXFLAGS", ""))
@@ -109,6 +110,16 @@ class BuildExt(build_ext):
         return ninja_build.Step(command, objects, output)
 
 
-def _builds_cuda() -> bool:
-    wanted = toolchain.build_mode() != "cpu"
-    return wanted and toolchain.find_nvcc() is not None and bool(sources.cuda_sources(ROOT))
+def why_not_cuda() -> str | None:
+    """None where this build has CUDA kernels, else the reason why it has none."""
+    mode = toolchain.build_mode()
+    if mode == "cpu":
+        return "IK_BUILD=cpu"
+    if toolchain.find_nvcc() is None:
+        return "nvcc not found"
+    if not sources.cuda_sources(ROOT):
+        return "csrc/cuda has no .cu file"
+    torch = torch_lookup.find_torch()
+    if mode == "auto" and torch is not None and torch.cuda is None:
+        return f"torch {torch.version} is no CUDA build and cannot use it (IK_BUILD=cuda builds it all the same)"
+    return None

@@ -17,6 +17,7 @@ OLDEST_SETUPTOOLS = 77  # pyproject.toml asks for it too, but without build isol
 
 # PTX of 8.0, not of 9.0a: architecture-specific PTX does not run on later GPUs.
 DEFAULT_CUDA_ARCHS = "8.0+PTX;9.0a"
+HOPPER = "90a"
 
 
 @dataclass(frozen=True)
@@ -86,20 +87,26 @@ def find_nvcc() -> str | None:
     return shutil.which("nvcc") or shutil.which("nvcc", path=os.pathsep.join(usual))
 
 
-def cuda_arch_flags() -> list[str]:
-    """nvcc's -gencode flags for TORCH_CUDA_ARCH_LIST ("8.0;9.0a+PTX"), by default sm_80, sm_90a and PTX."""
+def cuda_codes() -> list[str]:
+    """What TORCH_CUDA_ARCH_LIST ("8.0;9.0a+PTX") asks for, by default "sm_80", "compute_80" (PTX) and "sm_90a"."""
     archs = os.environ.get("TORCH_CUDA_ARCH_LIST") or DEFAULT_CUDA_ARCHS
-    flags = []
+    codes = []
     for arch in archs.replace(" ", ";").split(";"):
         number = arch.removesuffix("+PTX").replace(".", "")
         if not number:
             continue
         if not number[:2].isdigit():
             raise SystemExit(f"TORCH_CUDA_ARCH_LIST must hold numbers (8.0;9.0a+PTX), but has {arch!r}.")
-        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
+        codes.append(f"sm_{number}")
         if arch.endswith("+PTX"):
-            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
-    return flags
+            codes.append(f"compute_{number}")
+    return codes
+
+
+def cuda_arch_flags(file: Path) -> list[str]:
+    """nvcc's -gencode flags: sm_90a alone for files of Hopper's own instructions, else TORCH_CUDA_ARCH_LIST."""
+    codes = [f"sm_{HOPPER}"] if "_sm90" in file.stem else cuda_codes()
+    return [f"-gencode=arch=compute_{code.rpartition('_')[2]},code={code}" for code in codes]
 
 
 def is_x86() -> bool:

@@ -18,10 +18,11 @@ _REPORT_TORCH = "import importlib.util as u; s = u.find_spec('torch'); print(s.o
 
 @dataclass(frozen=True)
 class Torch:
-    """An installed PyTorch: its package folder and its version as written in `torch/version.py`."""
+    """An installed PyTorch: its package folder, its version and its CUDA's, as written in `torch/version.py`."""
 
     folder: Path
     version: str
+    cuda: str | None = None
 
     @property
     def include(self) -> Path:
@@ -40,13 +41,15 @@ def find_torch() -> Torch | None:
     folder = _visible_torch() or _target_environment_torch()
     if folder is None:
         return None
-    match = re.search(r"""__version__\s*=\s*['"]([^'"]+)""", (folder / "version.py").read_text())
+    written = (folder / "version.py").read_text()
+    match = re.search(r"""__version__\s*=\s*['"]([^'"]+)""", written)
     if match is None:
         raise SystemExit(f"{folder / 'version.py'} names no version: reinstall torch.")
     version = match[1]
     if not OLDEST <= tuple(int(part) for part in version.split(".")[:2]) <= NEWEST:
         raise SystemExit(f"inception_kernels needs torch 2.11 to 2.15, found {version}: pip install '{REQUIREMENT}'.")
-    return Torch(folder, version)
+    cuda = re.search(r"""^cuda\b[^=]*=\s*['"]([^'"]+)""", written, re.MULTILINE)
+    return Torch(folder, version, cuda[1] if cuda else None)
 
 
 def require_torch() -> Torch:

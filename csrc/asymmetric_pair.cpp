@@ -1,18 +1,18 @@
 #include "asymmetric_pair.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include "common/checks.h"
-#include "conv2d_bn_act.h"
+#include "common/device.h"
+#include "operators.h"
 
 namespace ik {
 
 namespace {
 
-Tensor pack(const ConvShape& shape, DType dtype, const Tensor& weight) {
-  Tensor packed =
-      empty_cpu({static_cast<int64_t>(cpu::conv2d_packed_bytes(shape, dtype))}, torch::headeronly::ScalarType::Byte);
-  cpu::conv2d_pack(shape, dtype, weight_view(weight), packed.mutable_data_ptr());
+Tensor pack(const Device& device, const ConvShape& shape, const Tensor& weight) {
+  const DType dtype = dtype_of(weight, "weight");
+  const auto bytes = static_cast<int64_t>(device.conv2d_packed_bytes(shape, dtype));
+  Tensor packed = empty_on(weight, {bytes}, torch::headeronly::ScalarType::Byte);
+  device.conv2d_pack(shape, dtype, weight_view(weight), packed.mutable_data_ptr());
   return packed;
 }
 
@@ -52,22 +52,24 @@ Tensor asymmetric_pair(const Tensor& x, const Tensor& weight1, const OptionalTen
                   "weight2: expected a window no larger than the padded intermediate [", second.H, ", ", second.W,
                   "], got ", describe(weight2));
   const DType dtype = dtype_of(x, "x");
-  const ScaleShift bn1 = fold_batch_norm(dtype, first.K, bn_weight1, bn_bias1, running_mean1, running_var1, bias1, eps);
-  const ScaleShift bn2 =
-      fold_batch_norm(dtype, second.K, bn_weight2, bn_bias2, running_mean2, running_var2, bias2, eps);
   const Activation act1 = activation_code(mid_activation), act2 = activation_code(activation);
+  const Device device(x);
+  const ScaleShift bn1 =
+      device.fold_batch_norm(dtype, first.K, bn_weight1, bn_bias1, running_mean1, running_var1, bias1, eps);
+  const ScaleShift bn2 =
+      device.fold_batch_norm(dtype, second.K, bn_weight2, bn_bias2, running_mean2, running_var2, bias2, eps);
 
   Tensor y = empty_activations(x, second.N, second.K, second.P(), second.Q(), true);
   if (first.N > 0) {
-    const Tensor input = with_adjacent_channels(x), packed1 = pack(first, dtype, weight1),
-                 packed2 = pack(second, dtype, weight2);
-    cpu::asymmetric_pair_forward({first, second, dtype, input_view(input), packed1.const_data_ptr(), bn1.scale.data(),
-                                  bn1.shift.data(), act1, packed2.const_data_ptr(), bn2.scale.data(), bn2.shift.data(),
-                                  act2, output_view(y)});
+    const Tensor input = with_adjacent_channels(x), packed1 = pack(device, first, weight1),
+                 packed2 = pack(device, second, weight2);
+    device.asymmetric_pair_forward({first, second, dtype, input_view(input), packed1.const_data_ptr(),
+                                    data_or_null(bn1.scale), data_or_null(bn1.shift), act1, packed2.const_data_ptr(),
+                                    data_or_null(bn2.scale), data_or_null(bn2.shift), act2, output_view(y)});
   }
   return in_memory_format(y, suggests_channels_last(x));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(inception_kernels, CPU, m) { m.impl("asymmetric_pair", TORCH_BOX(&asymmetric_pair)); }
+void register_asymmetric_pair(Library& m) { m.impl("asymmetric_pair", TORCH_BOX(&asymmetric_pair)); }
 
 }  // namespace ik

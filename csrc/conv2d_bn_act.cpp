@@ -1,31 +1,51 @@
 #include "conv2d_bn_act.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include "common/batch_norm_ops.h"
 #include "common/checks.h"
+#include "common/device.h"
+#include "operators.h"
 
 namespace ik {
 
 namespace {
 
-Tensor pack(const ConvShape& shape, DType dtype, const Tensor& weight) {
-  Tensor packed =
-      empty_cpu({static_cast<int64_t>(cpu::conv2d_packed_bytes(shape, dtype))}, torch::headeronly::ScalarType::Byte);
-  cpu::conv2d_pack(shape, dtype, weight_view(weight), packed.mutable_data_ptr());
+Tensor pack(const Device& device, const ConvShape& shape, const Tensor& weight) {
+  const DType dtype = dtype_of(weight, "weight");
+  const auto bytes = static_cast<int64_t>(device.conv2d_packed_bytes(shape, dtype));
+  Tensor packed = empty_on(weight, {bytes}, torch::headeronly::ScalarType::Byte);
+  device.conv2d_pack(shape, dtype, weight_view(weight), packed.mutable_data_ptr());
   return packed;
 }
 
+Conv2dForward arguments(const ConvShape& shape, const Tensor& input, const Tensor& packed, const ScaleShift& bn,
+                        const OptionalTensor& added, Activation activation, const Tensor& y) {
+  return {shape,
+          dtype_of(input, "x"),
+          input_view(input),
+          packed.const_data_ptr(),
+          data_or_null(bn.scale),
+          data_or_null(bn.shift),
+          input_view(added),
+          activation,
+          output_view(y)};
+}
+
 // The convolution, its scale and shift, residual and activation, into a new channels-last tensor.
-Tensor forward(const ConvShape& shape, const Tensor& x, const Tensor& packed, const void* scale, const void* shift,
-               const OptionalTensor& residual, Activation activation) {
+Tensor forward(const Device& device, const ConvShape& shape, const Tensor& x, const Tensor& packed,
+               const ScaleShift& bn, const OptionalTensor& residual, Activation activation) {
   Tensor y = empty_activations(x, shape.N, shape.K, shape.P(), shape.Q(), true);
   if (shape.N == 0) return y;
   const Tensor input = with_adjacent_channels(x);
   const OptionalTensor added = residual ? OptionalTensor(with_adjacent_channels(*residual)) : std::nullopt;
-  cpu::conv2d_forward({shape, dtype_of(x, "x"), input_view(input), packed.const_data_ptr(), scale, shift,
-                       input_view(added), activation, output_view(y)});
+  device.conv2d_forward(arguments(shape, input, packed, bn, added, activation, y));
   return y;
+}
+
+// conv(x) + bias, as the gradient needs it.
+Tensor raw_convolution(const Device& device, const ConvShape& shape, const Tensor& x, const Tensor& weight,
+                       const OptionalTensor& bias) {
+  const ScaleShift offset{std::nullopt, channel_vector(bias, shape.K, dtype_of(x, "x"), "bias")};
+  return forward(device, shape, x, pack(device, shape, weight), offset, std::nullopt, Activation::kNone);
 }
 
 ConvShape checked_shape(const Tensor& x, const Tensor& weight, const Pair& stride, const Pair& padding,
@@ -37,6 +57,24 @@ ConvShape checked_shape(const Tensor& x, const Tensor& weight, const Pair& strid
 
 std::vector<int64_t> output_sizes(const ConvShape& shape) { return {shape.N, shape.K, shape.P(), shape.Q()}; }
 
+// Gradients of x and weight in the formats that the caller expects; those not wanted are empty.
+std::tuple<Tensor, Tensor> convolution_gradients(const Device& device, const ConvShape& shape, const Tensor& grad_z,
+                                                 const Tensor& x, const Tensor& weight, bool wants_x,
+                                                 bool wants_weight) {
+  Conv2dGradients gradients;
+  if (shape.N > 0 && (wants_x || wants_weight)) {
+    gradients = device.conv2d_backward(shape, grad_z, x, weight, wants_x, wants_weight);
+  }
+  if (shape.N == 0 && wants_x) gradients.x = empty_activations(x, 0, shape.C, shape.H, shape.W, true);
+  if (shape.N == 0 && wants_weight) {
+    gradients.weight = empty_on(x, {shape.K, shape.C, shape.R, shape.S}, x.scalar_type());
+    torch::stable::zero_(*gradients.weight);
+  }
+  const auto nothing = [&] { return empty_on(x, {0}, x.scalar_type()); };
+  return {gradients.x ? in_memory_format(*gradients.x, suggests_channels_last(x)) : nothing(),
+          gradients.weight ? *gradients.weight : nothing()};
+}
+
 }  // namespace
 
 Tensor conv2d_bn_act(const Tensor& x, const Tensor& weight, const OptionalTensor& bn_weight,
@@ -46,10 +84,11 @@ Tensor conv2d_bn_act(const Tensor& x, const Tensor& weight, const OptionalTensor
   const ConvShape shape = checked_shape(x, weight, stride, padding, dilation);
   check_like(residual, x, output_sizes(shape), "residual");
   check_batch_norm(running_mean, running_var, bn_weight, bn_bias);
-  const DType dtype = dtype_of(x, "x");
-  const ScaleShift bn = fold_batch_norm(dtype, shape.K, bn_weight, bn_bias, running_mean, running_var, bias, eps);
-  const Tensor y = forward(shape, x, pack(shape, dtype, weight), bn.scale.data(), bn.shift.data(), residual,
-                           activation_code(activation));
+  const Activation code = activation_code(activation);
+  const Device device(x);
+  const ScaleShift bn =
+      device.fold_batch_norm(dtype_of(x, "x"), shape.K, bn_weight, bn_bias, running_mean, running_var, bias, eps);
+  const Tensor y = forward(device, shape, x, pack(device, shape, weight), bn, residual, code);
   return in_memory_format(y, suggests_channels_last(x));
 }
 
@@ -61,11 +100,21 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_bn_act_training(
   const ConvShape shape = checked_shape(x, weight, stride, padding, dilation);
   check_like(residual, x, output_sizes(shape), "residual");
   const DType dtype = dtype_of(x, "x");
-  const ChannelVector offset(dtype, channel_values(bias, shape.K, "bias"));
-  const Tensor z =
-      forward(shape, x, pack(shape, dtype, weight), nullptr, offset.data(), std::nullopt, Activation::kNone);
-  NormalizedBatch batch = normalize_batch(z, bn_weight, bn_bias, residual, activation_code(activation), eps);
-  return {in_memory_format(batch.y, suggests_channels_last(x)), z, batch.mean, batch.var};
+  const Activation code = activation_code(activation);
+  const Device device(x);
+  const Tensor z = empty_activations(x, shape.N, shape.K, shape.P(), shape.Q(), true);
+  Tensor mean = empty_on(x, {shape.K}, accumulation_type(dtype)),
+         var = empty_on(x, {shape.K}, accumulation_type(dtype));
+  if (shape.N > 0) {
+    const Tensor input = with_adjacent_channels(x), packed = pack(device, shape, weight);
+    const ScaleShift offset{std::nullopt, channel_vector(bias, shape.K, dtype, "bias")};
+    device.conv2d_forward_statistics(arguments(shape, input, packed, offset, std::nullopt, Activation::kNone, z),
+                                     mean.mutable_data_ptr(), var.mutable_data_ptr());
+  } else {
+    for (Tensor* statistic : {&mean, &var}) torch::stable::zero_(*statistic);
+  }
+  const Tensor y = normalize(device, z, mean, var, bn_weight, bn_bias, residual, code, eps);
+  return {in_memory_format(y, suggests_channels_last(x)), z, mean, var};
 }
 
 // Gradients of x, weight, bn_weight, bn_bias, bias, residual; those not asked for in output_mask come back empty.
@@ -80,55 +129,36 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv2d_bn_act_backwar
   check_like(residual, x, output_sizes(shape), "residual");
   check_like(z, x, output_sizes(shape), "z");
   check_batch_norm(mean, var, bn_weight, bn_bias);
-  const DType dtype = dtype_of(x, "x");
-  const bool channels_last = suggests_channels_last(x);
+  const Activation code = activation_code(activation);
+  const Device device(x);
 
   // Evaluation does not keep the raw convolution: it is computed again where the gradient needs it.
-  const Activation code = activation_code(activation);
-  const ChannelVector offset(dtype, channel_values(bias, shape.K, "bias"));
   const bool needs_z = code != Activation::kNone || output_mask[2] || training;
-  const OptionalTensor raw = z || !needs_z ? z
-                                           : OptionalTensor(forward(shape, x, pack(shape, dtype, weight), nullptr,
-                                                                    offset.data(), std::nullopt, Activation::kNone));
+  const OptionalTensor raw = z || !needs_z ? z : OptionalTensor(raw_convolution(device, shape, x, weight, bias));
   const bool needs_grad_z = output_mask[0] || output_mask[1];
-  BatchNormGradients bn = batch_norm_gradients(
-      {grad_y, raw, residual, bn_weight, bn_bias, mean, var, code, training, eps, needs_grad_z, output_mask[5]});
-
-  Tensor grad_x = empty_cpu({0}, x.scalar_type()), grad_weight = empty_cpu({0}, x.scalar_type());
-  const Conv2dBackward args{shape, dtype, needs_grad_z ? input_view(bn.grad_z) : NhwcInput{}};
-  if (output_mask[0]) {
-    grad_x = empty_activations(x, shape.N, shape.C, shape.H, shape.W, true);
-    if (shape.N > 0) cpu::conv2d_backward_data(args, weight_view(weight), output_view(grad_x));
-    grad_x = in_memory_format(grad_x, channels_last);
-  }
-  if (output_mask[1]) {
-    grad_weight = empty_cpu({shape.K, shape.C, shape.R, shape.S}, x.scalar_type());
-    if (shape.N > 0) {
-      const Tensor input = with_adjacent_channels(x);
-      cpu::conv2d_backward_weight(args, input_view(input), grad_weight.mutable_data_ptr());
-    } else {
-      torch::stable::zero_(grad_weight);
-    }
-  }
+  BatchNormGradients bn = batch_norm_gradients(device, {grad_y, raw, residual, bn_weight, bn_bias, mean, var, code,
+                                                        training, eps, needs_grad_z, output_mask[5]});
+  auto [grad_x, grad_weight] =
+      convolution_gradients(device, shape, bn.grad_z, x, weight, output_mask[0], output_mask[1]);
   return {grad_x,
           grad_weight,
           like_parameter(bn.grad_gamma, bn_weight, output_mask[2]),
           like_parameter(bn.grad_beta, bn_bias, output_mask[3]),
           like_parameter(bn.grad_bias, bias, output_mask[4]),
           output_mask[5] ? in_memory_format(bn.grad_residual, residual && suggests_channels_last(*residual))
-                         : empty_cpu({0}, x.scalar_type())};
+                         : empty_on(x, {0}, x.scalar_type())};
 }
 
 // ---- inference with weights packed and BN folded beforehand
 
 // An opaque form of `weight` for conv2d_bn_act_prepacked; valid in this process while the ISA in force stays the same.
 Tensor conv2d_bn_act_pack(const Tensor& weight, Pair stride, Pair padding, Pair dilation) {
-  STD_TORCH_CHECK(weight.dim() == 4 && weight.is_cpu() && weight.numel() > 0,
-                  "weight: expected a CPU tensor [K, C, R, S], got ", describe(weight));
+  STD_TORCH_CHECK(weight.dim() == 4 && Device::holds(weight) && weight.numel() > 0, "weight: expected a ",
+                  Device::name(), " tensor [K, C, R, S], got ", describe(weight));
   const ConvShape shape{
       0,         weight.size(1), 0,          0,          weight.size(0), weight.size(2), weight.size(3),
       stride[0], stride[1],      padding[0], padding[1], dilation[0],    dilation[1]};
-  return pack(shape, dtype_of(weight, "weight"), weight);
+  return pack(Device(weight), shape, weight);
 }
 
 // weight_shape is [K, C, R, S]; scale and shift are [K] in the accumulation type; the output is channels-last.
@@ -141,15 +171,15 @@ Tensor conv2d_bn_act_prepacked(const Tensor& x, const Tensor& packed, const Opti
                   " channels, got ", describe(x));
   const ConvShape shape = conv_shape(x, weight_shape[0], weight_shape[2], weight_shape[3], stride, padding, dilation);
   check_like(residual, x, output_sizes(shape), "residual");
-  const DType dtype = dtype_of(x, "x");
-  check_accumulation_vector(scale, shape.K, dtype, "scale");
-  check_accumulation_vector(shift, shape.K, dtype, "shift");
-  check_packed(packed, cpu::conv2d_packed_bytes(shape, dtype), "packed");
-  return forward(shape, x, packed, scale ? scale->const_data_ptr() : nullptr, shift ? shift->const_data_ptr() : nullptr,
-                 residual, activation_code(activation));
+  check_accumulation_vector(scale, x, shape.K, "scale");
+  check_accumulation_vector(shift, x, shape.K, "shift");
+  const Activation code = activation_code(activation);
+  const Device device(x);
+  check_packed(packed, x, device.conv2d_packed_bytes(shape, dtype_of(x, "x")), "packed");
+  return forward(device, shape, x, packed, {scale, shift}, residual, code);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(inception_kernels, CPU, m) {
+void register_conv2d_bn_act(Library& m) {
   m.impl("conv2d_bn_act", TORCH_BOX(&conv2d_bn_act));
   m.impl("conv2d_bn_act_training", TORCH_BOX(&conv2d_bn_act_training));
   m.impl("conv2d_bn_act_backward", TORCH_BOX(&conv2d_bn_act_backward));

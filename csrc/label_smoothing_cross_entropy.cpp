@@ -57,7 +57,7 @@ LabeledRows labeled_rows(const Tensor& logits, const Tensor& target, const Optio
                          int64_t ignore_index) {
   STD_TORCH_CHECK(smoothing >= 0 && smoothing <= 1, "smoothing: expected a number from 0 to 1, got ", smoothing);
   const DType dtype = dtype_of(logits, "logits");
-  check_accumulation_vector(weight, logits.size(1), dtype, "weight");
+  check_accumulation_vector(weight, logits, logits.size(1), "weight");
   const LabeledRows rows{logits.size(0),
                          logits.size(1),
                          dtype,

@@ -3,6 +3,7 @@
 #include <torch/csrc/stable/library.h>
 
 #include "common/checks.h"
+#include "common/device.h"
 #include "conv2d_bn_act.h"
 
 namespace ik {
@@ -27,7 +28,8 @@ Tensor pointwise_depthwise_conv2d(const Tensor& x, const Tensor& pointwise_weigh
   ConvShape second = conv_shape(x, K, depthwise_weight.size(2), depthwise_weight.size(3), stride, padding, dilation);
   second.C = K;
   const DType dtype = dtype_of(x, "x");
-  const ScaleShift bn = fold_batch_norm(dtype, K, bn_weight, bn_bias, running_mean, running_var, std::nullopt, eps);
+  const ScaleShift bn =
+      Device(x).fold_batch_norm(dtype, K, bn_weight, bn_bias, running_mean, running_var, std::nullopt, eps);
   const Activation mid = activation_code(mid_activation), last = activation_code(activation);
 
   Tensor y = empty_activations(x, second.N, K, second.P(), second.Q(), true);
@@ -39,8 +41,8 @@ Tensor pointwise_depthwise_conv2d(const Tensor& x, const Tensor& pointwise_weigh
     cpu::conv2d_pack(first, dtype, weight_view(pointwise_weight), dense.mutable_data_ptr());
     cpu::depthwise_window_pack(second, dtype, weight_view(depthwise_weight), window.mutable_data_ptr());
     cpu::pointwise_depthwise_forward({first, second, dtype, input_view(input), dense.const_data_ptr(),
-                                      window.const_data_ptr(), mid, bn.scale.data(), bn.shift.data(), last,
-                                      output_view(y)});
+                                      window.const_data_ptr(), mid, data_or_null(bn.scale), data_or_null(bn.shift),
+                                      last, output_view(y)});
   }
   return in_memory_format(y, suggests_channels_last(x));
 }

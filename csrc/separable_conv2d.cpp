@@ -1,9 +1,9 @@
 #include "separable_conv2d.h"
 
-#include <torch/csrc/stable/library.h>
-
 #include "common/batch_norm_ops.h"
 #include "common/checks.h"
+#include "common/device.h"
+#include "operators.h"
 
 namespace ik {
 
@@ -19,34 +19,54 @@ struct Activations {
   Activation input, mid, output;
 };
 
-Packed pack(const ConvShape& shape, DType dtype, const Tensor& depthwise, const Tensor& pointwise) {
-  Packed packed{
-      empty_cpu({static_cast<int64_t>(cpu::separable_packed_depthwise_bytes(shape, dtype))}, ScalarType::Byte),
-      empty_cpu({static_cast<int64_t>(cpu::separable_packed_pointwise_bytes(shape, dtype))}, ScalarType::Byte)};
-  cpu::separable_pack(shape, dtype, weight_view(depthwise), weight_view(pointwise), packed.depthwise.mutable_data_ptr(),
-                      packed.pointwise.mutable_data_ptr());
+Packed pack(const Device& device, const ConvShape& shape, const Tensor& depthwise, const Tensor& pointwise) {
+  const DType dtype = dtype_of(depthwise, "depthwise_weight");
+  const auto bytes = [&](size_t count) { return empty_on(depthwise, {static_cast<int64_t>(count)}, ScalarType::Byte); };
+  Packed packed{bytes(device.separable_packed_depthwise_bytes(shape, dtype)),
+                bytes(device.separable_packed_pointwise_bytes(shape, dtype))};
+  device.separable_pack(shape, dtype, weight_view(depthwise), weight_view(pointwise),
+                        packed.depthwise.mutable_data_ptr(), packed.pointwise.mutable_data_ptr());
   return packed;
 }
 
-Tensor forward(const ConvShape& shape, const Tensor& x, const Packed& packed, const void* depthwise_bias,
-               const void* scale, const void* shift, const OptionalTensor& residual, const Activations& act) {
+SeparableForward arguments(const ConvShape& shape, const Tensor& input, const Packed& packed,
+                           const OptionalTensor& depthwise_bias, const ScaleShift& bn, const OptionalTensor& added,
+                           const Activations& act, const Tensor& y) {
+  return {shape,
+          dtype_of(input, "x"),
+          input_view(input),
+          packed.depthwise.const_data_ptr(),
+          packed.pointwise.const_data_ptr(),
+          data_or_null(depthwise_bias),
+          data_or_null(bn.scale),
+          data_or_null(bn.shift),
+          input_view(added),
+          act.input,
+          act.mid,
+          act.output,
+          output_view(y)};
+}
+
+Tensor forward(const Device& device, const ConvShape& shape, const Tensor& x, const Packed& packed,
+               const OptionalTensor& depthwise_bias, const ScaleShift& bn, const OptionalTensor& residual,
+               const Activations& act) {
   Tensor y = empty_activations(x, shape.N, shape.K, shape.P(), shape.Q(), true);
   if (shape.N == 0) return y;
   const Tensor input = with_adjacent_channels(x);
   const OptionalTensor added = residual ? OptionalTensor(with_adjacent_channels(*residual)) : std::nullopt;
-  cpu::separable_forward({shape, dtype_of(x, "x"), input_view(input), packed.depthwise.const_data_ptr(),
-                          packed.pointwise.const_data_ptr(), depthwise_bias, scale, shift, input_view(added), act.input,
-                          act.mid, act.output, output_view(y)});
+  device.separable_forward(arguments(shape, input, packed, depthwise_bias, bn, added, act, y));
   return y;
 }
 
 void check_weights(const Tensor& depthwise, const Tensor& pointwise, int64_t C) {
-  STD_TORCH_CHECK(depthwise.is_cpu() && depthwise.dim() == 4 && depthwise.size(0) == C && depthwise.size(1) == 1 &&
-                      depthwise.numel() > 0,
-                  "depthwise_weight: expected a CPU tensor [", C, ", 1, R, S], got ", describe(depthwise));
-  STD_TORCH_CHECK(pointwise.is_cpu() && pointwise.dim() == 4 && pointwise.size(1) == C && pointwise.size(2) == 1 &&
-                      pointwise.size(3) == 1 && pointwise.numel() > 0,
-                  "pointwise_weight: expected a CPU tensor [K, ", C, ", 1, 1], got ", describe(pointwise));
+  STD_TORCH_CHECK(Device::holds(depthwise) && depthwise.dim() == 4 && depthwise.size(0) == C &&
+                      depthwise.size(1) == 1 && depthwise.numel() > 0,
+                  "depthwise_weight: expected a ", Device::name(), " tensor [", C, ", 1, R, S], got ",
+                  describe(depthwise));
+  STD_TORCH_CHECK(is_beside(pointwise, depthwise) && pointwise.dim() == 4 && pointwise.size(1) == C &&
+                      pointwise.size(2) == 1 && pointwise.size(3) == 1 && pointwise.numel() > 0,
+                  "pointwise_weight: expected [K, ", C, ", 1, 1] on the device of depthwise_weight, a ", Device::name(),
+                  " tensor, got ", describe(pointwise));
   STD_TORCH_CHECK(depthwise.scalar_type() == pointwise.scalar_type(), "expected both weights of one dtype, got ",
                   describe(depthwise), " and ", describe(pointwise));
 }
@@ -55,8 +75,9 @@ ConvShape checked_shape(const Tensor& x, const Tensor& depthwise, const Tensor& 
                         const Pair& padding, const Pair& dilation) {
   check_activations(x, "x");
   check_weights(depthwise, pointwise, x.size(1));
-  STD_TORCH_CHECK(depthwise.scalar_type() == x.scalar_type(), "depthwise_weight: expected the dtype of the input ",
-                  describe(x), ", got ", describe(depthwise));
+  STD_TORCH_CHECK(depthwise.scalar_type() == x.scalar_type() && is_beside(depthwise, x),
+                  "depthwise_weight: expected the dtype and the device of the input ", describe(x), ", got ",
+                  describe(depthwise));
   return conv_shape(x, pointwise.size(0), depthwise.size(2), depthwise.size(3), stride, padding, dilation);
 }
 
@@ -78,11 +99,13 @@ Tensor separable_conv2d(const Tensor& x, const Tensor& depthwise_weight, const T
   check_like(residual, x, output_sizes(shape), "residual");
   check_batch_norm(running_mean, running_var, bn_weight, bn_bias);
   const DType dtype = dtype_of(x, "x");
-  const ChannelVector offset(dtype, channel_values(depthwise_bias, shape.C, "depthwise_bias"));
-  const ScaleShift bn = fold_batch_norm(dtype, shape.K, bn_weight, bn_bias, running_mean, running_var, bias, eps);
+  const Activations act = activation_codes(input_activation, mid_activation, activation);
+  const Device device(x);
+  const OptionalTensor offset = channel_vector(depthwise_bias, shape.C, dtype, "depthwise_bias");
+  const ScaleShift bn =
+      device.fold_batch_norm(dtype, shape.K, bn_weight, bn_bias, running_mean, running_var, bias, eps);
   const Tensor y =
-      forward(shape, x, pack(shape, dtype, depthwise_weight, pointwise_weight), offset.data(), bn.scale.data(),
-              bn.shift.data(), residual, activation_codes(input_activation, mid_activation, activation));
+      forward(device, shape, x, pack(device, shape, depthwise_weight, pointwise_weight), offset, bn, residual, act);
   return in_memory_format(y, suggests_channels_last(x));
 }
 
@@ -96,12 +119,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> separable_conv2d_training(
   check_like(residual, x, output_sizes(shape), "residual");
   const DType dtype = dtype_of(x, "x");
   const Activations act = activation_codes(input_activation, mid_activation, activation);
-  const ChannelVector depthwise_offset(dtype, channel_values(depthwise_bias, shape.C, "depthwise_bias"));
-  const ChannelVector offset(dtype, channel_values(bias, shape.K, "bias"));
-  const Tensor z = forward(shape, x, pack(shape, dtype, depthwise_weight, pointwise_weight), depthwise_offset.data(),
-                           nullptr, offset.data(), std::nullopt, {act.input, act.mid, Activation::kNone});
-  NormalizedBatch batch = normalize_batch(z, bn_weight, bn_bias, residual, act.output, eps);
-  return {in_memory_format(batch.y, suggests_channels_last(x)), z, batch.mean, batch.var};
+  const Device device(x);
+  const Tensor z = empty_activations(x, shape.N, shape.K, shape.P(), shape.Q(), true);
+  Tensor mean = empty_on(x, {shape.K}, accumulation_type(dtype)),
+         var = empty_on(x, {shape.K}, accumulation_type(dtype));
+  if (shape.N > 0) {
+    const Tensor input = with_adjacent_channels(x);
+    const Packed packed = pack(device, shape, depthwise_weight, pointwise_weight);
+    const OptionalTensor depthwise_offset = channel_vector(depthwise_bias, shape.C, dtype, "depthwise_bias");
+    const ScaleShift offset{std::nullopt, channel_vector(bias, shape.K, dtype, "bias")};
+    device.separable_forward_statistics(arguments(shape, input, packed, depthwise_offset, offset, std::nullopt,
+                                                  {act.input, act.mid, Activation::kNone}, z),
+                                        mean.mutable_data_ptr(), var.mutable_data_ptr());
+  } else {
+    for (Tensor* statistic : {&mean, &var}) torch::stable::zero_(*statistic);
+  }
+  const Tensor y = normalize(device, z, mean, var, bn_weight, bn_bias, residual, act.output, eps);
+  return {in_memory_format(y, suggests_channels_last(x)), z, mean, var};
 }
 
 // Gradients of x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, depthwise_bias, bias, residual; those not
@@ -121,25 +155,26 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
   check_batch_norm(mean, var, bn_weight, bn_bias);
   const DType dtype = dtype_of(x, "x");
   const Activations act = activation_codes(input_activation, mid_activation, activation);
-  const ChannelVector depthwise_offset(dtype, channel_values(depthwise_bias, shape.C, "depthwise_bias"));
+  const Device device(x);
+  const OptionalTensor depthwise_offset = channel_vector(depthwise_bias, shape.C, dtype, "depthwise_bias");
 
   // Evaluation does not keep the raw output: it is computed again where the gradient needs it.
-  const ChannelVector offset(dtype, channel_values(bias, shape.K, "bias"));
+  const auto raw_output = [&] {
+    const ScaleShift offset{std::nullopt, channel_vector(bias, shape.K, dtype, "bias")};
+    return forward(device, shape, x, pack(device, shape, depthwise_weight, pointwise_weight), depthwise_offset, offset,
+                   std::nullopt, {act.input, act.mid, Activation::kNone});
+  };
   const bool needs_z = act.output != Activation::kNone || output_mask[3] || training;
-  const OptionalTensor raw =
-      z || !needs_z ? z
-                    : OptionalTensor(forward(shape, x, pack(shape, dtype, depthwise_weight, pointwise_weight),
-                                             depthwise_offset.data(), nullptr, offset.data(), std::nullopt,
-                                             {act.input, act.mid, Activation::kNone}));
+  const OptionalTensor raw = z || !needs_z ? z : OptionalTensor(raw_output());
   const bool needs_grad_z = output_mask[0] || output_mask[1] || output_mask[2] || output_mask[5];
-  BatchNormGradients bn = batch_norm_gradients(
-      {grad_y, raw, residual, bn_weight, bn_bias, mean, var, act.output, training, eps, needs_grad_z, output_mask[7]});
+  BatchNormGradients bn = batch_norm_gradients(device, {grad_y, raw, residual, bn_weight, bn_bias, mean, var,
+                                                        act.output, training, eps, needs_grad_z, output_mask[7]});
 
   const auto unless_masked = [&](bool wanted, std::vector<int64_t> sizes, ScalarType type) {
-    return empty_cpu(wanted ? sizes : std::vector<int64_t>{0}, type);
+    return empty_on(x, wanted ? sizes : std::vector<int64_t>{0}, type);
   };
-  Tensor grad_x =
-      output_mask[0] ? empty_activations(x, shape.N, shape.C, shape.H, shape.W, true) : empty_cpu({0}, x.scalar_type());
+  Tensor grad_x = output_mask[0] ? empty_activations(x, shape.N, shape.C, shape.H, shape.W, true)
+                                 : empty_on(x, {0}, x.scalar_type());
   Tensor grad_depthwise = unless_masked(output_mask[1], {shape.C, 1, shape.R, shape.S}, x.scalar_type());
   Tensor grad_pointwise = unless_masked(output_mask[2], {shape.K, shape.C, 1, 1}, x.scalar_type());
   Tensor grad_depthwise_bias = unless_masked(output_mask[5], {shape.C}, accumulation_type(dtype));
@@ -148,11 +183,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
   } else if (needs_grad_z) {
     const Tensor input = with_adjacent_channels(x);
     const auto wanted = [](bool flag, const Tensor& tensor) { return flag ? tensor.mutable_data_ptr() : nullptr; };
-    cpu::separable_backward({shape, dtype, input_view(bn.grad_z), input_view(input), weight_view(depthwise_weight),
-                             weight_view(pointwise_weight), depthwise_offset.data(), act.input, act.mid,
-                             output_mask[0] ? output_view(grad_x) : NhwcOutput{},
-                             wanted(output_mask[1], grad_depthwise), wanted(output_mask[2], grad_pointwise),
-                             wanted(output_mask[5], grad_depthwise_bias)});
+    device.separable_backward({shape, dtype, input_view(bn.grad_z), input_view(input), weight_view(depthwise_weight),
+                               weight_view(pointwise_weight), data_or_null(depthwise_offset), act.input, act.mid,
+                               output_mask[0] ? output_view(grad_x) : NhwcOutput{},
+                               wanted(output_mask[1], grad_depthwise), wanted(output_mask[2], grad_pointwise),
+                               wanted(output_mask[5], grad_depthwise_bias)});
   }
   if (output_mask[0]) grad_x = in_memory_format(grad_x, suggests_channels_last(x));
   return {grad_x,
@@ -163,7 +198,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
           like_parameter(grad_depthwise_bias, depthwise_bias, output_mask[5]),
           like_parameter(bn.grad_bias, bias, output_mask[6]),
           output_mask[7] ? in_memory_format(bn.grad_residual, residual && suggests_channels_last(*residual))
-                         : empty_cpu({0}, x.scalar_type())};
+                         : empty_on(x, {0}, x.scalar_type())};
 }
 
 // ---- inference with weights packed and BN folded beforehand
@@ -185,7 +220,7 @@ std::tuple<Tensor, Tensor> separable_conv2d_pack(const Tensor& depthwise_weight,
                         padding[1],
                         dilation[0],
                         dilation[1]};
-  Packed packed = pack(shape, dtype_of(depthwise_weight, "depthwise_weight"), depthwise_weight, pointwise_weight);
+  Packed packed = pack(Device(depthwise_weight), shape, depthwise_weight, pointwise_weight);
   return {packed.depthwise, packed.pointwise};
 }
 
@@ -201,17 +236,17 @@ Tensor separable_conv2d_prepacked(const Tensor& x, const Tensor& packed_depthwis
   const ConvShape shape = conv_shape(x, window[0], window[2], window[3], stride, padding, dilation);
   check_like(residual, x, output_sizes(shape), "residual");
   const DType dtype = dtype_of(x, "x");
-  check_accumulation_vector(depthwise_bias, shape.C, dtype, "depthwise_bias");
-  check_accumulation_vector(scale, shape.K, dtype, "scale");
-  check_accumulation_vector(shift, shape.K, dtype, "shift");
-  check_packed(packed_depthwise, cpu::separable_packed_depthwise_bytes(shape, dtype), "packed_depthwise");
-  check_packed(packed_pointwise, cpu::separable_packed_pointwise_bytes(shape, dtype), "packed_pointwise");
-  const auto data = [](const OptionalTensor& vector) { return vector ? vector->const_data_ptr() : nullptr; };
-  return forward(shape, x, {packed_depthwise, packed_pointwise}, data(depthwise_bias), data(scale), data(shift),
-                 residual, activation_codes(input_activation, mid_activation, activation));
+  check_accumulation_vector(depthwise_bias, x, shape.C, "depthwise_bias");
+  check_accumulation_vector(scale, x, shape.K, "scale");
+  check_accumulation_vector(shift, x, shape.K, "shift");
+  const Activations act = activation_codes(input_activation, mid_activation, activation);
+  const Device device(x);
+  check_packed(packed_depthwise, x, device.separable_packed_depthwise_bytes(shape, dtype), "packed_depthwise");
+  check_packed(packed_pointwise, x, device.separable_packed_pointwise_bytes(shape, dtype), "packed_pointwise");
+  return forward(device, shape, x, {packed_depthwise, packed_pointwise}, depthwise_bias, {scale, shift}, residual, act);
 }
 
-STABLE_TORCH_LIBRARY_IMPL(inception_kernels, CPU, m) {
+void register_separable_conv2d(Library& m) {
   m.impl("separable_conv2d", TORCH_BOX(&separable_conv2d));
   m.impl("separable_conv2d_training", TORCH_BOX(&separable_conv2d_training));
   m.impl("separable_conv2d_backward", TORCH_BOX(&separable_conv2d_backward));

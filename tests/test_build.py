@@ -47,6 +47,7 @@ class TestTorchLookup:
         found = torch_lookup.require_torch()
         assert found.folder == TORCH_FOLDER
         assert found.version == torch.__version__
+        assert found.cuda == torch.version.cuda
         assert (found.include / "torch" / "csrc" / "stable" / "library.h").exists()
 
     def test_finds_the_torch_that_build_isolation_hides(self):
@@ -137,6 +138,25 @@ class TestToolchain:
         with pytest.raises(SystemExit, match=r"csrc/cuda has no \.cu file"):
             build_ext.extensions()
 
+    @pytest.mark.parametrize(
+        ("mode", "cuda", "reason"),
+        [
+            ("auto", None, "torch 2.13.0 is no CUDA build"),
+            ("auto", "13.0", None),
+            ("cuda", None, None),
+            ("cpu", "13.0", "IK_BUILD=cpu"),
+        ],
+    )
+    def test_auto_builds_cuda_only_for_a_torch_that_can_use_it(self, monkeypatch, mode, cuda, reason):
+        monkeypatch.setenv("IK_BUILD", mode)
+        monkeypatch.setattr(toolchain, "find_nvcc", lambda: "nvcc")
+        monkeypatch.setattr(sources, "cuda_sources", lambda root: [sources.Source(Path("csrc/cuda/k.cu"))])
+        monkeypatch.setattr(torch_lookup, "find_torch", lambda: torch_lookup.Torch(Path("torch"), "2.13.0", cuda))
+        why_not = build_ext.why_not_cuda()
+        assert why_not is None if reason is None else why_not.startswith(reason)
+        names = [extension.name for extension in build_ext.extensions()]
+        assert ("inception_kernels._C_cuda" in names) == (reason is None)
+
     def test_cpu_looks_for_no_cuda(self, monkeypatch):
         monkeypatch.setenv("IK_BUILD", "cpu")
         assert toolchain.require_toolchain().nvcc is None
@@ -152,12 +172,19 @@ class TestToolchain:
     )
     def test_architectures(self, monkeypatch, archs, codes):
         monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", archs)
-        assert [flag.rpartition("code=")[2] for flag in toolchain.cuda_arch_flags()] == codes
+        flags = toolchain.cuda_arch_flags(Path("csrc/cuda/k.cu"))
+        assert [flag.rpartition("code=")[2] for flag in flags] == codes
+        assert toolchain.cuda_codes() == codes
+
+    def test_hopper_instructions_are_compiled_for_hopper_alone(self, monkeypatch):
+        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "8.0+PTX")
+        flags = toolchain.cuda_arch_flags(Path("csrc/cuda/k_sm90_bf16.cu"))
+        assert flags == ["-gencode=arch=compute_90a,code=sm_90a"]
 
     def test_architecture_that_is_no_number(self, monkeypatch):
         monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
         with pytest.raises(SystemExit, match="'Hopper'"):
-            toolchain.cuda_arch_flags()
+            toolchain.cuda_codes()
 
 
 class TestSources:

@@ -1,17 +1,15 @@
-// The batch-norm halves that the operators share: batch statistics + normalisation, and the gradient of BN +
+// The batch-norm halves that the operators share: normalisation with batch statistics, and the gradient of BN +
 // activation.
 #pragma once
-#include "batch_norm.h"
+#include "common/device.h"
 #include "common/tensors.h"
 
 namespace ik {
 
-struct NormalizedBatch {
-  Tensor y;          // channels-last, act(BN(z) + residual)
-  Tensor mean, var;  // [K], accumulation type; var is biased
-};
-NormalizedBatch normalize_batch(const Tensor& z, const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
-                                const OptionalTensor& residual, Activation activation, double eps);
+// act(BN(z) + residual), channels-last, with the batch's mean and biased variance [K] in the accumulation type.
+Tensor normalize(const Device& device, const Tensor& z, const Tensor& mean, const Tensor& var,
+                 const OptionalTensor& bn_weight, const OptionalTensor& bn_bias, const OptionalTensor& residual,
+                 Activation activation, double eps);
 
 struct BatchNormGradientArgs {
   const Tensor& grad_y;
@@ -31,7 +29,7 @@ struct BatchNormGradients {
   Tensor grad_z, grad_residual;             // channels-last; empty where not needed
   Tensor grad_gamma, grad_beta, grad_bias;  // [K], accumulation type
 };
-BatchNormGradients batch_norm_gradients(const BatchNormGradientArgs& args);
+BatchNormGradients batch_norm_gradients(const Device& device, const BatchNormGradientArgs& args);
 
 // The gradient in its parameter's dtype, or an empty tensor where it is not wanted.
 Tensor like_parameter(const Tensor& gradient, const OptionalTensor& parameter, bool wanted);

@@ -2,6 +2,8 @@
 
 #include <sstream>
 
+#include "common/device.h"
+
 namespace ik {
 
 namespace {
@@ -30,7 +32,7 @@ Activation activation_code(const std::string& name) {
 }
 
 void check_activations(const Tensor& x, const char* name) {
-  STD_TORCH_CHECK(x.is_cpu(), name, ": expected a CPU tensor");
+  STD_TORCH_CHECK(Device::holds(x), name, ": expected a ", Device::name(), " tensor");
   STD_TORCH_CHECK(x.dim() == 4, name, ": expected [N, C, H, W], got ", ik::describe(x));
   dtype_of(x, name);
 }
@@ -38,16 +40,17 @@ void check_activations(const Tensor& x, const char* name) {
 void check_like(const OptionalTensor& tensor, const Tensor& x, const std::vector<int64_t>& sizes, const char* name) {
   if (!tensor) return;
   check_activations(*tensor, name);
-  bool same = tensor->scalar_type() == x.scalar_type();
+  bool same = tensor->scalar_type() == x.scalar_type() && is_beside(*tensor, x);
   for (int64_t i = 0; i < 4; ++i) same = same && tensor->size(i) == sizes[i];
-  STD_TORCH_CHECK(same, name, ": expected ", describe(sizes), " of the input's dtype, got ", ik::describe(*tensor));
+  STD_TORCH_CHECK(same, name, ": expected ", describe(sizes), " of the input's dtype on its device, got ",
+                  ik::describe(*tensor));
 }
 
 void check_weight(const Tensor& weight, const Tensor& x, int64_t C, const char* name) {
-  STD_TORCH_CHECK(weight.is_cpu() && weight.dim() == 4 && weight.scalar_type() == x.scalar_type() &&
+  STD_TORCH_CHECK(is_beside(weight, x) && weight.dim() == 4 && weight.scalar_type() == x.scalar_type() &&
                       weight.size(1) == C && weight.numel() > 0,
-                  name, ": expected [K, ", C, ", R, S] on the CPU with the dtype of the input ", ik::describe(x),
-                  ", got ", ik::describe(weight));
+                  name, ": expected [K, ", C, ", R, S] on the ", Device::name(), " with the dtype of the input ",
+                  ik::describe(x), ", got ", ik::describe(weight));
 }
 
 void check_batch_norm(const OptionalTensor& mean, const OptionalTensor& var, const OptionalTensor& bn_weight,
@@ -56,15 +59,15 @@ void check_batch_norm(const OptionalTensor& mean, const OptionalTensor& var, con
   STD_TORCH_CHECK(mean || (!bn_weight && !bn_bias), "expected statistics with bn_weight and bn_bias, got none");
 }
 
-void check_accumulation_vector(const OptionalTensor& vector, int64_t K, DType dtype, const char* name) {
-  STD_TORCH_CHECK(!vector || (vector->is_cpu() && vector->dim() == 1 && vector->size(0) == K &&
-                              vector->is_contiguous() && vector->scalar_type() == accumulation_type(dtype)),
-                  name, ": expected a contiguous CPU vector of ", K, " values in the accumulation type, got ",
-                  ik::describe(*vector));
+void check_accumulation_vector(const OptionalTensor& vector, const Tensor& x, int64_t K, const char* name) {
+  STD_TORCH_CHECK(!vector || (is_beside(*vector, x) && vector->dim() == 1 && vector->size(0) == K &&
+                              vector->is_contiguous() && vector->scalar_type() == accumulation_type(dtype_of(x, "x"))),
+                  name, ": expected a contiguous ", Device::name(), " vector of ", K,
+                  " values in the accumulation type, got ", ik::describe(*vector));
 }
 
-void check_packed(const Tensor& packed, size_t bytes, const char* name) {
-  STD_TORCH_CHECK(packed.is_cpu() && packed.is_contiguous() &&
+void check_packed(const Tensor& packed, const Tensor& x, size_t bytes, const char* name) {
+  STD_TORCH_CHECK(is_beside(packed, x) && packed.is_contiguous() &&
                       packed.scalar_type() == torch::headeronly::ScalarType::Byte &&
                       static_cast<size_t>(packed.numel()) == bytes,
                   name, ": expected ", bytes, " packed bytes for this layer and dtype, got ", ik::describe(packed),

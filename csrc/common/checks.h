@@ -10,18 +10,18 @@ namespace ik {
 
 Activation activation_code(const std::string& name);
 
-// [N, C, H, W] on the CPU, of a dtype the kernels know.
+// [N, C, H, W] on the device, of a dtype the kernels know.
 void check_activations(const Tensor& x, const char* name);
-// Expects exactly this shape and x's dtype.
+// Expects exactly this shape, x's dtype and x's device.
 void check_like(const OptionalTensor& tensor, const Tensor& x, const std::vector<int64_t>& sizes, const char* name);
-// weight [K, C, R, S] of x's dtype.
+// weight [K, C, R, S] of x's dtype, on x's device.
 void check_weight(const Tensor& weight, const Tensor& x, int64_t C, const char* name);
 void check_batch_norm(const OptionalTensor& mean, const OptionalTensor& var, const OptionalTensor& bn_weight,
                       const OptionalTensor& bn_bias);
 
-// scale and shift of a prepared layer: [K], contiguous, in the accumulation type.
-void check_accumulation_vector(const OptionalTensor& vector, int64_t K, DType dtype, const char* name);
-void check_packed(const Tensor& packed, size_t bytes, const char* name);
+// scale and shift of a prepared layer: [K], contiguous, in the accumulation type of x.
+void check_accumulation_vector(const OptionalTensor& vector, const Tensor& x, int64_t K, const char* name);
+void check_packed(const Tensor& packed, const Tensor& x, size_t bytes, const char* name);
 
 using Pair = std::vector<int64_t>;
 // Geometry with every parameter checked; the output has at least one pixel.

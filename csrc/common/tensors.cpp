@@ -1,9 +1,9 @@
 #include "common/tensors.h"
 
-#include <cmath>
 #include <sstream>
 
 #include "common/counters.h"
+#include "common/device.h"
 
 namespace ik {
 
@@ -25,22 +25,6 @@ const char* scalar_name(ScalarType type) {
     default:
       return "another dtype";
   }
-}
-
-float bfloat16_to_float(uint16_t bits) {
-  const uint32_t wide = static_cast<uint32_t>(bits) << 16;
-  float value;
-  __builtin_memcpy(&value, &wide, sizeof(value));
-  return value;
-}
-
-float float16_to_float(uint16_t bits) {
-  const uint32_t sign = (bits >> 15) & 1, exponent = (bits >> 10) & 31, fraction = bits & 1023;
-  const float magnitude = exponent == 31 ? (fraction ? NAN : INFINITY)
-                          : exponent == 0
-                              ? std::ldexp(static_cast<float>(fraction), -24)
-                              : std::ldexp(static_cast<float>(fraction + 1024), static_cast<int>(exponent) - 25);
-  return sign ? -magnitude : magnitude;
 }
 
 }  // namespace
@@ -86,6 +70,10 @@ Tensor empty_activations(const Tensor& like, int64_t N, int64_t C, int64_t H, in
                               channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
+Tensor empty_on(const Tensor& neighbour, std::vector<int64_t> sizes, ScalarType dtype) {
+  return torch::stable::empty(sizes, dtype, std::nullopt, neighbour.device());
+}
+
 Tensor empty_cpu(std::vector<int64_t> sizes, ScalarType dtype) { return torch::stable::empty(sizes, dtype); }
 
 Tensor with_adjacent_channels(const Tensor& x) {
@@ -113,63 +101,25 @@ WeightView weight_view(const Tensor& weight) {
 
 ScalarType accumulation_type(DType dtype) { return dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float; }
 
-ChannelVector::ChannelVector(DType dtype, const std::vector<double>& values) {
-  if (dtype == DType::kFloat64) {
-    double_ = values;
-  } else {
-    float_.assign(values.begin(), values.end());
-  }
+bool is_beside(const Tensor& tensor, const Tensor& x) {
+  return Device::holds(tensor) && (tensor.is_cpu() || tensor.get_device_index() == x.get_device_index());
 }
 
-const void* ChannelVector::data() const {
-  if (!double_.empty()) return double_.data();
-  return float_.empty() ? nullptr : float_.data();
+void check_channel_vector(const Tensor& vector, int64_t length, const char* name) {
+  STD_TORCH_CHECK(vector.dim() == 1 && vector.size(0) == length, name, ": expected [", length, "], got ",
+                  describe(vector));
+  STD_TORCH_CHECK(Device::holds(vector), name, ": expected a ", Device::name(), " tensor");
 }
 
-std::vector<double> channel_values(const OptionalTensor& vector, int64_t length, const char* name) {
-  if (!vector) return {};
-  STD_TORCH_CHECK(vector->dim() == 1 && vector->size(0) == length, name, ": expected [", length, "], got ",
-                  describe(*vector));
-  STD_TORCH_CHECK(vector->is_cpu(), name, ": expected a CPU tensor");
-  std::vector<double> values(length);
-  const int64_t stride = vector->stride(0);
-  const DType dtype = dtype_of(*vector, name);
-  const void* data = vector->const_data_ptr();
-  for (int64_t i = 0; i < length; ++i) {
-    switch (dtype) {
-      case DType::kFloat32:
-        values[i] = static_cast<const float*>(data)[i * stride];
-        break;
-      case DType::kFloat64:
-        values[i] = static_cast<const double*>(data)[i * stride];
-        break;
-      case DType::kBFloat16:
-        values[i] = bfloat16_to_float(static_cast<const uint16_t*>(data)[i * stride]);
-        break;
-      case DType::kFloat16:
-        values[i] = float16_to_float(static_cast<const uint16_t*>(data)[i * stride]);
-        break;
-    }
-  }
-  return values;
+OptionalTensor channel_vector(const OptionalTensor& vector, int64_t length, DType dtype, const char* name) {
+  if (!vector) return std::nullopt;
+  check_channel_vector(*vector, length, name);
+  dtype_of(*vector, name);
+  const ScalarType wanted = accumulation_type(dtype);
+  const Tensor same = vector->scalar_type() == wanted ? *vector : torch::stable::to(*vector, wanted);
+  return same.is_contiguous() ? same : torch::stable::contiguous(same);
 }
 
-ScaleShift fold_batch_norm(DType dtype, int64_t K, const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
-                           const OptionalTensor& mean, const OptionalTensor& var, const OptionalTensor& bias,
-                           double eps) {
-  std::vector<double> shift = channel_values(bias, K, "bias");
-  if (!mean) return {ChannelVector(), ChannelVector(dtype, shift)};
-  const std::vector<double> gamma = channel_values(bn_weight, K, "bn_weight");
-  const std::vector<double> beta = channel_values(bn_bias, K, "bn_bias");
-  const std::vector<double> centre = channel_values(mean, K, "running_mean");
-  const std::vector<double> spread = channel_values(var, K, "running_var");
-  std::vector<double> scale(K);
-  shift.resize(K, 0.0);
-  for (int64_t k = 0; k < K; ++k) {
-    scale[k] = (gamma.empty() ? 1.0 : gamma[k]) / std::sqrt(spread[k] + eps);
-    shift[k] = (shift[k] - centre[k]) * scale[k] + (beta.empty() ? 0.0 : beta[k]);
-  }
-  return {ChannelVector(dtype, scale), ChannelVector(dtype, shift)};
-}
+const void* data_or_null(const OptionalTensor& tensor) { return tensor ? tensor->const_data_ptr() : nullptr; }
 
 }  // namespace ik

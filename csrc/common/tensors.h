@@ -22,7 +22,8 @@ bool suggests_channels_last(const Tensor& x);
 
 // Uninitialised [N, C, H, W] of x's dtype and device.
 Tensor empty_activations(const Tensor& like, int64_t N, int64_t C, int64_t H, int64_t W, bool channels_last);
-// Uninitialised, contiguous, of the given dtype, on the CPU.
+// Uninitialised, contiguous, of the given dtype, on the neighbour's device.
+Tensor empty_on(const Tensor& neighbour, std::vector<int64_t> sizes, torch::headeronly::ScalarType dtype);
 Tensor empty_cpu(std::vector<int64_t> sizes, torch::headeronly::ScalarType dtype);
 
 // The tensor itself where its channels are adjacent, else a channels-last copy (counted as "layout.to_channels_last").
@@ -37,27 +38,13 @@ WeightView weight_view(const Tensor& weight);
 
 torch::headeronly::ScalarType accumulation_type(DType dtype);
 
-// A [K] vector in the accumulation type. Empty means "not given": data() is null.
-class ChannelVector {
- public:
-  ChannelVector() = default;
-  ChannelVector(DType dtype, const std::vector<double>& values);
-  const void* data() const;
+// Whether both are on one device, and that is one of this extension's.
+bool is_beside(const Tensor& tensor, const Tensor& x);
 
- private:
-  std::vector<float> float_;
-  std::vector<double> double_;
-};
-
-// The values of a 1-d floating tensor of any precision; empty when not given.
-std::vector<double> channel_values(const OptionalTensor& vector, int64_t length, const char* name);
-
-struct ScaleShift {
-  ChannelVector scale, shift;
-};
-// y = scale * conv + shift for BN with these statistics over conv + bias; without BN just the bias.
-ScaleShift fold_batch_norm(DType dtype, int64_t K, const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,
-                           const OptionalTensor& mean, const OptionalTensor& var, const OptionalTensor& bias,
-                           double eps);
+// A vector [length] of any floating dtype on the operator's device.
+void check_channel_vector(const Tensor& vector, int64_t length, const char* name);
+// The vector contiguous in the accumulation type: itself where it is that already.
+OptionalTensor channel_vector(const OptionalTensor& vector, int64_t length, DType dtype, const char* name);
+const void* data_or_null(const OptionalTensor& tensor);
 
 }  // namespace ik

@@ -1,0 +1,13 @@
+// Registration of the operators that run on more than one device: each extension calls it for its own dispatch key.
+#pragma once
+#include <torch/csrc/stable/library.h>
+
+namespace ik {
+
+using Library = torch::stable::detail::StableLibrary;
+
+void register_conv2d_bn_act(Library& m);
+void register_separable_conv2d(Library& m);
+void register_asymmetric_pair(Library& m);
+
+}  // namespace ik
