@@ -131,7 +131,7 @@ IK_DEVICE float2 unpack_fp16(uint32_t bits) {
   return __half22float2(pair);
 }
 
-// The larger one, a NaN stays NaN.
+// The larger and the smaller one, a NaN stays NaN.
 IK_DEVICE uint32_t bf2_max(uint32_t a, uint32_t b) {
   uint32_t r;
   IK_PTX("max.NaN.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
@@ -146,6 +146,20 @@ IK_DEVICE uint32_t h2_max(uint32_t a, uint32_t b) {
           r = pack_fp16(x.x < y.x || y.x != y.x ? y.x : x.x, x.y < y.y || y.y != y.y ? y.y : x.y));
   return r;
 }
+IK_DEVICE uint32_t bf2_min(uint32_t a, uint32_t b) {
+  uint32_t r;
+  IK_PTX("min.NaN.bf16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  IK_HOST(const float2 x = unpack_bf16(a); const float2 y = unpack_bf16(b);
+          r = pack_bf16(x.x > y.x || y.x != y.x ? y.x : x.x, x.y > y.y || y.y != y.y ? y.y : x.y));
+  return r;
+}
+IK_DEVICE uint32_t h2_min(uint32_t a, uint32_t b) {
+  uint32_t r;
+  IK_PTX("min.NaN.f16x2 %0, %1, %2;" : "=r"(r) : "r"(a), "r"(b));
+  IK_HOST(const float2 x = unpack_fp16(a); const float2 y = unpack_fp16(b);
+          r = pack_fp16(x.x > y.x || y.x != y.x ? y.x : x.x, x.y > y.y || y.y != y.y ? y.y : x.y));
+  return r;
+}
 
 // The same by type: Pair<bf16>::pack(low, high).
 template <typename T>
@@ -155,12 +169,14 @@ struct Pair<bf16> {
   static IK_DEVICE uint32_t pack(float low, float high) { return pack_bf16(low, high); }
   static IK_DEVICE float2 unpack(uint32_t bits) { return unpack_bf16(bits); }
   static IK_DEVICE uint32_t max(uint32_t a, uint32_t b) { return bf2_max(a, b); }
+  static IK_DEVICE uint32_t min(uint32_t a, uint32_t b) { return bf2_min(a, b); }
 };
 template <>
 struct Pair<fp16> {
   static IK_DEVICE uint32_t pack(float low, float high) { return pack_fp16(low, high); }
   static IK_DEVICE float2 unpack(uint32_t bits) { return unpack_fp16(bits); }
   static IK_DEVICE uint32_t max(uint32_t a, uint32_t b) { return h2_max(a, b); }
+  static IK_DEVICE uint32_t min(uint32_t a, uint32_t b) { return h2_min(a, b); }
 };
 
 // max(x, 0), a NaN stays NaN.
