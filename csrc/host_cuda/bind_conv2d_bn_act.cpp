@@ -14,9 +14,12 @@ Window window(const py::dict& given) {
   return {pair("window"), pair("stride"), pair("padding"), pair("dilation")};
 }
 
-Conv2dForward arguments(const py::object& x, const py::object& packed, const py::object& scale, const py::object& shift,
-                        const py::object& residual, const std::string& act, const py::object& y,
-                        const py::dict& given) {
+// A question about a call does not write y.
+enum class Purpose { kLaunch, kQuestion };
+
+Conv2dForward arguments(Purpose purpose, const py::object& x, const py::object& packed, const py::object& scale,
+                        const py::object& shift, const py::object& residual, const std::string& act,
+                        const py::object& y, const py::dict& given) {
   const Window w = window(given);
   const int64_t K = y.attr("shape").cast<std::vector<int64_t>>()[1];
   return {conv_shape(x, K, w.size, w.stride, w.padding, w.dilation),
@@ -27,7 +30,8 @@ Conv2dForward arguments(const py::object& x, const py::object& packed, const py:
           input(shift, "shift"),
           nhwc_input(residual, "residual"),
           activation(act),
-          nhwc_output(y, "y")};
+          nhwc_view<NhwcOutput>(
+              y, announce_tensor(y, "y", purpose == Purpose::kLaunch ? Access::kOutput : Access::kInput))};
 }
 
 ConvShape weight_shape(const py::object& weight) {
@@ -51,27 +55,27 @@ PYBIND11_MODULE(IK_HOST_MODULE, module) {
   module.def("unsupported",
              [](const py::object& x, const py::object& packed, const py::object& scale, const py::object& shift,
                 const py::object& residual, const std::string& act, const py::object& y, const py::dict& given) {
-               const char* reason =
-                   cuda::conv2d_unsupported(arguments(x, packed, scale, shift, residual, act, y, given), context());
+               const char* reason = cuda::conv2d_unsupported(
+                   arguments(Purpose::kQuestion, x, packed, scale, shift, residual, act, y, given), context());
                return reason ? std::string(reason) : std::string();
              });
   module.def("workspace_bytes", [](const py::object& x, const py::object& packed, const py::object& shift,
                                    const py::object& y, bool statistics, const py::dict& given) {
     const py::none none;
-    return cuda::conv2d_workspace_bytes(arguments(x, packed, none, shift, none, "none", y, given), statistics,
-                                        context());
+    return cuda::conv2d_workspace_bytes(arguments(Purpose::kQuestion, x, packed, none, shift, none, "none", y, given),
+                                        statistics, context());
   });
   module.def("forward", [](const py::object& x, const py::object& packed, const py::object& scale,
                            const py::object& shift, const py::object& residual, const std::string& act,
                            const py::object& y, const py::object& workspace, const py::dict& given) {
-    cuda::conv2d_forward(arguments(x, packed, scale, shift, residual, act, y, given), scratch(workspace, "workspace"),
-                         context());
+    cuda::conv2d_forward(arguments(Purpose::kLaunch, x, packed, scale, shift, residual, act, y, given),
+                         scratch(workspace, "workspace"), context());
   });
   module.def("forward_statistics", [](const py::object& x, const py::object& packed, const py::object& shift,
                                       const py::object& y, const py::object& mean, const py::object& var,
                                       const py::object& workspace, const py::dict& given) {
     const py::none none;
-    cuda::conv2d_forward_statistics(arguments(x, packed, none, shift, none, "none", y, given),
+    cuda::conv2d_forward_statistics(arguments(Purpose::kLaunch, x, packed, none, shift, none, "none", y, given),
                                     static_cast<float*>(output(mean, "mean")), static_cast<float*>(output(var, "var")),
                                     scratch(workspace, "workspace"), context());
   });

@@ -1,0 +1,346 @@
+"""The CUDA kernels of conv2d_bn_act for sm_80 and later, executed on the host."""
+
+from dataclasses import dataclass, replace
+
+import host_cuda
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import ACTIVATIONS, activate, assert_as_accurate_as_torch
+from torch import Tensor
+
+from inception_kernels.models.layers import distinct_layers
+
+KERNELS = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
+ALSO = ("batch_norm",)  # combines the statistics of the tiles
+
+
+@dataclass(frozen=True)
+class Shape:
+    N: int
+    C: int
+    H: int
+    W: int
+    K: int
+    window: tuple[int, int]
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    dilation: tuple[int, int] = (1, 1)
+
+    @property
+    def geometry(self) -> dict[str, tuple[int, int]]:
+        return dict(window=self.window, stride=self.stride, padding=self.padding, dilation=self.dilation)
+
+    def convolve(self, x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(x, weight, None, self.stride, self.padding, self.dilation)
+
+
+SHAPES = {
+    "1x1": Shape(1, 64, 9, 8, 72, (1, 1)),
+    "1x1_one_step": Shape(2, 8, 3, 5, 8, (1, 1)),
+    "1x1_stride_2": Shape(2, 40, 9, 7, 24, (1, 1), (2, 2)),
+    "1x7": Shape(1, 48, 9, 11, 40, (1, 7), padding=(0, 3)),
+    "7x1": Shape(3, 24, 8, 5, 136, (7, 1), padding=(3, 0)),
+    "3x3": Shape(1, 80, 7, 6, 72, (3, 3), padding=(1, 1)),
+    "3x3_stride_2": Shape(2, 32, 11, 13, 40, (3, 3), (2, 2)),
+    "3x3_dilated": Shape(1, 16, 12, 9, 16, (3, 3), padding=(2, 3), dilation=(2, 3)),
+    "5x5": Shape(1, 48, 6, 7, 64, (5, 5), padding=(2, 2)),
+    "2x4_mixed": Shape(1, 24, 10, 9, 17, (2, 4), (1, 3), (1, 0), (3, 1)),
+    "15x15": Shape(1, 8, 15, 14, 8, (15, 15), padding=(7, 7)),
+    "window_of_the_image": Shape(2, 40, 3, 3, 9, (3, 3)),
+    "padding_beyond_the_window": Shape(1, 8, 2, 3, 8, (1, 1), padding=(2, 1)),
+    "3_channels": Shape(2, 3, 17, 15, 32, (3, 3), (2, 2)),
+    "1_channel": Shape(1, 1, 9, 9, 5, (7, 7), (2, 2), (3, 3)),
+    "20_channels": Shape(1, 20, 9, 9, 70, (1, 3), padding=(0, 1)),
+    "5_outputs": Shape(1, 72, 5, 6, 5, (1, 1)),
+}
+
+
+@pytest.fixture(scope="module")
+def host():
+    return host_cuda.load("conv2d_bn_act", checked=True, also=ALSO)
+
+
+@pytest.fixture(scope="module")
+def fast_host():
+    return host_cuda.load("conv2d_bn_act", checked=False, also=ALSO)
+
+
+def in_slice(t: Tensor, more: int, first: int) -> Tensor:
+    """The values of `t` as channels first.. of a channels-last tensor with `more` channels, the others NaN."""
+    N, K, P, Q = t.shape
+    whole = torch.full((N, K + more, P, Q), float("nan"), dtype=t.dtype).contiguous(memory_format=torch.channels_last)
+    part = whole[:, first : first + K]
+    part.copy_(t)
+    return part
+
+
+def dense(t: Tensor) -> Tensor:
+    return in_slice(t, 0, 0)
+
+
+def to_tf32(t: Tensor) -> Tensor:
+    """Rounded to ten bits of mantissa, ties away from zero."""
+    return ((t.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@dataclass
+class Problem:
+    shape: Shape
+    x: Tensor
+    weight: Tensor
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+    residual: Tensor | None = None
+    activation: str = "none"
+
+    @staticmethod
+    def random(shape: Shape, kernel: str, *, epilogue: bool = True, seed: int = 0) -> "Problem":
+        generator = torch.Generator().manual_seed(seed)
+        dtype = KERNELS[kernel]
+
+        def normal(*sizes: int) -> Tensor:
+            return torch.randn(*sizes, generator=generator)
+
+        fan_in = shape.C * shape.window[0] * shape.window[1]
+        problem = Problem(
+            shape,
+            dense(normal(shape.N, shape.C, shape.H, shape.W).to(dtype)),
+            (normal(shape.K, shape.C, *shape.window) / fan_in**0.5).to(dtype),
+        )
+        if kernel == "tf32":  # then float32 products of these are exact products of what the tensor cores see
+            problem = replace(problem, x=to_tf32(problem.x), weight=to_tf32(problem.weight))
+        if epilogue:
+            problem.scale = normal(shape.K).abs() + 0.5
+            problem.shift = normal(shape.K)
+        return problem
+
+    def output(self) -> Tensor:
+        return self.compute(torch.float64).to(self.x.dtype).fill_(float("nan"))
+
+    def compute(self, dtype: torch.dtype) -> Tensor:
+        """In float64 the truth, in the problem's own dtype PyTorch's answer."""
+
+        def channels(v: Tensor) -> Tensor:
+            return v.to(dtype).view(1, -1, 1, 1)
+
+        y = self.shape.convolve(self.x.to(dtype), self.weight.to(dtype))
+        y = y if self.scale is None else y * channels(self.scale)
+        y = y if self.shift is None else y + channels(self.shift)
+        y = y if self.residual is None else y + self.residual.to(dtype)
+        return activate(y, self.activation)
+
+    def check(self, y: Tensor, name: str) -> None:
+        assert_as_accurate_as_torch(y, self.compute(torch.float64), [self.compute(y.dtype)], name=name)
+
+
+def pack(host, weight: Tensor) -> Tensor:
+    packed = torch.full((host.packed_bytes(weight) // weight.element_size(),), float("nan"), dtype=weight.dtype)
+    host.pack(weight, packed)
+    return packed
+
+
+def use_kernel(host, kernel: str, multiprocessors: int = 2) -> None:
+    host.context(sm=80, multiprocessors=multiprocessors, allow_tf32=kernel == "tf32")
+
+
+def forward(host, problem: Problem, y: Tensor | None = None) -> Tensor:
+    y = dense(problem.output()) if y is None else y
+    p = problem
+    packed = pack(host, p.weight)
+    host.forward(p.x, packed, p.scale, p.shift, p.residual, p.activation, y, None, p.shape.geometry)
+    return y
+
+
+def schedule_of(name: str) -> host_cuda.Schedule:
+    """Every case has one of the schedules, so that all are used."""
+    return host_cuda.SCHEDULES[list(SHAPES).index(name) % len(host_cuda.SCHEDULES)]
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes(host, name, kernel):
+    use_kernel(host, kernel)
+    problem = Problem.random(SHAPES[name], kernel)
+    y = forward(host.on(schedule_of(name)), problem)
+    problem.check(y, f"{name} {kernel}")
+
+
+# multiprocessors -> the tile that the cost favours: one must do all the work, or every tile has its own.
+TILES = {
+    "128x128": (1, Shape(2, 40, 9, 8, 136, (3, 3), padding=(1, 1))),
+    "128x64": (1, Shape(2, 40, 9, 8, 56, (3, 3), padding=(1, 1))),
+    "64x64": (1000, Shape(2, 40, 9, 8, 136, (3, 3), padding=(1, 1))),
+    "128x64_gathered": (1, Shape(2, 37, 9, 8, 70, (3, 3), padding=(1, 1))),
+}
+
+
+@pytest.mark.parametrize("schedule", host_cuda.SCHEDULES, ids=str)
+@pytest.mark.parametrize("kernel", ["bf16", "fp32"])
+@pytest.mark.parametrize("tile", TILES)
+def test_tiles_on_every_schedule(host, tile, kernel, schedule):
+    multiprocessors, shape = TILES[tile]
+    use_kernel(host, kernel, multiprocessors)
+    problem = Problem.random(shape, kernel)
+    problem.residual = dense(torch.randn_like(problem.output().float()).to(problem.x.dtype))
+    problem.check(forward(host.on(schedule), problem), tile)
+
+
+@pytest.mark.parametrize("with_residual", [False, True], ids=["alone", "residual"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("kernel", ["bf16", "fp16", "fp32"])
+def test_activations(host, kernel, activation, with_residual):
+    use_kernel(host, kernel)
+    problem = Problem.random(Shape(1, 16, 8, 7, 24, (1, 3), padding=(0, 1)), kernel)
+    problem.activation = activation
+    problem.shift *= 3  # beyond 6 now and then
+    if with_residual:
+        problem.residual = dense(torch.randn_like(problem.output().float()).to(problem.x.dtype))
+    problem.check(forward(host, problem), activation)
+
+
+def test_nan_and_infinity_reach_the_output(host):
+    use_kernel(host, "bf16")
+    problem = Problem.random(Shape(1, 8, 4, 4, 8, (1, 1)), "bf16", epilogue=False)
+    problem.weight = torch.eye(8, dtype=torch.bfloat16).view(8, 8, 1, 1)
+    problem.x[0, 0, 0, 0] = float("nan")
+    problem.x[0, 1, 1, 1] = float("inf")
+    problem.x[0, 2, 2, 2] = -float("inf")
+    for activation in ACTIVATIONS:
+        problem.activation = activation
+        y = forward(host, problem)
+        exact = problem.compute(torch.float32)
+        assert torch.equal(y.isnan(), exact.isnan()), activation
+        assert torch.equal(y.isinf(), exact.isinf()), activation
+
+
+@pytest.mark.parametrize("kernel", ["bf16", "fp32"])
+@pytest.mark.parametrize(("more", "first"), [(40, 16), (13, 0), (5, 3)], ids=["aligned", "odd_stride", "odd_offset"])
+def test_slices_of_wider_tensors(host, kernel, more, first):
+    use_kernel(host, kernel)
+    problem = Problem.random(Shape(2, 24, 7, 6, 40, (3, 1), padding=(1, 0)), kernel)
+    problem.x = in_slice(problem.x, more, first)
+    problem.residual = in_slice(torch.randn_like(problem.output().float()).to(problem.x.dtype), more, first)
+    problem.check(forward(host, problem, in_slice(problem.output(), more, first)), "slice")
+
+
+def test_a_part_of_the_image(host):
+    use_kernel(host, "bf16")
+    shape = Shape(2, 16, 6, 5, 16, (3, 3), padding=(1, 1))
+    problem = Problem.random(shape, "bf16")
+    wide = torch.full((2, 16, 8, 9), float("nan"), dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    wide[:, :, 1:7, 2:7] = problem.x
+    problem.x = wide[:, :, 1:7, 2:7]
+    into = torch.full((2, 16, 7, 8), float("nan"), dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
+    problem.check(forward(host, problem, into[:, :, :6, 3:]), "part")
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_bits_of_an_image_do_not_depend_on_its_batch(host, kernel):
+    shape = Shape(5, 32, 9, 9, 72, (3, 3), padding=(1, 1))
+    problem = Problem.random(shape, kernel)
+    use_kernel(host, kernel, 1)
+    together = forward(host, problem)
+    use_kernel(host, kernel, 1000)
+    alone = forward(host, replace(problem, shape=replace(shape, N=1), x=problem.x[3:4]))
+    assert torch.equal(together[3:4], alone)
+
+
+@pytest.mark.parametrize("kernel", ["bf16", "fp32"])
+def test_weights_of_any_strides(host, kernel):
+    use_kernel(host, kernel)
+    problem = Problem.random(Shape(1, 12, 5, 5, 10, (3, 2)), kernel)
+    packed = pack(host, problem.weight)
+    rearranged = problem.weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+    assert rearranged.stride() != problem.weight.stride()
+    assert torch.equal(pack(host, rearranged), packed)
+    expected = F.pad(problem.weight.permute(0, 2, 3, 1), (0, 4))
+    assert torch.equal(packed.view(10, 3, 2, 16), expected)
+
+
+STATISTICS = {
+    "ragged": Shape(3, 40, 9, 8, 72, (3, 3), padding=(1, 1)),
+    "one_tile": Shape(1, 16, 3, 3, 8, (1, 1)),
+    "odd_channels": Shape(2, 3, 17, 15, 13, (3, 3), (2, 2)),
+    "several_columns": Shape(2, 16, 9, 9, 200, (1, 1)),
+}
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 1000])
+@pytest.mark.parametrize("kernel", ["bf16", "fp32"])
+@pytest.mark.parametrize("name", STATISTICS)
+def test_statistics(host, name, kernel, multiprocessors):
+    use_kernel(host, kernel, multiprocessors)
+    shape = STATISTICS[name]
+    problem = Problem.random(shape, kernel)
+    problem.scale = None
+    problem.shift += 3
+    y, mean, var = dense(problem.output()), torch.full((shape.K,), float("nan")), torch.full((shape.K,), float("nan"))
+    packed = pack(host, problem.weight)
+    size = host.workspace_bytes(problem.x, packed, problem.shift, y, True, shape.geometry)
+    workspace = torch.full((size,), 0xFF, dtype=torch.uint8)
+    host.forward_statistics(problem.x, packed, problem.shift, y, mean, var, workspace, shape.geometry)
+    problem.check(y, name)
+    assert torch.equal(y, forward(host, problem)), "the statistics do not change the output"
+    z = y.double()
+    exact_mean, exact_var = z.mean((0, 2, 3)), z.var((0, 2, 3), unbiased=False)
+    z32 = y.float()
+    torch_mean, torch_var = z32.mean((0, 2, 3)), z32.var((0, 2, 3), unbiased=False)
+    assert_as_accurate_as_torch(mean, exact_mean, [torch_mean], name="mean")
+    assert_as_accurate_as_torch(var, exact_var, [torch_var], name="var")
+
+
+def test_empty_batch(host):
+    use_kernel(host, "bf16")
+    problem = Problem.random(Shape(0, 16, 5, 5, 8, (3, 3)), "bf16")
+    assert forward(host, problem).shape == (0, 8, 3, 3)
+
+
+def reason(host, problem: Problem) -> str:
+    p = problem
+    y = dense(p.output())
+    return host.unsupported(p.x, p.weight, p.scale, p.shift, p.residual, p.activation, y, p.shape.geometry)
+
+
+def test_reasons(host):
+    problem = Problem.random(SHAPES["3x3"], "bf16")
+    host.context(sm=80)
+    assert reason(host, problem) == ""
+    host.context(sm=75)
+    assert reason(host, problem) == "compute capability below 8.0"
+    host.context(sm=80)
+    double = replace(problem, x=problem.x.double(), weight=problem.weight.double())
+    assert reason(host, double) == "float64 runs on the reference backend"
+    wide = Problem.random(Shape(1, 8, 3, 20, 8, (1, 16)), "bf16")
+    assert reason(host, wide) == "a window side above 15"
+
+
+def test_kernels_count_themselves(host):
+    for kernel in KERNELS:
+        use_kernel(host, kernel)
+        host.reset_counted_kernels()
+        forward(host, Problem.random(SHAPES["1x1_one_step"], kernel))
+        assert host.counted_kernels() == f"conv2d_bn_act.forward.cuda_sm80_{kernel}=1\n"
+
+
+LAYERS = {
+    str(layer): layer
+    for network in ("inception_v3", "xception")
+    for layer in distinct_layers(network)
+    if layer.operator == "conv2d_bn_act"
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_of_the_networks(fast_host, name):
+    layer = LAYERS[name]
+    shape = Shape(
+        1, layer.in_channels, layer.height, layer.width, layer.out_channels,
+        layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+    )  # fmt: skip
+    use_kernel(fast_host, "bf16", 108)
+    problem = Problem.random(shape, "bf16")
+    problem.activation = layer.activation
+    if layer.adds_residual:
+        problem.residual = dense(torch.randn_like(problem.output().float()).bfloat16())
+    problem.check(forward(fast_host, problem), name)
