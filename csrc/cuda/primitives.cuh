@@ -108,6 +108,13 @@ IK_DEVICE void stg128(void* global, uint4 v IK_AT) {
   IK_HOST(host_cuda::store_global(global, &v, 16, at));
 }
 
+// The same value, which the compiler believes to be new: what is computed from it is not kept across a loop, where it
+// would cost registers.
+IK_DEVICE int recomputed(int value) {
+  IK_PTX("" : "+r"(value));
+  return value;
+}
+
 // ---- pairs of 16-bit numbers in one register ----
 
 IK_DEVICE uint32_t pack_bf16(float low, float high) {
@@ -517,7 +524,10 @@ IK_DEVICE void reg_dec() {
   IK_PTX("setmaxnreg.dec.sync.aligned.u32 %0;" : : "n"(kRegisters));
 }
 // Waits for the stream's previous kernel where this one was launched with IK_LAUNCH_OVERLAPPED.
-IK_DEVICE void grid_dependency_wait() { IK_PTX("griddepcontrol.wait;" : : : "memory"); }
+IK_DEVICE void grid_dependency_wait() {
+  IK_PTX("griddepcontrol.wait;" : : : "memory");
+  IK_HOST(host_cuda::grid_dependency_wait());
+}
 // Lets the stream's next kernel start, if it was launched so.
 IK_DEVICE void grid_dependency_launch() { IK_PTX("griddepcontrol.launch_dependents;" : : : "memory"); }
 
