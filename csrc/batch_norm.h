@@ -82,6 +82,8 @@ struct StatisticsTiles {
   const float* partial;  // [tiles in n][in p][in q][2][K]: mean, and the sum of squared deviations from it
   int64_t N, P, Q, K;
   int64_t tile_n, tile_p, tile_q;
+  const float* counts = nullptr;  // [tiles]: their pixels, where they are not boxes; tile_n, tile_p and tile_q are 1
+  int64_t tiles = 0;              // with counts: how many
 };
 
 size_t combine_statistics_workspace_bytes(const StatisticsTiles& tiles);

@@ -15,10 +15,12 @@ TileCounts counts_of(const StatisticsTiles& tiles) {
           tiles.tile_p,
           tiles.tile_q,
           divide_up(tiles.P, tiles.tile_p),
-          divide_up(tiles.Q, tiles.tile_q)};
+          divide_up(tiles.Q, tiles.tile_q),
+          tiles.counts};
 }
 
 int64_t number_of_tiles(const StatisticsTiles& tiles) {
+  if (tiles.counts != nullptr) return tiles.tiles;
   const TileCounts counts = counts_of(tiles);
   return divide_up(tiles.N, tiles.tile_n) * counts.tiles_p * counts.tiles_q;
 }

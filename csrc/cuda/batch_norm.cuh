@@ -184,12 +184,14 @@ struct TileCounts {
   int64_t N, P, Q;
   int64_t tile_n, tile_p, tile_q;
   int64_t tiles_p, tiles_q;
+  const float* given;  // [tiles]: counts that do not follow from boxes; null = they do
 
   IK_DEVICE static int64_t length(int64_t tile, int64_t size, int64_t whole) {
     const int64_t left = whole - tile * size;
     return left < size ? left : size;
   }
   IK_DEVICE double pixels(int64_t tile) const {
+    if (given != nullptr) return given[tile];
     const int64_t row = tile / tiles_q;
     const int64_t n = row / tiles_p;
     return static_cast<double>(length(n, tile_n, N) * length(row - n * tiles_p, tile_p, P) *
