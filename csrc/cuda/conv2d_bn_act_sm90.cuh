@@ -202,16 +202,19 @@ IK_DEVICE void conv2d_consume(typename ConvTile<kSlabs, kN>::Shared& shared, int
 
     const int m_tile = tile / args.n_tiles;
     const int column = (tile - m_tile * args.n_tiles) * kN;
-    const int row = m_tile * Tile::kRows + warpgroup * kWarpgroupRows;
+    // From the thread once more: a register over the whole product is one too many for the largest tile.
+    const int row = m_tile * Tile::kRows + static_cast<int>(threadIdx.x / 128) * kWarpgroupRows;
     const OctetPlace place = octet_place(row, column);
     if constexpr (Tile::kStatistics) {
       if (args.partial && row < args.epilogue.rows) {
         float* const partial = args.partial + static_cast<int64_t>(row / kWarpgroupRows) * 2 * args.epilogue.K;
         OctetStatistics<kN> statistics(shared.sums[warpgroup], 1 + warpgroup);
-        statistics.template reduce<T, kSlabs>(acc, place, row, column, args.epilogue, partial);
+        statistics.template reduce<T, kSlabs>(acc, place, args.epilogue, partial);
+        write_octets<T, kSlabs, kN>(acc, place, args.epilogue);
+        continue;
       }
     }
-    store_octets<T, kSlabs, kN>(acc, place, args.epilogue);
+    finish_octets<T, kSlabs, kN>(acc, place, args.epilogue);
   }
 }
 
@@ -220,8 +223,8 @@ __global__ void __launch_bounds__(kConvThreads, 1)
     conv2d_sm90(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap weight_map,
                 const __grid_constant__ ConvSm90Args args) {
   using Tile = ConvTile<kSlabs, kN>;
-  constexpr int kProducerRegisters = 40;
-  constexpr int kConsumerRegisters = 232;
+  constexpr int kProducerRegisters = 24;
+  constexpr int kConsumerRegisters = 240;
   IK_DYNAMIC_SHARED(memory);
   typename Tile::Shared& shared = *reinterpret_cast<typename Tile::Shared*>(memory);
   const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
@@ -236,7 +239,8 @@ __global__ void __launch_bounds__(kConvThreads, 1)
 
   if (warpgroup == kConvWarpgroups) {
     reg_dec<kProducerRegisters>();
-    if (threadIdx.x % 128 == 0) conv2d_fill<kSlabs, kN>(&x_map, &weight_map, shared, args);
+    if (threadIdx.x / 32 == 4 * kConvWarpgroups && elect_one())
+      conv2d_fill<kSlabs, kN>(&x_map, &weight_map, shared, args);
   } else {
     reg_inc<kConsumerRegisters>();
     conv2d_consume<T, kSlabs, kN>(shared, warpgroup, args);

@@ -42,6 +42,8 @@ IK_DEVICE void load_octet_rows(const TensorMap* map, uint32_t shared, uint32_t b
 // The rows and columns of a thread: rows row0 + 64 s + 8 h for slab s and half h, columns column0 + 32 i and the seven
 // behind it for group i.
 struct OctetPlace {
+  int tile_row;  // of the warpgroup
+  int tile_column;
   int row0;
   int column0;
 };
@@ -49,17 +51,15 @@ struct OctetPlace {
 // The warpgroup's tile begins at (row, column).
 IK_DEVICE OctetPlace octet_place(int row, int column) {
   const int thread = threadIdx.x % 128;
-  return {row + thread / 32 * 16 + thread % 32 / 4, column + thread % 4 * kOctet};
+  return {row, column, row + thread / 32 * 16 + thread % 32 / 4, column + thread % 4 * kOctet};
 }
 
-template <int kSlabs, int kN>
-IK_DEVICE void take_octet(const float (&acc)[kSlabs][kN / 2], int slab, int group, int half, float (&values)[kOctet]) {
-#pragma unroll
-  for (int j = 0; j < kOctetBlocks; ++j) {
-    values[2 * j] = acc[slab][16 * group + 4 * j + 2 * half];
-    values[2 * j + 1] = acc[slab][16 * group + 4 * j + 2 * half + 1];
-  }
+// Channel 2 b + e of an octet lies in block b of its group.
+IK_DEVICE constexpr int octet_register(int group, int half, int channel) {
+  return 16 * group + 4 * (channel / 2) + 2 * half + channel % 2;
 }
+
+IK_DEVICE constexpr int octet_row(int slab, int half) { return slab * kSlabRows + half * 8; }
 
 IK_DEVICE void load_octet(const float* from, float (&values)[kOctet]) {
 #pragma unroll
@@ -70,24 +70,6 @@ IK_DEVICE void load_octet(const float* from, float (&values)[kOctet]) {
     values[i + 2] = __uint_as_float(bits.z);
     values[i + 3] = __uint_as_float(bits.w);
   }
-}
-
-template <typename T>
-IK_DEVICE void add_octet(const T* from, float (&values)[kOctet]) {
-  const uint4 vector = ldg128(from);
-  const uint32_t bits[4] = {vector.x, vector.y, vector.z, vector.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 pair = Pair<T>::unpack(bits[i]);
-    values[2 * i] += pair.x;
-    values[2 * i + 1] += pair.y;
-  }
-}
-
-template <typename T>
-IK_DEVICE void store_octet(T* to, const float (&values)[kOctet]) {
-  stg128(to, make_uint4(Pair<T>::pack(values[0], values[1]), Pair<T>::pack(values[2], values[3]),
-                        Pair<T>::pack(values[4], values[5]), Pair<T>::pack(values[6], values[7])));
 }
 
 // y = act(scale * product + shift + residual) at pixels [0, rows) and channels [0, K). Pointers and strides are
@@ -104,31 +86,122 @@ struct OctetEpilogue {
   Activation activation;
 };
 
-template <typename T, int kSlabs, int kN>
-IK_DEVICE void store_octets(const float (&acc)[kSlabs][kN / 2], const OctetPlace& place, const OctetEpilogue& args) {
-  T* const y = static_cast<T*>(args.y) + place.row0 * args.y_stride + place.column0;
-  const T* const residual = static_cast<const T*>(args.residual) + place.row0 * args.residual_stride + place.column0;
+// The steps of the epilogue each pass over all accumulators, so that the loads of a pass overlap. A branch that hardly
+// ever leaves (`break` below) bounds how far the compiler moves loads up, and with that the registers they need.
+
+struct OctetScale {
+  float scale[kOctet] = {1, 1, 1, 1, 1, 1, 1, 1};
+  float shift[kOctet] = {};
+
+  IK_DEVICE OctetScale(const OctetEpilogue& args, int column) {
+    if (args.scale && column < args.K) load_octet(args.scale + column, scale);
+    if (args.shift && column < args.K) load_octet(args.shift + column, shift);
+  }
+};
+
+template <int kSlabs, int kN>
+IK_DEVICE void scale_octets(float (&acc)[kSlabs][kN / 2], const OctetPlace& place, const OctetEpilogue& args) {
+  constexpr bool kAhead = kSlabs * kN / 2 <= 160;  // registers for the next group's vectors as well
+  OctetScale next(args, place.column0);
 #pragma unroll
   for (int group = 0; group < kN / kOctetGroup; ++group) {
-    const int column = place.column0 + group * kOctetGroup;
-    if (column >= args.K) break;
-    float scale[kOctet] = {1, 1, 1, 1, 1, 1, 1, 1};
-    float shift[kOctet] = {};
-    if (args.scale) load_octet(args.scale + column, scale);
-    if (args.shift) load_octet(args.shift + column, shift);
+    const int column = group * kOctetGroup;
+    if (place.tile_column + column >= args.K) break;
+    if (!kAhead && group > 0) next = OctetScale(args, place.column0 + column);
+    const OctetScale by = next;
+    if (kAhead && group + 1 < kN / kOctetGroup) next = OctetScale(args, place.column0 + column + kOctetGroup);
 #pragma unroll
-    for (int half_row = 0; half_row < 2 * kSlabs; ++half_row) {
-      const int row = half_row / 2 * kSlabRows + half_row % 2 * kOctet;
-      if (place.row0 + row >= args.rows) continue;
-      float values[kOctet];
-      take_octet<kSlabs, kN>(acc, half_row / 2, group, half_row % 2, values);
+    for (int slab = 0; slab < kSlabs; ++slab) {
 #pragma unroll
-      for (int i = 0; i < kOctet; ++i) values[i] = fmaf(values[i], scale[i], shift[i]);
-      if (args.residual) add_octet(residual + row * args.residual_stride + group * kOctetGroup, values);
-      activate(args.activation, values);
-      store_octet(y + row * args.y_stride + group * kOctetGroup, values);
+      for (int half = 0; half < 2; ++half) {
+#pragma unroll
+        for (int i = 0; i < kOctet; ++i) {
+          float& value = acc[slab][octet_register(group, half, i)];
+          value = fmaf(value, by.scale[i], by.shift[i]);
+        }
+      }
     }
   }
+}
+
+template <typename T, int kSlabs, int kN>
+IK_DEVICE void add_residual_octets(float (&acc)[kSlabs][kN / 2], const OctetPlace& place, const OctetEpilogue& args) {
+  const T* const first = static_cast<const T*>(args.residual) + place.row0 * args.residual_stride + place.column0;
+#pragma unroll
+  for (int slab = 0; slab < kSlabs; ++slab) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = octet_row(slab, half);
+      if (place.tile_row + row >= args.rows) break;
+#pragma unroll
+      for (int group = 0; group < kN / kOctetGroup; ++group) {
+        const int column = group * kOctetGroup;
+        uint4 vector = make_uint4(0, 0, 0, 0);
+        if (place.row0 + row < args.rows && place.column0 + column < args.K) {
+          vector = ldg128(first + row * args.residual_stride + column);
+        }
+        const uint32_t bits[4] = {vector.x, vector.y, vector.z, vector.w};
+#pragma unroll
+        for (int i = 0; i < kOctet; i += 2) {
+          const float2 pair = Pair<T>::unpack(bits[i / 2]);
+          acc[slab][octet_register(group, half, i)] += pair.x;
+          acc[slab][octet_register(group, half, i + 1)] += pair.y;
+        }
+      }
+    }
+  }
+}
+
+template <typename T, int kSlabs, int kN>
+IK_DEVICE void write_octets(const float (&acc)[kSlabs][kN / 2], const OctetPlace& place, const OctetEpilogue& args) {
+  T* const first = static_cast<T*>(args.y) + place.row0 * args.y_stride + place.column0;
+#pragma unroll
+  for (int slab = 0; slab < kSlabs; ++slab) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int row = octet_row(slab, half);
+#pragma unroll
+      for (int group = 0; group < kN / kOctetGroup; ++group) {
+        const int column = group * kOctetGroup;
+        uint32_t bits[4];
+#pragma unroll
+        for (int i = 0; i < kOctet; i += 2) {
+          bits[i / 2] =
+              Pair<T>::pack(acc[slab][octet_register(group, half, i)], acc[slab][octet_register(group, half, i + 1)]);
+        }
+        if (place.row0 + row < args.rows && place.column0 + column < args.K) {
+          stg128(first + row * args.y_stride + column, make_uint4(bits[0], bits[1], bits[2], bits[3]));
+        }
+      }
+    }
+  }
+}
+
+// The choice comes once for each group: that bounds the registers as above.
+template <int kSlabs, int kN>
+IK_DEVICE void activate_octets(float (&acc)[kSlabs][kN / 2], Activation activation) {
+  if (activation == Activation::kNone) return;
+  constexpr int kGroupRegisters = kOctetGroup / 2;
+#pragma unroll
+  for (int slab = 0; slab < kSlabs; ++slab) {
+#pragma unroll
+    for (int first = 0; first < kN / 2; first += kGroupRegisters) {
+      float values[kGroupRegisters];
+#pragma unroll
+      for (int i = 0; i < kGroupRegisters; ++i) values[i] = acc[slab][first + i];
+      activate(activation, values);
+#pragma unroll
+      for (int i = 0; i < kGroupRegisters; ++i) acc[slab][first + i] = values[i];
+    }
+  }
+}
+
+template <typename T, int kSlabs, int kN>
+IK_DEVICE void finish_octets(float (&acc)[kSlabs][kN / 2], const OctetPlace& place, const OctetEpilogue& args) {
+  scale_octets<kSlabs, kN>(acc, place, args);
+  if (args.residual) add_residual_octets<T, kSlabs, kN>(acc, place, args);
+  activate_octets<kSlabs, kN>(acc, args.activation);
+  write_octets<T, kSlabs, kN>(acc, place, args);
 }
 
 }  // namespace ik::cuda
