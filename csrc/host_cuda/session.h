@@ -1,0 +1,30 @@
+// A checked run as the tests see it: buffers are announced, kernels run, reports come back.
+#pragma once
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace ik::host_cuda {
+
+// The order in which threads run between two synchronisation points, and when asynchronous copies happen.
+struct Schedule {
+  int order = 0;     // 0: ascending, 1: descending, else the seed of a shuffle
+  bool lazy = true;  // copies happen as late as the kernel's waits allow, else at once
+};
+
+enum class Access { kInput, kOutput, kScratch };
+
+// A tensor that kernels may touch. Outputs and scratch are poisoned; of an output every element must be written once.
+struct Buffer {
+  std::string name;
+  Access access;
+  void* data;
+  int64_t element_size;
+  std::vector<int64_t> sizes, strides;  // elements
+};
+
+void begin(const Schedule& schedule, bool checked);
+void announce(const Buffer& buffer);
+std::vector<std::string> end();
+
+}  // namespace ik::host_cuda
