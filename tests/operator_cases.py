@@ -41,6 +41,9 @@ class Case:
             where.pop(name, None) if value is None else where.update({name: value})
         return replace(self, tensors=tensors, options=options)
 
+    def to(self, device: str) -> Case:
+        return replace(self, tensors={name: t.to(device) for name, t in self.tensors.items()})
+
     def cast(self, dtype: torch.dtype) -> Case:
         return replace(self, tensors={name: t.detach().to(dtype) for name, t in self.tensors.items()})
 
@@ -288,7 +291,7 @@ def _check(case: Case, backend: str, *, grad_layout: str = "channels_last", back
     grad_y = None
     if backward:
         g = torch.Generator().manual_seed(99)
-        grad_y = torch.randn(probe.y.shape, generator=g, dtype=torch.float64).to(dtype)
+        grad_y = torch.randn(probe.y.shape, generator=g, dtype=torch.float64).to(probe.y.device, dtype)
         activation = case.options.get("activation", DEFAULT_ACTIVATION[operator])
         grad_y[near_kink(trace.output_preactivation, activation, dtype)] = 0
         grad_y = in_layout(grad_y, grad_layout)

@@ -104,10 +104,10 @@ class Problem:
 
     @functools.cached_property
     def truth(self) -> list[Tensor]:
-        """Output, then in training the gradients, in float64 on the CPU."""
-        module = copy.deepcopy(self.module).cpu().double()
-        x = self.x.cpu().double().requires_grad_(self.case.training and self.case.kind == "operator")
-        with torch.autocast("cpu", enabled=False), self.mode():
+        """Output, then in training the gradients, in float64 on the case's device."""
+        module = copy.deepcopy(self.module).double()
+        x = self.x.double().requires_grad_(self.case.training and self.case.kind == "operator")
+        with torch.autocast(torch.device(self.device).type, enabled=False), self.mode():
             if not self.case.training:
                 return [module(x)]
             y = module(x)
@@ -128,7 +128,7 @@ class Problem:
             if got.shape != want.shape:
                 raise ValueError(f"expected shape {list(want.shape)}, got {list(got.shape)}")
             scale = want.abs().max().clamp_min(torch.finfo(torch.float64).tiny)
-            errors.append(float((got.detach().cpu().double() - want).abs().max() / scale))
+            errors.append(float((got.detach().to(want) - want).abs().max() / scale))
         if self.case.kind == "network":
             return (sum(value * value for value in errors) / len(errors)) ** 0.5
         return float(torch.tensor(errors).max())  # unlike max(), keeps a NaN

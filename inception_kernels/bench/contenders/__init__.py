@@ -26,6 +26,7 @@ def contenders(config: Config) -> list[Contender]:
             Compiled("torch.compile", training=config.compile_training),
             Compiled("max_autotune", mode="max-autotune", training=config.compile_training),
             Ours("inception_kernels:cuda", backend="cuda"),
+            Ours("inception_kernels:cuda_graph", backend="cuda", graph=True),
             Ours("inception_kernels:triton", backend="triton"),
         ]
     else:

@@ -24,17 +24,21 @@ class CudaGraph(Baseline):
     name = "cuda_graph"
 
     def prepare(self, problem: Problem) -> Prepared:
-        step = module_step(problem, channels_last=True)
-        with problem.mode():
-            graph, y = _capture(step)
-        leaves = (step.x, *step.parameters) if problem.case.training else ()
+        return captured(problem, module_step(problem, channels_last=True))
 
-        def outputs() -> list[torch.Tensor]:
-            graph.replay()
-            torch.cuda.synchronize()
-            return [y.detach().clone(), *(leaf.grad.clone() for leaf in leaves if leaf.grad is not None)]
 
-        return Prepared(graph.replay, outputs, layout_name(True))
+def captured(problem: Problem, step: Step) -> Prepared:
+    """The replay of a CUDA graph of one step."""
+    with problem.mode():
+        graph, y = _capture(step)
+    leaves = (step.x, *step.parameters) if problem.case.training else ()
+
+    def outputs() -> list[torch.Tensor]:
+        graph.replay()
+        torch.cuda.synchronize()
+        return [y.detach().clone(), *(leaf.grad.clone() for leaf in leaves if leaf.grad is not None)]
+
+    return Prepared(graph.replay, outputs, layout_name(True))
 
 
 def _capture(step: Step) -> tuple[torch.cuda.CUDAGraph, torch.Tensor]:

@@ -1,0 +1,104 @@
+"""Every operator, shape and dtype against float64, by the tests' own rule, with counters proving which kernel ran."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import sys
+import time
+from collections import Counter
+from typing import Any
+
+import torch
+
+from inception_kernels import backends
+from tools.gpu import cases
+from tools.gpu.options import RESULT, Options, parse
+
+_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+_BATCH, _QUICK_BATCH = 3, 1
+_WRITE_EVERY_SECONDS = 5.0
+_CONTINUE = "continue"
+
+
+def main(options: Options) -> int:
+    backend = "cpu" if options.rehearse else "cuda"
+    reason = backends.available()[backend]
+    if reason is not None:
+        options.write(f"the {backend} kernels are not there: {reason}")
+        return 1
+    wanted = list(_calls(options))
+    begun = written = time.monotonic()
+    rows: list[dict[str, Any]] = _earlier_rows(options)
+    for call, dtype in wanted[len(rows) :]:
+        if time.monotonic() - begun > options.seconds:
+            break
+        rows.append(_row(call, dtype, options.device, backend))
+        if rows[-1]["status"] == "wrong":
+            print(f"{rows[-1]['case']} {rows[-1]['dtype']}: {rows[-1]['reason']}", flush=True)
+            if options.device == "cuda" and not _device_answers():
+                _write(options, rows, len(wanted))
+                _start_again(options, time.monotonic() - begun)
+        if time.monotonic() - written > _WRITE_EVERY_SECONDS:
+            written = time.monotonic()
+            _write(options, rows, len(wanted))
+    _write(options, rows, len(wanted))
+    return 0 if all(row["status"] != "wrong" for row in rows) else 1
+
+
+def _calls(options: Options) -> list[tuple[cases.Call, torch.dtype]]:
+    """The odd ones in every dtype first, then the networks' layers."""
+    if options.rehearse:
+        return list(itertools.product(list(cases.ragged())[:4], (torch.bfloat16,)))
+    odd = itertools.product(cases.ragged(), _DTYPES)
+    layers = itertools.product(cases.layers(_QUICK_BATCH if options.quick else _BATCH), _DTYPES)
+    return [*odd, *layers]
+
+
+def _row(call: cases.Call, dtype: torch.dtype, device: str, backend: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"case": call.name, "dtype": str(dtype).removeprefix("torch."), "training": call.training}
+    backends.reset_counters()
+    try:
+        call.check(dtype, device, backend)
+        row["status"] = "right"
+    except backends.BackendUnavailableError as error:
+        row |= {"status": "declined", "reason": str(error)}
+    except Exception as error:  # a launch that fails must not hide the other cases
+        row |= {"status": "wrong", "reason": f"{type(error).__name__}: {str(error)[:500]}"}
+    row["kernels"] = {name: count for name, count in backends.counters().items() if count}
+    return row
+
+
+def _write(options: Options, rows: list[dict[str, Any]], wanted: int) -> None:
+    counts = Counter(row["status"] for row in rows)
+    kernels = sorted({name for row in rows for name in row["kernels"]})
+    verdicts = ", ".join(f"{counts[status]} {status}" for status in ("right", "wrong", "declined"))
+    options.write(f"{len(rows)} of {wanted} calls: {verdicts}; {len(kernels)} kernels ran", kernels=kernels, rows=rows)
+
+
+def _device_answers() -> bool:
+    """After an illegal access every later call of the process fails, too."""
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _start_again(options: Options, spent: float) -> None:
+    """This step in a fresh process, from the next case on."""
+    arguments = [_CONTINUE, "--output", str(options.output), "--seconds", f"{max(options.seconds - spent, 1):g}"]
+    flags = ["--quick"] if options.quick else []
+    os.execv(sys.executable, [sys.executable, "-m", "tools.gpu.correctness", *arguments, *flags])
+
+
+def _earlier_rows(options: Options) -> list[dict[str, Any]]:
+    if options.what != _CONTINUE:
+        return []
+    rows: list[dict[str, Any]] = json.loads((options.output / RESULT).read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
+if __name__ == "__main__":
+    sys.exit(main(parse()))
