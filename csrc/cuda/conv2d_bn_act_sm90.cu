@@ -196,13 +196,13 @@ size_t conv2d_sm90_workspace_bytes(const Conv2dForward& args, bool statistics, c
   return partial_bytes(tiles) + combine_statistics_workspace_bytes(tiles);
 }
 
-void conv2d_sm90_forward_tiled(const Conv2dForward& args, int tile, const Context& context) {
+void conv2d_sm90_forward_tiled(const Conv2dForward& args, int tile, float* partial, const Context& context) {
   if (is_empty(args.shape)) return;
-  launch(args, tile, nullptr, context);
+  launch(args, tile, partial, context);
 }
 
 void conv2d_sm90_forward(const Conv2dForward& args, void*, const Context& context) {
-  conv2d_sm90_forward_tiled(args, conv2d_sm90_choice(args, false, context), context);
+  conv2d_sm90_forward_tiled(args, conv2d_sm90_choice(args, false, context), nullptr, context);
 }
 
 void conv2d_sm90_forward_statistics(const Conv2dForward& args, float* mean, float* var, void* workspace,

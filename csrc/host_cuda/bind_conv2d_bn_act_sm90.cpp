@@ -80,7 +80,7 @@ PYBIND11_MODULE(IK_HOST_MODULE, module) {
     if (tile < 0) {
       cuda::conv2d_sm90_forward(args, nullptr, context());
     } else {
-      cuda::conv2d_sm90_forward_tiled(args, tile, context());
+      cuda::conv2d_sm90_forward_tiled(args, tile, nullptr, context());
     }
   });
   module.def("forward_statistics",
@@ -91,6 +91,13 @@ PYBIND11_MODULE(IK_HOST_MODULE, module) {
                cuda::conv2d_sm90_forward_statistics(args, static_cast<float*>(output(mean, "mean")),
                                                     static_cast<float*>(output(var, "var")),
                                                     scratch(workspace, "workspace"), context());
+             });
+  module.def("forward_partial_statistics",
+             [](const py::object& x, const py::object& packed, const py::object& shift, const py::object& y,
+                const Geometry& geometry, const py::object& partial, int tile) {
+               announce_tensors(x, packed, none, shift, none, y);
+               const Conv2dForward args = forward_args(x, packed, none, shift, none, "none", y, geometry);
+               cuda::conv2d_sm90_forward_tiled(args, tile, static_cast<float*>(output(partial, "partial")), context());
              });
 }
 
