@@ -71,5 +71,12 @@ void separable_forward(const SeparableForward& args, void* workspace, const Cont
 void separable_forward_statistics(const SeparableForward& args, float* mean, float* var, void* workspace,
                                   const Context& context);
 
+// Null where the kernels can run, else the reason: static text.
+const char* separable_backward_unsupported(const SeparableBackward& args, const Context& context);
+// Depends on which gradients are wanted; 16-byte aligned.
+size_t separable_backward_workspace_bytes(const SeparableBackward& args, const Context& context);
+// Writes nothing for an empty batch.
+void separable_backward(const SeparableBackward& args, void* workspace, const Context& context);
+
 }  // namespace cuda
 }  // namespace ik

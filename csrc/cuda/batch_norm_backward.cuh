@@ -3,6 +3,7 @@
 #pragma once
 #include "batch_norm.h"
 #include "cuda/activation_gradient.cuh"
+#include "cuda/block_rows.cuh"
 #include "cuda/channel_lanes.cuh"
 #include "cuda/column_sums.cuh"
 #include "cuda/pixels.cuh"
@@ -44,27 +45,6 @@ struct NormVectors {
     for (int i = 0; i < kCount; ++i) scale[i] *= rstd[i];
   }
 };
-
-// Adds what the rows of the block hold, pairwise; row 0 has the result.
-template <int kTerms>
-IK_DEVICE void add_block_rows(float (&sums)[kTerms]) {
-  IK_SHARED(float, shared, [kChannelThreads / 2 * kTerms]);
-  constexpr int kPitch = kChannelThreads / 2;
-  const int row = threadIdx.y;
-  for (int rows = blockDim.y / 2; rows >= 1; rows /= 2) {
-    const int place = (row % rows) * blockDim.x + threadIdx.x;
-    if (row >= rows && row < 2 * rows) {
-#pragma unroll
-      for (int i = 0; i < kTerms; ++i) shared[i * kPitch + place] = sums[i];
-    }
-    __syncthreads();
-    if (row < rows) {
-#pragma unroll
-      for (int i = 0; i < kTerms; ++i) sums[i] += shared[i * kPitch + place];
-    }
-    __syncthreads();
-  }
-}
 
 constexpr int kBackwardStep = 4;  // pixels: the tiles of a thread are multiples of it
 
