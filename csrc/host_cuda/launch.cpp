@@ -57,7 +57,7 @@ void prepare(Fiber& fiber, Block& block, const Launch& launch, int index, int li
 void execute_cluster(const Launch& launch, const std::function<void()>& kernel, uint64_t first_block,
                      uint32_t first_sequence) {
   const int threads = static_cast<int>(launch.block.x * launch.block.y * launch.block.z);
-  Cluster state = {launch, kernel, ++clusters_so_far, first_sequence, {}, {}, {}, {}, {}, {}, {}, 0, false, 0};
+  Cluster state = {launch, kernel, ++clusters_so_far, first_sequence, {}, {}, {}, {}, {}, {}, {}, {}, 0, false, 0};
   state.live = threads * launch.cluster;
   constexpr uint64_t kOdd = 0x9e3779b97f4a7c15;
   state.random = (first_block + 1) * kOdd + static_cast<uint64_t>(schedule.order);

@@ -52,7 +52,6 @@ struct Block {
   int warps;
   char* shared;
   size_t shared_bytes;
-  std::vector<std::pair<const void*, size_t>> static_shared;  // offsets by key
   Shadow shadow;
   Barrier barriers[kBarriers];
   std::vector<std::vector<WarpMeeting>> meetings;  // by warp
@@ -72,7 +71,8 @@ struct Cluster {
   uint32_t first_of_launch;  // the sequence of the launch's first cluster
   std::vector<Fiber> fibers;
   std::vector<Block> blocks;
-  std::vector<std::string> other_agents;  // copies and products
+  std::vector<std::pair<const void*, size_t>> static_shared;  // offsets by key
+  std::vector<std::string> other_agents;                      // copies and products
   std::vector<int> ready;
   std::deque<StartedCopy> copies;  // may happen at any time
   Barrier barrier;

@@ -47,21 +47,23 @@ void* shared_pointer(uint32_t address) {
 
 void* dynamic_shared() { return running->block->shared; }
 
+// Every block of the cluster has the same layout, whoever comes to the declaration first.
 void* static_shared(const void* key, size_t bytes, size_t alignment) {
-  Block& block = *running->block;
-  for (const auto& [known, offset] : block.static_shared) {
-    if (known == key) return block.shared + offset;
+  for (const auto& [known, offset] : cluster->static_shared) {
+    if (known == key) return running->block->shared + offset;
   }
   constexpr size_t kLeastAlignment = 16;
   alignment = std::max(alignment, kLeastAlignment);
-  const size_t offset = (block.shared_bytes + alignment - 1) / alignment * alignment;
-  block.static_shared.push_back({key, offset});
-  block.shared_bytes = offset + bytes;
-  if (checked) block.shadow.grow(block.shared_bytes);
-  if (block.shared_bytes > kMostShared) {
-    report_fatal("shared memory", Site(), "%zu bytes, the limit is %zu", block.shared_bytes, kMostShared);
+  const size_t offset = (running->block->shared_bytes + alignment - 1) / alignment * alignment;
+  cluster->static_shared.push_back({key, offset});
+  if (offset + bytes > kMostShared) {
+    report_fatal("shared memory", Site(), "%zu bytes, the limit is %zu", offset + bytes, kMostShared);
   }
-  return block.shared + offset;
+  for (Block& block : cluster->blocks) {
+    block.shared_bytes = offset + bytes;
+    if (checked) block.shadow.grow(block.shared_bytes);
+  }
+  return running->block->shared + offset;
 }
 
 uint32_t shared_address(const void* shared, Where at) {
