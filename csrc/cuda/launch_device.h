@@ -47,6 +47,29 @@ void launch_kernel(const char* name, void (*kernel)(Parameters...), dim3 grid, d
   check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
 }
 
+// Clusters that the device can hold at once: a persistent kernel launches no more.
+template <typename... Parameters>
+int resident_clusters(void (*kernel)(Parameters...), int cluster, dim3 block, size_t shared, const Context&) {
+  constexpr const char* kName = "cudaOccupancyMaxActiveClusters";
+  check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(shared)),
+             kName);
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim.x = static_cast<unsigned>(cluster);
+  attribute.val.clusterDim.y = 1;
+  attribute.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(static_cast<unsigned>(cluster));
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int clusters = 0;
+  check_cuda(cudaOccupancyMaxActiveClusters(&clusters, reinterpret_cast<const void*>(kernel), &config), kName);
+  return clusters;
+}
+
 inline CUtensorMapDataType tensor_map_type(DType dtype) {
   switch (dtype) {
     case DType::kBFloat16:
