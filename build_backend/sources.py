@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 
+_HOST_ONLY = {"parallel_torch"}  # of csrc/common
+
+
 @dataclass(frozen=True)
 class Source:
     path: Path  # relative to the repository root
@@ -52,7 +55,14 @@ def built_isas(isa_flags: dict[str, tuple[str, ...]], x86: bool) -> list[str]:
 
 
 def cuda_sources(root: Path) -> list[Source]:
-    """Sources of `_C_cuda`: the .cu files and the C++ files beside them; none where there is no .cu file."""
-    folder = root / "csrc" / "cuda"
-    kernels = sorted(folder.glob("*.cu"))
-    return [Source(path.relative_to(root)) for path in (*kernels, *sorted(folder.glob("*.cpp"))) if kernels]
+    """Sources of `_C_cuda`: csrc/cuda, the operators that it has kernels of, and what all operators share.
+
+    None where there is no kernel.
+    """
+    csrc = root / "csrc"
+    kernels = sorted((csrc / "cuda").glob("*.cu"))
+    if not kernels:
+        return []
+    operators = sorted(csrc / f"{kernel.stem}.cpp" for kernel in kernels if (csrc / f"{kernel.stem}.cpp").exists())
+    shared = [*operators, *(path for path in sorted((csrc / "common").glob("*.cpp")) if path.stem not in _HOST_ONLY)]
+    return [Source(path.relative_to(root)) for path in (*kernels, *sorted((csrc / "cuda").glob("*.cpp")), *shared)]

@@ -75,6 +75,12 @@ STABLE_TORCH_LIBRARY(inception_kernels, m) {
   m.def("_cpu_isa() -> str");
   m.def("_best_cpu_isa() -> str");
   m.def("_set_cpu_isa(str name) -> ()");
+
+  // Implemented by the CUDA extension.
+  m.def("_counted_cuda_kernels() -> str");
+  m.def("_reset_counted_cuda_kernels() -> ()");
+  m.def("_cuda_declines(str op, str dtype, int[] shapes, int sm) -> str");
+  m.def("_cuda_allows_tf32() -> bool");
 }
 
 namespace {

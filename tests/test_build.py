@@ -217,7 +217,15 @@ class TestSources:
         (tree / "csrc/cuda/register.cpp").touch()
         assert sources.cuda_sources(tree) == []
         (tree / "csrc/cuda/k.cu").touch()
-        assert [file.path.name for file in sources.cuda_sources(tree)] == ["k.cu", "register.cpp"]
+        assert [file.path.name for file in sources.cuda_sources(tree)] == ["k.cu", "register.cpp", "a.cpp"]
+
+    def test_operators_with_cuda_kernels_are_in_both_extensions(self, tree):
+        (tree / "csrc/cuda").mkdir()
+        for name in ("cuda/conv.cu", "cuda/conv_sm90.cu", "conv.cpp", "host_only.cpp", "common/parallel_torch.cpp"):
+            (tree / "csrc" / name).touch()
+        found = [str(file.path) for file in sources.cuda_sources(tree)]
+        assert found == ["csrc/cuda/conv.cu", "csrc/cuda/conv_sm90.cu", "csrc/conv.cpp", "csrc/common/a.cpp"]
+        assert "csrc/conv.cpp" in [str(file.path) for file in sources.cpu_sources(tree, x86=True)]
 
     def test_a_line_without_a_colon(self, tree):
         (tree / "csrc/cpu/isa_flags.txt").write_text("avx2 -mavx2\n")

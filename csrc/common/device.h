@@ -60,8 +60,12 @@ class Device {
   void asymmetric_pair_forward(const PairForward& args) const;
 
  private:
-  cuda::Context context_{};
+  class Workspace;
+
+  // The CPU's has neither of them.
+  std::optional<torch::stable::Device> device_;
   std::shared_ptr<void> made_current_;  // restores the previous device
+  cuda::Context context_{};
 };
 
 }  // namespace ik

@@ -1,0 +1,164 @@
+"""The operators end to end over the CUDA bodies, kernels executed on the host: run by tests/test_cuda_operators.py."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import hosted_operators
+import pytest
+import torch
+from operator_cases import DTYPES, MAKERS, check, conv_case, evaluate_on, in_layout, pair_case, separable_case
+
+import inception_kernels as ik
+from inception_kernels import backends
+from inception_kernels.ops.prepared import PreparedConv2dBNAct, PreparedSeparableConv2d
+
+BN = ("bn_weight", "bn_bias", "running_mean", "running_var")
+SM = int(os.environ["IK_TEST_SM"])
+
+CONVOLUTIONS = {
+    "1x7": dict(C=16, K=24, window=(1, 7), padding=(0, 3)),
+    "3x3 stride 2": dict(C=8, K=16, window=(3, 3), stride=2, padding=1, residual=True),
+    "odd channels, dilated": dict(C=5, K=6, window=(3, 3), dilation=2, padding=2, bias=True, activation="silu"),
+    "1x1 of one image": dict(N=1, C=64, K=72, window=(1, 1), activation="none"),
+    "no batch norm": dict(C=8, K=8, window=(3, 1), bn=False, bias=True, activation="relu6"),
+}
+SEPARABLE = {
+    "xception": dict(C=16, K=24, padding=1, input_activation="relu"),
+    "stride 2, residual": dict(C=24, K=16, stride=2, padding=1, residual=True, activation="relu"),
+    "odd channels, mid activation": dict(C=5, K=6, padding=1, mid_activation="elu", depthwise_bias=True, bias=True),
+    "no batch norm": dict(C=8, K=8, padding=2, dilation=2, bn=False, activation="silu"),
+}
+
+
+@pytest.fixture(scope="session")
+def executed() -> Iterator[set[str]]:
+    """The kernels that ran in any test, kept in the file that IK_TEST_RECORD names."""
+    names: set[str] = set()
+    yield names
+    if "IK_TEST_RECORD" in os.environ:
+        Path(os.environ["IK_TEST_RECORD"]).write_text("\n".join(sorted(names)))
+
+
+@pytest.fixture(autouse=True)
+def _context(executed):
+    hosted_operators.hosted.context(SM)
+    yield
+    assert hosted_operators.hosted.reports() == ""
+    executed |= {name for name, count in backends.counters().items() if count and ".cuda_" in name}
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_conv2d_bn_act(name, dtype, training):
+    options = CONVOLUTIONS[name]
+    case = conv_case(dtype=DTYPES[dtype], training=training, **options)
+    check(case, "cuda", grad_layout="contiguous" if dtype == "f32" else "channels_last")
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("name", SEPARABLE)
+def test_separable_conv2d(name, dtype, training):
+    case = separable_case(dtype=DTYPES[dtype], training=training, **SEPARABLE[name])
+    check(case.but(x=in_layout(case.tensors["x"], "channels_last")), "cuda")
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+def test_asymmetric_pair(dtype, training):
+    case = pair_case(C=16, M=24, K=16, windows=((1, 7), (7, 1)), padding1=(0, 3), padding2=(3, 0), dtype=DTYPES[dtype])
+    check(case.but(training=training), "cuda")
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_prepared_layers_have_the_bits_of_the_operators(dtype):
+    case = conv_case(C=16, K=24, padding=1, dtype=DTYPES[dtype], bias=True)
+    x, weight, *vectors = (case.tensors[name] for name in ("x", "weight", *BN, "bias"))
+    x = in_layout(x, "channels_last")
+    prepared = PreparedConv2dBNAct(weight, *vectors, padding=1)
+    with ik.use_backend("cuda"):
+        assert_close(prepared(x), ik.conv2d_bn_act(x, weight, *vectors, padding=1))
+
+    case = separable_case(C=16, K=24, padding=1, dtype=DTYPES[dtype], depthwise_bias=True)
+    x, *weights = (case.tensors[name] for name in ("x", "depthwise_weight", "pointwise_weight", *BN))
+    x, offset = in_layout(x, "channels_last"), case.tensors["depthwise_bias"]
+    prepared = PreparedSeparableConv2d(*weights, depthwise_bias=offset, padding=1, input_activation="relu")
+    with ik.use_backend("cuda"):
+        direct = ik.separable_conv2d(x, *weights, depthwise_bias=offset, padding=1, input_activation="relu")
+    assert_close(prepared(x), direct)
+
+
+def assert_close(prepared: torch.Tensor, direct: torch.Tensor) -> None:
+    """Folded in float64 here and in float32 there: the last place may differ."""
+    ulps = 2 * torch.finfo(direct.dtype).eps * direct.abs().max().item()
+    torch.testing.assert_close(prepared, direct, rtol=0, atol=ulps)
+    assert prepared.stride() == direct.stride()
+
+
+def test_tf32_as_the_context_allows():
+    case = conv_case(C=32, K=32, padding=1, seed=3)
+    for allowed in (False, True):
+        hosted_operators.hosted.context(SM, allow_tf32=allowed)
+        backends.reset_counters()
+        evaluate_on("cuda", case)
+        names = {name for name, count in backends.counters().items() if count and ".forward.cuda_" in name}
+        assert any(name.endswith("_tf32" if allowed else "_fp32") for name in names), names
+
+
+@pytest.mark.parametrize("operator", MAKERS)
+def test_empty_batch(operator):
+    full = MAKERS[operator](N=1, bias=True, training=True)
+    P, Q = evaluate_on("reference", full.but(training=False)).y.shape[2:]
+    outcome = evaluate_on("cuda", full.but(x=full.tensors["x"][:0]), torch.empty(0, 6, P, Q))
+    assert outcome.y.shape == (0, 6, P, Q)
+    assert all((gradient == 0).all() for gradient in outcome.grads.values())
+
+
+@pytest.mark.parametrize("operator", ["conv2d_bn_act", "separable_conv2d"])
+def test_float64_is_refused_before_anything_runs(operator):
+    case = MAKERS[operator](dtype=torch.float64)
+    with pytest.raises(RuntimeError, match="float64 runs on the reference backend"):
+        evaluate_on("cuda", case)
+
+
+def test_what_a_kernel_declines_is_refused_with_its_reason():
+    case = separable_case(H=12, W=12, window=(9, 9), padding=4)
+    with pytest.raises(RuntimeError, match="the depthwise window is larger than 7 x 7"):
+        evaluate_on("cuda", case)
+
+
+def test_packed_weights_of_another_layer_are_refused():
+    packed = torch.ops.inception_kernels.conv2d_bn_act_pack(torch.randn(8, 8, 3, 3), [1, 1], [1, 1], [1, 1])
+    with pytest.raises(RuntimeError, match="pack the weight again"):
+        torch.ops.inception_kernels.conv2d_bn_act_prepacked(
+            torch.randn(1, 16, 4, 4), packed, None, None, None, [8, 16, 3, 3], [1, 1], [1, 1], [1, 1], "none"
+        )
+
+
+def test_training_step_of_a_swapped_network():
+    """Forward, backward and an update through swapped layers, against the same network unswapped."""
+    torch.manual_seed(0)
+    conv = torch.nn.Conv2d(16, 16, 3, padding=1, bias=False)
+    depthwise, pointwise = torch.nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False), torch.nn.Conv2d(16, 24, 1)
+    norms = torch.nn.BatchNorm2d(16), torch.nn.BatchNorm2d(24)
+    model = torch.nn.Sequential(conv, norms[0], torch.nn.ReLU(), depthwise, pointwise, norms[1], torch.nn.ReLU())
+    x = torch.randn(2, 16, 9, 7)
+    plain = copy.deepcopy(model)
+    assert len(ik.swap(model).swapped) >= 2
+    steps = []
+    for network, backend in ((plain, "reference"), (model, "cuda")):
+        backends.reset_counters()
+        with ik.use_backend(backend):
+            network(x).square().mean().backward()
+        steps.append({name: parameter.grad for name, parameter in network.named_parameters()})
+    for name, gradient in steps[0].items():
+        torch.testing.assert_close(steps[1][name], gradient, rtol=1e-3, atol=1e-4)
+    counts = backends.counters()
+    assert any(name.startswith("separable_conv2d.backward.cuda") for name, count in counts.items() if count), counts
+    for name, buffer in plain.named_buffers():
+        torch.testing.assert_close(dict(model.named_buffers())[name], buffer, rtol=1e-4, atol=1e-5)
