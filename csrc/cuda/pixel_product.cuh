@@ -1,8 +1,6 @@
 // A product over pixels: left [pixels][rows] transposed times right [pixels][columns]. A stage in shared memory holds
 // some pixels of 128 rows and of 128 columns, each pixel's elements side by side.
 #pragma once
-#include "common/types.h"
-#include "cuda/activation.cuh"
 #include "cuda/tile_product.cuh"
 
 namespace ik::cuda {
@@ -16,45 +14,22 @@ struct PixelStage {
   static constexpr int kVectorElements = kVectorBytes / kElementBytes;
   static constexpr int kBytes = 8192;
   static constexpr int kPixels = kBytes / kPitch;
+  static constexpr int kExchanged = sizeof(T) == 2 ? 8 : 4;  // pixels until the exchange of vectors repeats
 
   // Where vector v of a pixel begins: what one instruction reads of several pixels lies in different banks.
   static IK_DEVICE uint32_t offset(int pixel, int vector) {
-    const int exchange = sizeof(T) == 2 ? pixel & 7 : 2 * (pixel & 3);
+    const int exchange = pixel % kExchanged * (8 / kExchanged);
     return static_cast<uint32_t>(pixel * kPitch + (vector ^ exchange) * kVectorBytes);
   }
 };
 
-constexpr int kPixelThreads = 256;
-constexpr int kPixelWarpRows = 64;  // two warps down, four across
-constexpr int kPixelWarpColumns = 32;
+constexpr int kPixelThreads = 128;
+constexpr int kPixelWarpRows = 64;  // two warps down, two across
+constexpr int kPixelWarpColumns = 64;
+constexpr int kPixelWarpsAcross = 2;
 constexpr int kPixelFragments = kPixelWarpRows / kFragmentRows;
 constexpr int kPixelBlocks = kPixelWarpColumns / kBlockColumns;
 using PixelAccumulators = float[kPixelFragments][4 * kPixelBlocks];
-
-// The activation of the right operand, on the registers of a fragment.
-template <typename T, int kWords>
-IK_DEVICE void activate_words(Activation activation, uint32_t (&words)[kWords]) {
-  if (activation == Activation::kNone) return;
-  if constexpr (sizeof(T) == 4) {
-    float values[kWords];
-#pragma unroll
-    for (int i = 0; i < kWords; ++i) values[i] = __uint_as_float(words[i]);
-    activate(activation, values);
-#pragma unroll
-    for (int i = 0; i < kWords; ++i) words[i] = __float_as_uint(values[i]);
-  } else {
-    float values[2 * kWords];
-#pragma unroll
-    for (int i = 0; i < kWords; ++i) {
-      const float2 pair = Pair<T>::unpack(words[i]);
-      values[2 * i] = pair.x;
-      values[2 * i + 1] = pair.y;
-    }
-    activate(activation, values);
-#pragma unroll
-    for (int i = 0; i < kWords; ++i) words[i] = Pair<T>::pack(values[2 * i], values[2 * i + 1]);
-  }
-}
 
 // bf16 and fp16: ldmatrix transposes.
 template <typename Product>
@@ -77,7 +52,7 @@ struct PixelProduct {
     right_vector = (warp_column / 8 + lane / 16) * kVectorBytes;
   }
 
-  IK_DEVICE void add(PixelAccumulators& acc, uint32_t left_stage, uint32_t right_stage, Activation activation) const {
+  IK_DEVICE void add(PixelAccumulators& acc, uint32_t left_stage, uint32_t right_stage) const {
 #pragma unroll
     for (int step = 0; step < Stage::kPixels / kStep; ++step) {
       const uint32_t pixels = step * kStep * Stage::kPitch;
@@ -90,7 +65,6 @@ struct PixelProduct {
 #pragma unroll
       for (int j = 0; j < kPixelBlocks / 2; ++j) {
         ldmatrix_x4_trans(b[j], right_stage + right + pixels + ((right_vector + j * 2 * kVectorBytes) ^ exchange));
-        activate_words<T>(activation, b[j]);
       }
 #pragma unroll
       for (int i = 0; i < kPixelFragments; ++i) {
@@ -140,7 +114,7 @@ struct PixelProduct<Tf32Product> {
     return lds32(stage + right + pixel * Stage::kPitch + ((right_vector + column * Stage::kElementBytes) ^ exchange));
   }
 
-  IK_DEVICE void add(PixelAccumulators& acc, uint32_t left_stage, uint32_t right_stage, Activation activation) const {
+  IK_DEVICE void add(PixelAccumulators& acc, uint32_t left_stage, uint32_t right_stage) const {
 #pragma unroll
     for (int step = 0; step < Stage::kPixels; step += kStep) {
       uint32_t b[kPixelBlocks][2];
@@ -148,7 +122,6 @@ struct PixelProduct<Tf32Product> {
       for (int j = 0; j < kPixelBlocks; ++j) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) b[j][e] = load_right(right_stage, step + e * 4, j * kBlockColumns);
-        activate_words<float>(activation, b[j]);
 #pragma unroll
         for (int e = 0; e < 2; ++e) b[j][e] = to_tf32(__uint_as_float(b[j][e]));
       }
@@ -174,28 +147,27 @@ struct PixelProduct<Tf32Product> {
 template <>
 struct PixelProduct<Fp32Product> {
   using Stage = PixelStage<float>;
-  static constexpr int kExchanged = 4;  // pixels until the exchange of vectors repeats
-  uint32_t left;                        // row g and column 2 q of pixel 0
+  static constexpr int kExchanged = Stage::kExchanged;
+  uint32_t left;  // row g and column 2 q of pixel 0
   uint32_t right;
 
   IK_DEVICE PixelProduct(int warp_row, int warp_column, int lane)
       : left((warp_row + lane / 4) * Stage::kElementBytes),
         right((warp_column + lane % 4 * 2) * Stage::kElementBytes) {}
 
-  IK_DEVICE void add(PixelAccumulators& acc, uint32_t left_stage, uint32_t right_stage, Activation activation) const {
+  IK_DEVICE void add(PixelAccumulators& acc, uint32_t left_stage, uint32_t right_stage) const {
 #pragma unroll 1
     for (int first = 0; first < Stage::kPixels; first += kExchanged) {
       const uint32_t a_stage = left_stage + left + first * Stage::kPitch;
       const uint32_t b_stage = right_stage + right + first * Stage::kPitch;
 #pragma unroll
-      for (int pixel = 0; pixel < kExchanged; ++pixel) add_pixel(acc, a_stage, b_stage, pixel, activation);
+      for (int pixel = 0; pixel < kExchanged; ++pixel) add_pixel(acc, a_stage, b_stage, pixel);
     }
   }
 
  private:
   // Eight rows or columns are two vectors: the exchange swaps whole blocks of eight, by constants.
-  static IK_DEVICE void add_pixel(PixelAccumulators& acc, uint32_t a_stage, uint32_t b_stage, int pixel,
-                                  Activation activation) {
+  static IK_DEVICE void add_pixel(PixelAccumulators& acc, uint32_t a_stage, uint32_t b_stage, int pixel) {
     constexpr int kBlockBytes = 2 * kVectorBytes;
     float a[2 * kPixelFragments];
     float b[2 * kPixelBlocks];
@@ -209,7 +181,6 @@ struct PixelProduct<Fp32Product> {
       b[2 * j] = __uint_as_float(pair.x);
       b[2 * j + 1] = __uint_as_float(pair.y);
     }
-    activate(activation, b);
 #pragma unroll
     for (int i = 0; i < 2 * kPixelFragments; ++i) {
 #pragma unroll

@@ -25,6 +25,9 @@ bool wants_gradient(const SeparableBackward& args) { return args.grad_x.data || 
 bool wants_output(const SeparableBackward& args) {
   return args.grad_pointwise_weight || (wants_gradient(args) && args.mid_activation != Activation::kNone);
 }
+bool wants_activated(const SeparableBackward& args) {
+  return args.grad_pointwise_weight && args.mid_activation != Activation::kNone;
+}
 
 NhwcOutput dense_view(const ConvShape& s, void* data) {
   const int64_t pitch = pitch_of(s);
@@ -45,19 +48,9 @@ Conv2dForward pointwise_data(const SeparableBackward& args, const void* packed, 
   return conv;
 }
 
-PointwiseWeightGradient pointwise_weight(const SeparableBackward& args, const void* d) {
+PointwiseWeightGradient pointwise_weight(const SeparableBackward& args, const void* input) {
   const ConvShape& s = args.shape;
-  return {s.N,
-          s.P(),
-          s.Q(),
-          s.K,
-          s.C,
-          args.dtype,
-          args.grad_z,
-          d,
-          pitch_of(s),
-          args.mid_activation,
-          args.grad_pointwise_weight};
+  return {s.N, s.P(), s.Q(), s.K, s.C, args.dtype, args.grad_z, input, pitch_of(s), args.grad_pointwise_weight};
 }
 
 // Tiles of the depthwise backward kernel; how many channels a thread takes depends on the tensors' alignment.
@@ -73,7 +66,7 @@ int64_t depthwise_partial_floats(const ConvShape& s) {
 
 // Parts of the workspace, in bytes from its beginning.
 struct Layout {
-  size_t weights, d, packed, conv, gradient, partial;
+  size_t weights, d, activated, packed, conv, gradient, partial;
   size_t bytes = 0;
 
   Layout(const SeparableBackward& args, const Context& context) {
@@ -81,6 +74,7 @@ struct Layout {
     const size_t tensor = static_cast<size_t>(output_pixels(s) * pitch_of(s) * element_bytes(args.dtype));
     weights = take(static_cast<size_t>(s.R * s.S * pitch_of(s)) * sizeof(float));
     d = take(wants_output(args) ? tensor : 0);
+    activated = take(wants_activated(args) ? tensor : 0);
     const Conv2dForward data = pointwise_data(args, nullptr, nullptr);
     packed = take(wants_gradient(args) ? conv2d_packed_bytes(data.shape, args.dtype) : 0);
     conv = take(wants_gradient(args) ? conv2d_workspace_bytes(data, false, context) : 0);
@@ -118,7 +112,8 @@ template <typename T>
 constexpr int kPacketOf = 16 / static_cast<int>(sizeof(T));
 
 template <typename T, int kCount>
-void depthwise_forward(const SeparableBackward& args, const float* weights, void* d, const Context& context) {
+void depthwise_forward(const SeparableBackward& args, const float* weights, void* d, void* activated,
+                       const Context& context) {
   const ConvShape& s = args.shape;
   const ChannelLanes threads(s.C, kCount);
   DepthwiseForward<T> kernel{};
@@ -129,6 +124,8 @@ void depthwise_forward(const SeparableBackward& args, const float* weights, void
   kernel.weights = weights;
   kernel.bias = static_cast<const float*>(args.depthwise_bias);
   kernel.d = static_cast<T*>(d);
+  kernel.mid_activation = args.mid_activation;
+  kernel.activated = static_cast<T*>(activated);
   kernel.pixels = static_cast<int>(output_pixels(s));
   kernel.C = static_cast<int>(s.C);
   kernel.pitch = static_cast<int>(pitch_of(s));
@@ -204,8 +201,11 @@ void run(const SeparableBackward& args, char* workspace, const Context& context)
   void* d = workspace + layout.d;
   void* gradient = workspace + layout.gradient;
   pack_weights<T>(args, weights, context);
-  if (wants_output(args)) depthwise_forward<T, kCount>(args, weights, d, context);
-  if (args.grad_pointwise_weight) pointwise_weight_gradient(pointwise_weight(args, d), partial, context);
+  void* activated = wants_activated(args) ? workspace + layout.activated : nullptr;
+  if (wants_output(args)) depthwise_forward<T, kCount>(args, weights, d, activated, context);
+  if (args.grad_pointwise_weight) {
+    pointwise_weight_gradient(pointwise_weight(args, activated ? activated : d), partial, context);
+  }
   if (!wants_gradient(args)) return;
   void* packed = workspace + layout.packed;
   const Conv2dForward data = pointwise_data(args, packed, gradient);

@@ -45,6 +45,8 @@ struct DepthwiseForward {
   const float* weights;  // [R * S][pitch]
   const float* bias;     // [C]; null = 0
   T* d;                  // [pixels][pitch]
+  Activation mid_activation;
+  T* activated;  // as d; null where it would be the same
   int pixels, C, pitch;
   int groups;
 };
@@ -74,7 +76,14 @@ __global__ void __launch_bounds__(kChannelThreads, kBlocksPerMultiprocessor)
                        args.pitch, sums);
 #pragma unroll
     for (int j = 0; j < kGatherPixels; ++j) {
-      if (wanted[j]) store_floats(args.d + static_cast<int64_t>(m + j * rows) * args.pitch + place.k, sums[j]);
+      if (!wanted[j]) continue;
+      const int64_t place_in_d = static_cast<int64_t>(m + j * rows) * args.pitch + place.k;
+      store_floats(args.d + place_in_d, sums[j]);
+      if (args.activated == nullptr) continue;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) sums[j][i] = rounded<T>(sums[j][i]);
+      activate(args.mid_activation, sums[j]);
+      store_floats(args.activated + place_in_d, sums[j]);
     }
   }
 }

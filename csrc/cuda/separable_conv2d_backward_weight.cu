@@ -35,9 +35,8 @@ void run(const PointwiseWeightGradient& args, const Splits& splits, float* parti
   using T = typename Product::Type;
   WeightGradientArgs<T> kernel{};
   kernel.grid = pixel_grid(args.N, args.P, args.Q, args.grad_z);
-  kernel.grad_z = pixels_of<T>(args.grad_z);
-  kernel.d = static_cast<const T*>(args.d);
-  kernel.activation = args.activation;
+  kernel.left = pixels_of<T>(args.grad_z);
+  kernel.right = static_cast<const T*>(args.input);
   kernel.pixels = static_cast<int>(args.N * args.P * args.Q);
   kernel.K = static_cast<int>(args.K);
   kernel.C = static_cast<int>(args.C);
@@ -48,7 +47,8 @@ void run(const PointwiseWeightGradient& args, const Splits& splits, float* parti
   kernel.partial = partial;
   const dim3 grid(static_cast<unsigned>(splits.rows * splits.columns * splits.count));
   constexpr size_t kShared = 2 * kWeightStages * PixelStage<T>::kBytes;
-  if (args.K % PixelStage<T>::kVectorElements == 0 && is_aligned<T>(args.grad_z)) {
+  if (is_one_row(args.grad_z, args.P, args.Q) && args.K % PixelStage<T>::kVectorElements == 0 &&
+      is_aligned<T>(args.grad_z)) {
     IK_LAUNCH((weight_gradient_kernel<Product, true>), grid, dim3(kPixelThreads), kShared, context, kernel);
   } else {
     IK_LAUNCH((weight_gradient_kernel<Product, false>), grid, dim3(kPixelThreads), kShared, context, kernel);

@@ -1,5 +1,5 @@
-// The gradient of the pointwise weight: grad_z [pixels][K] transposed times act(d) [pixels][C], the pixels shared out
-// among blocks whose sums a second kernel adds in a fixed order.
+// The gradient of the pointwise weight: grad_z [pixels][K] transposed times the activated depthwise output [pixels][C],
+// the pixels shared out among blocks whose sums a second kernel adds in a fixed order.
 #pragma once
 #include "cuda/pixel_product.cuh"
 #include "cuda/pixels.cuh"
@@ -11,9 +11,8 @@ constexpr int kWeightStages = 4;
 template <typename T>
 struct WeightGradientArgs {
   PixelGrid grid;
-  Pixels<const T> grad_z;
-  const T* d;  // [pixels][pitch]
-  Activation activation;
+  Pixels<const T> left;  // grad_z
+  const T* right;        // [pixels][pitch]
   int pixels, K, C, pitch;
   int split_pixels;    // of a block: a multiple of the stage's
   FastDivide columns;  // blocks across C
@@ -21,18 +20,21 @@ struct WeightGradientArgs {
   float* partial;      // [splits][K][pitch]
 };
 
-// What this thread copies of a stage: the same vector of every kPixelThreads / kVectors-th pixel.
-template <typename T>
-struct StageCopy {
-  using Stage = PixelStage<T>;
-  static constexpr int kRounds = kPixelThreads / Stage::kVectors;  // pixels of one round
-  static constexpr int kCopies = Stage::kPixels / kRounds;
-  int vector;
-  int pixel;
+// The part of the product that a block computes.
+struct WeightTile {
+  int split, row0, column0;
+  int begin, end;  // pixels
 
-  IK_DEVICE explicit StageCopy(int thread) : vector(thread % Stage::kVectors), pixel(thread / Stage::kVectors) {}
-
-  IK_DEVICE uint32_t target(int copy) const { return Stage::offset(pixel + copy * kRounds, vector); }
+  template <typename T>
+  IK_DEVICE explicit WeightTile(const WeightGradientArgs<T>& args) {
+    split = args.tiles.quotient(blockIdx.x);
+    const int tile = static_cast<int>(blockIdx.x) - split * static_cast<int>(args.tiles.divisor);
+    const int tile_row = args.columns.quotient(tile);
+    row0 = tile_row * PixelStage<T>::kElements;
+    column0 = (tile - tile_row * static_cast<int>(args.columns.divisor)) * PixelStage<T>::kElements;
+    begin = split * args.split_pixels;
+    end = args.pixels - begin > args.split_pixels ? begin + args.split_pixels : args.pixels;
+  }
 };
 
 // Bytes of a vector from `element` on that lie before `count`.
@@ -55,83 +57,113 @@ IK_DEVICE uint4 gather_vector(const T* from, int bytes) {
   return bits;
 }
 
-template <typename Product, bool kVectors>
-__global__ void __launch_bounds__(kPixelThreads, 2)
-    weight_gradient_kernel(WeightGradientArgs<typename Product::Type> args) {
-  using T = typename Product::Type;
+// Copies stage after stage: a thread takes the same vector of every kRounds-th pixel. kJoined: the pixels of grad_z
+// follow each other at one distance and can be copied 16 bytes at a time.
+template <typename T, bool kJoined>
+struct StageCopies {
   using Stage = PixelStage<T>;
-  using Copy = StageCopy<T>;
-  IK_DYNAMIC_SHARED(shared);
-  const int thread = threadIdx.x;
-  const int split = args.tiles.quotient(blockIdx.x);
-  const int tile = static_cast<int>(blockIdx.x) - split * static_cast<int>(args.tiles.divisor);
-  const int tile_row = args.columns.quotient(tile);
-  const int row0 = tile_row * Stage::kElements;
-  const int column0 = (tile - tile_row * static_cast<int>(args.columns.divisor)) * Stage::kElements;
-  const int begin = split * args.split_pixels;
-  const int end = args.pixels - begin > args.split_pixels ? begin + args.split_pixels : args.pixels;
-  const int steps = (end - begin + Stage::kPixels - 1) / Stage::kPixels;
+  static constexpr int kRounds = kPixelThreads / Stage::kVectors;
+  static constexpr int kCopies = Stage::kPixels / kRounds;
+  static_assert(kRounds % Stage::kExchanged == 0, "all copies of a thread exchange vectors alike");
 
-  const uint32_t left0 = smem_u32(shared);
-  const uint32_t right0 = left0 + kWeightStages * Stage::kBytes;
-  const Copy copy(thread);
-  const int row = row0 + copy.vector * Stage::kVectorElements;
-  const int column = column0 + copy.vector * Stage::kVectorElements;
-  const int row_bytes = bytes_before<T>(row, args.K);
-  const int column_bytes = bytes_before<T>(column, args.C);
+  const WeightGradientArgs<T>& args;
+  const char* left;  // of this thread's first copy of the next stage
+  const char* right;
+  int64_t left_step, right_step;  // bytes from a copy to the next
+  int pixel, end;
+  int row;
+  int left_bytes, right_bytes;
+  uint32_t target;  // in stage 0 of the left operand
+  uint32_t stage = 0;
 
-  const auto load = [&](int step) {
-    const uint32_t stage = step % kWeightStages * Stage::kBytes;
+  IK_DEVICE StageCopies(const WeightGradientArgs<T>& given, const WeightTile& tile, uint32_t shared, int thread)
+      : args(given), end(tile.end) {
+    const int vector = thread % Stage::kVectors;
+    const int first = thread / Stage::kVectors;
+    const int column = tile.column0 + vector * Stage::kVectorElements;
+    row = tile.row0 + vector * Stage::kVectorElements;
+    pixel = tile.begin + first;
+    left_bytes = bytes_before<T>(row, args.K);
+    right_bytes = bytes_before<T>(column, args.C);
+    left_step = args.left.stride_w * kRounds * Stage::kElementBytes;
+    right_step = static_cast<int64_t>(args.pitch) * kRounds * Stage::kElementBytes;
+    left = reinterpret_cast<const char*>(args.left.data + pixel * args.left.stride_w + row);
+    right = reinterpret_cast<const char*>(args.right + static_cast<int64_t>(pixel) * args.pitch + column);
+    target = shared + Stage::offset(first, vector);
+  }
+
+  IK_DEVICE void next() {
 #pragma unroll
-    for (int i = 0; i < Copy::kCopies; ++i) {
-      const int m = begin + step * Stage::kPixels + copy.pixel + i * Copy::kRounds;
-      const bool inside = m < end;
-      const uint32_t target = stage + copy.target(i);
-      const T* left = inside && row_bytes > 0 ? args.grad_z.at(args.grid.at(m)) + row : args.grad_z.data;
-      if constexpr (kVectors) {
-        cp_async16(left0 + target, left, inside ? row_bytes : 0);
+    for (int i = 0; i < kCopies; ++i) {
+      const bool inside = pixel < end;
+      const uint32_t to = target + stage + i * kRounds * Stage::kPitch;
+      if constexpr (kJoined) {
+        cp_async16(to, left, inside ? left_bytes : 0);
+        left += left_step;
       } else {
-        sts128(left0 + target, gather_vector(left, inside ? row_bytes : 0));
+        const T* from = inside ? args.left.at(args.grid.at(pixel)) + row : args.left.data;
+        sts128(to, gather_vector(from, inside ? left_bytes : 0));
       }
-      const T* right = inside && column_bytes > 0 ? args.d + static_cast<int64_t>(m) * args.pitch + column : args.d;
-      cp_async16(right0 + target, right, inside ? column_bytes : 0);
+      cp_async16(to + kWeightStages * Stage::kBytes, right, inside ? right_bytes : 0);
+      right += right_step;
+      pixel += kRounds;
     }
-  };
-
-  const int warp = thread / 32;
-  const int lane = thread % 32;
-  const int warp_row = warp / 4 * kPixelWarpRows;
-  const int warp_column = warp % 4 * kPixelWarpColumns;
-  const PixelProduct<Product> product(warp_row, warp_column, lane);
-  PixelAccumulators acc = {};
-#pragma unroll
-  for (int step = 0; step < kWeightStages - 1; ++step) {
-    if (step < steps) load(step);
-    cp_async_commit();
+    stage = stage == (kWeightStages - 1) * Stage::kBytes ? 0 : stage + Stage::kBytes;
   }
-#pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
-    cp_async_wait<kWeightStages - 2>();
-    __syncthreads();
-    if (step + kWeightStages - 1 < steps) load(step + kWeightStages - 1);
-    cp_async_commit();
-    const uint32_t stage = step % kWeightStages * Stage::kBytes;
-    product.add(acc, left0 + stage, right0 + stage, args.activation);
-  }
+};
 
-  float* partial = args.partial + static_cast<int64_t>(split) * args.K * args.pitch;
+template <typename T>
+IK_DEVICE void store_sums(const WeightGradientArgs<T>& args, const WeightTile& tile, int row, int column,
+                          const PixelAccumulators& acc) {
+  float* partial = args.partial + static_cast<int64_t>(tile.split) * args.K * args.pitch;
 #pragma unroll
   for (int i = 0; i < 2 * kPixelFragments; ++i) {
-    const int k = row0 + warp_row + i * (kFragmentRows / 2) + lane / 4;
+    const int k = row + i * (kFragmentRows / 2);
     if (k >= args.K) continue;
 #pragma unroll
     for (int j = 0; j < kPixelBlocks; ++j) {
-      const int c = column0 + warp_column + j * kBlockColumns + lane % 4 * 2;
+      const int c = column + j * kBlockColumns;
       if (c >= args.C) continue;
       const float* sums = &acc[i / 2][4 * j + i % 2 * 2];
       *reinterpret_cast<float2*>(partial + static_cast<int64_t>(k) * args.pitch + c) = make_float2(sums[0], sums[1]);
     }
   }
+}
+
+template <typename Product, bool kJoined>
+__global__ void __launch_bounds__(kPixelThreads, 2)
+    weight_gradient_kernel(WeightGradientArgs<typename Product::Type> args) {
+  using T = typename Product::Type;
+  using Stage = PixelStage<T>;
+  IK_DYNAMIC_SHARED(shared);
+  const WeightTile tile(args);
+  const int steps = (tile.end - tile.begin + Stage::kPixels - 1) / Stage::kPixels;
+  const uint32_t left = smem_u32(shared);
+  const uint32_t right = left + kWeightStages * Stage::kBytes;
+  StageCopies<T, kJoined> copies(args, tile, left, threadIdx.x);
+  const int warp = threadIdx.x / 32;
+  const int lane = threadIdx.x % 32;
+  const int warp_row = warp / kPixelWarpsAcross * kPixelWarpRows;
+  const int warp_column = warp % kPixelWarpsAcross * kPixelWarpColumns;
+  const PixelProduct<Product> product(warp_row, warp_column, lane);
+  PixelAccumulators acc = {};
+#pragma unroll
+  for (int step = 0; step < kWeightStages - 1; ++step) {
+    if (step < steps) copies.next();
+    cp_async_commit();
+  }
+  uint32_t stage = 0;
+#pragma unroll 1
+  for (int step = 0; step < steps; ++step) {
+    cp_async_wait<kWeightStages - 2>();
+    __syncthreads();
+    copies.next();  // behind the last pixel: zeros that nobody reads
+    cp_async_commit();
+    product.add(acc, left + stage, right + stage);
+    stage = stage == (kWeightStages - 1) * Stage::kBytes ? 0 : stage + Stage::kBytes;
+  }
+  cp_async_wait<0>();
+  store_sums(args, tile, tile.row0 + warp_row + lane / 4, tile.column0 + warp_column + lane % 4 * 2, acc);
 }
 
 struct WeightSums {

@@ -10,11 +10,10 @@ namespace ik::cuda {
 struct PointwiseWeightGradient {
   int64_t N, P, Q, K, C;
   DType dtype;
-  NhwcInput grad_z;  // [N, P, Q, K]
-  const void* d;     // [N P Q][pitch], pitch a multiple of 8; 16-byte aligned
+  NhwcInput grad_z;   // [N, P, Q, K]
+  const void* input;  // [N P Q][pitch], pitch a multiple of 8; 16-byte aligned
   int64_t pitch;
-  Activation activation;  // of d
-  void* grad_weight;      // [K][C], dtype
+  void* grad_weight;  // [K][C], dtype
 };
 
 size_t pointwise_weight_workspace_bytes(const PointwiseWeightGradient& args, const Context& context);
