@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from . import _extension
+from .triton import _counters as triton_counters
+from .triton import runtime as triton_runtime
 
 logger = logging.getLogger("inception_kernels")
 
@@ -38,7 +40,7 @@ class Choice:
     reasons: dict[str, str] = field(default_factory=dict)
 
 
-def can_run_cuda(x: Tensor | None = None) -> str | None:
+def can_run_cuda(x: Tensor | None = None, operator: str | None = None) -> str | None:
     """None where the CUDA kernels can run on x, else the reason. Without x: whether this installation has them."""
     if not _extension.cuda_available:
         return _extension.cuda_reason
@@ -47,12 +49,30 @@ def can_run_cuda(x: Tensor | None = None) -> str | None:
     return None
 
 
-def can_run_triton(x: Tensor | None = None) -> str | None:
-    """None where a Triton kernel can run on x, else the reason."""
-    return "this version has no Triton kernels"
+def can_run_triton(x: Tensor | None = None, operator: str | None = None) -> str | None:
+    """None where a Triton kernel can run this operator on x, else the reason. Without x: whether Triton is there."""
+    reason = triton_runtime.missing()
+    if reason is not None:
+        return reason
+    if operator == "pointwise_depthwise_conv2d":
+        return "pointwise_depthwise_conv2d has no Triton kernel"
+    if not triton_runtime.interpreted() and not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    if x is None:
+        return None
+    if x.dtype == torch.float64:
+        return "the Triton kernels have no float64"
+    if triton_runtime.interpreted():
+        return None if x.device.type == "cpu" else "under TRITON_INTERPRET=1 the input has to be on the CPU"
+    if x.device.type != "cuda":
+        return f"the input is on {x.device.type}, not on a CUDA device"
+    capability = torch.cuda.get_device_capability(x.device)
+    if capability < (8, 0):
+        return f"the Triton kernels need compute capability 8.0, this device has {capability[0]}.{capability[1]}"
+    return None
 
 
-def can_run_cpu(x: Tensor | None = None) -> str | None:
+def can_run_cpu(x: Tensor | None = None, operator: str | None = None) -> str | None:
     """None where the host kernels can run on x, else the reason. Without x: whether this installation has them."""
     if not _extension.available:
         return _extension.reason
@@ -61,7 +81,7 @@ def can_run_cpu(x: Tensor | None = None) -> str | None:
     return None
 
 
-def can_run_reference(x: Tensor | None = None) -> str | None:
+def can_run_reference(x: Tensor | None = None, operator: str | None = None) -> str | None:
     """Plain PyTorch runs wherever the tensor is."""
     return None
 
@@ -72,8 +92,9 @@ _predicates = {
     "cpu": can_run_cpu,
     "reference": can_run_reference,
 }
-# The order of the automatic choice, by the input's device.
-_preference = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "triton", "reference")}
+# The order of the automatic choice, by the input's device. Triton's kernels wait for a measurement: they run where
+# use_backend asks for them.
+_preference = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "reference")}
 
 _forced: str | None = None
 _reference_calls: Counter[str] = Counter()
@@ -120,7 +141,7 @@ def choose(operator: str, x: Tensor) -> str:
     order = (_forced,) if _forced is not None else _preference.get(x.device.type, ("reference",))
     reasons: dict[str, str] = {}
     for name in order:
-        reason = _predicates[name](x)
+        reason = _predicates[name](x, operator)
         if reason is None:
             if not torch.compiler.is_compiling():
                 _record(operator, name, reasons)
@@ -155,6 +176,7 @@ def counters() -> dict[str, int]:
         for line in torch.ops.inception_kernels._counted_kernels().splitlines():
             name, _, count = line.rpartition("=")
             counts[name] = int(count)
+    counts.update(triton_counters.counters())
     with _reference_lock:
         counts.update(_reference_calls)
     return counts
@@ -164,6 +186,7 @@ def reset_counters() -> None:
     """Set every counter back to zero."""
     if _extension.available:
         torch.ops.inception_kernels._reset_counted_kernels()
+    triton_counters.reset_counters()
     with _reference_lock:
         _reference_calls.clear()
 

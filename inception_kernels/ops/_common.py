@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Sequence
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor
+
+
+def namespace(backend: str) -> Any:
+    """torch.ops.<namespace> that holds this backend's kernels; the Triton ones are loaded when first asked for."""
+    if backend != "triton":
+        return torch.ops.inception_kernels
+    _load_triton()
+    return torch.ops.inception_kernels_triton
+
+
+@torch.compiler.assume_constant_result
+def _load_triton() -> bool:
+    importlib.import_module("inception_kernels.triton.register")
+    return True
 
 
 def suggests_channels_last(x: Tensor) -> bool:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,7 @@ from .. import _extension, backends, reference
 from ..reference.asymmetric_pair import NO_BATCH_NORM, BatchNorm
 from . import _checks as check
 from ._aliasing import separate_memory
-from ._common import autocast_dtype, cast, empty_activations, memory_format_of, wanted
+from ._common import autocast_dtype, cast, empty_activations, memory_format_of, namespace, wanted
 from .conv2d_bn_act import conv2d_bn_act
 
 _NAME = "asymmetric_pair"
@@ -88,12 +90,13 @@ def asymmetric_pair(
         mid = conv2d_bn_act(x, weight1, *first, bias1, None, stride1, padding1, 1, mid_activation, True, momentum, eps)
         return conv2d_bn_act(mid, weight2, *second, bias2, None, stride2, padding2, 1, activation, True, momentum, eps)
 
-    if backends.choose(_NAME, x) == "reference":
+    backend = backends.choose(_NAME, x)
+    if backend == "reference":
         return reference.asymmetric_pair(
             x, weight1, weight2, bn1, bn2, bias1, bias2, stride1, stride2, padding1, padding2,
             mid_activation, activation, False, momentum, eps,
         )  # fmt: skip
-    return torch.ops.inception_kernels.asymmetric_pair(
+    return namespace(backend).asymmetric_pair(
         x, weight1, *first, bias1, weight2, *second, bias2, stride1, stride2, padding1, padding2,
         mid_activation, activation, eps,
     )  # fmt: skip
@@ -129,20 +132,19 @@ def _setup(ctx, inputs, output):
     ctx.options = inputs[13:]
 
 
-def _backward(ctx, grad_y):
+def _backward(kernels, ctx, grad_y):
     """The intermediate is computed again; then the gradients of two convolutions."""
     x, weight1, *vectors1, weight2, gamma2, beta2, mean2, var2, bias2 = ctx.saved_tensors
     gamma1, beta1, mean1, var1, bias1 = vectors1
     stride1, stride2, padding1, padding2, mid_activation, activation, eps = ctx.options
     needs = ctx.needs_input_grad
-    ops = torch.ops.inception_kernels
-    mid = ops.conv2d_bn_act(
+    mid = kernels.conv2d_bn_act(
         x, weight1, gamma1, beta1, mean1, var1, bias1, None,
         stride1, padding1, _NO_DILATION, mid_activation, eps,
     )  # fmt: skip
     first_needed = any(needs[:7])
     mask2 = [first_needed, needs[7], needs[8], needs[9], needs[12], False]
-    second = ops.conv2d_bn_act_backward(
+    second = kernels.conv2d_bn_act_backward(
         grad_y, mid, weight2, gamma2, beta2, mean2, var2, bias2, None, None,
         stride2, padding2, _NO_DILATION, activation, False, eps, mask2,
     )  # fmt: skip
@@ -150,7 +152,7 @@ def _backward(ctx, grad_y):
     mask1 = [needs[0], needs[1], needs[2], needs[3], needs[6], False]
     first: list[Tensor | None] = [None] * 6
     if first_needed:
-        gradients = ops.conv2d_bn_act_backward(
+        gradients = kernels.conv2d_bn_act_backward(
             grad_mid, x, weight1, gamma1, beta1, mean1, var1, bias1, None, None,
             stride1, padding1, _NO_DILATION, mid_activation, False, eps, mask1,
         )  # fmt: skip
@@ -162,6 +164,12 @@ def _backward(ctx, grad_y):
     )  # fmt: skip
 
 
+def register(name: str) -> None:
+    """The fake and the gradient of one namespace's operator."""
+    kernels = getattr(torch.ops, name)
+    torch.library.register_fake(f"{name}::{_NAME}", _fake)
+    torch.library.register_autograd(f"{name}::{_NAME}", partial(_backward, kernels), setup_context=_setup)
+
+
 if _extension.available:
-    torch.library.register_fake("inception_kernels::asymmetric_pair", _fake)
-    torch.library.register_autograd("inception_kernels::asymmetric_pair", _backward, setup_context=_setup)
+    register("inception_kernels")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ._common import (
     cast,
     empty_activations,
     memory_format_of,
+    namespace,
     refuse_double_backward,
     update_running_statistics,
     wanted,
@@ -95,17 +97,19 @@ def conv2d_bn_act(
             {"x": x, "weight": weight, "bn_weight": bn_weight, "bn_bias": bn_bias, "bias": bias, "residual": residual},
         )
 
-    if backends.choose(_NAME, x) == "reference":
+    backend = backends.choose(_NAME, x)
+    if backend == "reference":
         return reference.conv2d_bn_act(
             x, weight, bn_weight, bn_bias, running_mean, running_var, bias, residual,
             stride, padding, dilation, activation, training, momentum, eps,
         )  # fmt: skip
+    kernels = namespace(backend)
     if not batch_statistics:
-        return torch.ops.inception_kernels.conv2d_bn_act(
+        return kernels.conv2d_bn_act(
             x, weight, bn_weight, bn_bias, running_mean, running_var, bias, residual,
             stride, padding, dilation, activation, eps,
         )  # fmt: skip
-    y, _, mean, var = torch.ops.inception_kernels.conv2d_bn_act_training(
+    y, _, mean, var = kernels.conv2d_bn_act_training(
         x, weight, bn_weight, bn_bias, bias, residual, stride, padding, dilation, activation, eps
     )
     update_running_statistics(running_mean, running_var, mean, var, momentum, x.shape[0] * size[0] * size[1])
@@ -191,35 +195,41 @@ def _setup_training(ctx, inputs, output):
     ctx.options = options
 
 
-def _gradients(ctx, grad_y: Tensor, mask: list[bool], training: bool) -> list[Tensor | None]:
+def _gradients(kernels, ctx, grad_y: Tensor, mask: list[bool], training: bool) -> list[Tensor | None]:
     x, weight, bn_weight, bn_bias, mean, var, bias, residual, z = ctx.saved_tensors
     stride, padding, dilation, activation, eps = ctx.options
-    gradients = torch.ops.inception_kernels.conv2d_bn_act_backward(
+    gradients = kernels.conv2d_bn_act_backward(
         grad_y, x, weight, bn_weight, bn_bias, mean, var, bias, residual, z,
         stride, padding, dilation, activation, training, eps, mask,
     )  # fmt: skip
     return wanted(gradients, mask)
 
 
-def _backward(ctx, grad_y):
+def _backward(kernels, ctx, grad_y):
     needs = ctx.needs_input_grad
     mask = [needs[0], needs[1], needs[2], needs[3], needs[6], needs[7]]
-    x, weight, bn_weight, bn_bias, bias, residual = _gradients(ctx, grad_y, mask, False)
+    x, weight, bn_weight, bn_bias, bias, residual = _gradients(kernels, ctx, grad_y, mask, False)
     return x, weight, bn_weight, bn_bias, None, None, bias, residual, *[None] * 5
 
 
-def _backward_training(ctx, grad_y, *ignored):
+def _backward_training(kernels, ctx, grad_y, *ignored):
     mask = list(ctx.needs_input_grad[:6])
-    return *_gradients(ctx, grad_y, mask, True), *[None] * 5
+    return *_gradients(kernels, ctx, grad_y, mask, True), *[None] * 5
+
+
+def register(name: str) -> None:
+    """Fakes and gradients of the operators of one namespace."""
+    kernels = getattr(torch.ops, name)
+    torch.library.register_fake(f"{name}::conv2d_bn_act", _fake)
+    torch.library.register_fake(f"{name}::conv2d_bn_act_training", _fake_training)
+    torch.library.register_fake(f"{name}::conv2d_bn_act_backward", _fake_backward)
+    torch.library.register_autograd(f"{name}::conv2d_bn_act", partial(_backward, kernels), setup_context=_setup)
+    torch.library.register_autograd(
+        f"{name}::conv2d_bn_act_training", partial(_backward_training, kernels), setup_context=_setup_training
+    )
+    torch.library.register_autograd(f"{name}::conv2d_bn_act_backward", refuse_double_backward(_NAME))
 
 
 if _extension.available:
-    torch.library.register_fake("inception_kernels::conv2d_bn_act", _fake)
-    torch.library.register_fake("inception_kernels::conv2d_bn_act_training", _fake_training)
-    torch.library.register_fake("inception_kernels::conv2d_bn_act_backward", _fake_backward)
+    register("inception_kernels")
     torch.library.register_fake("inception_kernels::conv2d_bn_act_prepacked", _fake_prepacked)
-    torch.library.register_autograd("inception_kernels::conv2d_bn_act", _backward, setup_context=_setup)
-    torch.library.register_autograd(
-        "inception_kernels::conv2d_bn_act_training", _backward_training, setup_context=_setup_training
-    )
-    torch.library.register_autograd("inception_kernels::conv2d_bn_act_backward", refuse_double_backward(_NAME))

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from .. import _extension, backends, reference
 from . import _checks as check
-from ._common import autocast_dtype, refuse_double_backward
+from ._common import autocast_dtype, namespace, refuse_double_backward
 
 _NAME = "label_smoothing_cross_entropy"
 _REDUCTIONS = ("mean", "sum", "none")
@@ -61,13 +63,14 @@ def label_smoothing_cross_entropy(
     if reduction not in _REDUCTIONS:
         raise ValueError(f"reduction: expected one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
 
-    if backends.choose(_NAME, logits) == "reference":
+    backend = backends.choose(_NAME, logits)
+    if backend == "reference":
         return reference.label_smoothing_cross_entropy(logits, target, weight, smoothing, ignore_index, reduction)
     rows, labels = logits, target
     if logits.dim() != 2:
         rows = logits if logits.dim() == 1 else logits.movedim(1, -1)
         rows, labels = rows.reshape(-1, classes), target.reshape(-1)
-    loss, _ = torch.ops.inception_kernels.label_smoothing_cross_entropy(
+    loss, _ = namespace(backend).label_smoothing_cross_entropy(
         rows, labels, _accumulation(weight, logits), smoothing, ignore_index, reduction
     )
     if reduction == "none" and logits.dim() != 2:
@@ -127,17 +130,19 @@ def _setup(ctx, inputs, output):
     ctx.options = options
 
 
-def _backward(ctx, grad_loss, _):
-    grad = torch.ops.inception_kernels.label_smoothing_cross_entropy_backward(
-        grad_loss, *ctx.saved_tensors, *ctx.options
-    )
+def _backward(kernels, ctx, grad_loss, _):
+    grad = kernels.label_smoothing_cross_entropy_backward(grad_loss, *ctx.saved_tensors, *ctx.options)
     return grad, *[None] * 5
 
 
+def register(name: str) -> None:
+    """Fakes and the gradient of the operators of one namespace."""
+    kernels = getattr(torch.ops, name)
+    torch.library.register_fake(f"{name}::{_NAME}", _fake)
+    torch.library.register_fake(f"{name}::{_NAME}_backward", _fake_backward)
+    torch.library.register_autograd(f"{name}::{_NAME}", partial(_backward, kernels), setup_context=_setup)
+    torch.library.register_autograd(f"{name}::{_NAME}_backward", refuse_double_backward(_NAME))
+
+
 if _extension.available:
-    torch.library.register_fake("inception_kernels::label_smoothing_cross_entropy", _fake)
-    torch.library.register_fake("inception_kernels::label_smoothing_cross_entropy_backward", _fake_backward)
-    torch.library.register_autograd("inception_kernels::label_smoothing_cross_entropy", _backward, setup_context=_setup)
-    torch.library.register_autograd(
-        "inception_kernels::label_smoothing_cross_entropy_backward", refuse_double_backward(_NAME)
-    )
+    register("inception_kernels")

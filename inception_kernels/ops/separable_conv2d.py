@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from ._common import (
     cast,
     empty_activations,
     memory_format_of,
+    namespace,
     refuse_double_backward,
     update_running_statistics,
     wanted,
@@ -106,19 +108,21 @@ def separable_conv2d(
             },
         )  # fmt: skip
 
-    if backends.choose(_NAME, x) == "reference":
+    backend = backends.choose(_NAME, x)
+    if backend == "reference":
         return reference.separable_conv2d(
             x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, running_mean, running_var, residual,
             stride, padding, dilation, depthwise_bias, bias, input_activation, mid_activation, activation,
             training, momentum, eps,
         )  # fmt: skip
+    kernels = namespace(backend)
     if not batch_statistics:
-        return torch.ops.inception_kernels.separable_conv2d(
+        return kernels.separable_conv2d(
             x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, running_mean, running_var,
             depthwise_bias, bias, residual, stride, padding, dilation,
             input_activation, mid_activation, activation, eps,
         )  # fmt: skip
-    y, _, mean, var = torch.ops.inception_kernels.separable_conv2d_training(
+    y, _, mean, var = kernels.separable_conv2d_training(
         x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, depthwise_bias, bias, residual,
         stride, padding, dilation, input_activation, mid_activation, activation, eps,
     )  # fmt: skip
@@ -189,32 +193,38 @@ def _setup_training(ctx, inputs, output):
     ctx.options = options
 
 
-def _gradients(ctx, grad_y: Tensor, mask: list[bool], training: bool) -> list[Tensor | None]:
+def _gradients(kernels, ctx, grad_y: Tensor, mask: list[bool], training: bool) -> list[Tensor | None]:
     *geometry, input_activation, mid_activation, activation, eps = ctx.options
-    gradients = torch.ops.inception_kernels.separable_conv2d_backward(
+    gradients = kernels.separable_conv2d_backward(
         grad_y, *ctx.saved_tensors, *geometry, input_activation, mid_activation, activation, training, eps, mask
     )
     return wanted(gradients, mask)
 
 
-def _backward(ctx, grad_y):
+def _backward(kernels, ctx, grad_y):
     needs = ctx.needs_input_grad
     mask = [*needs[:5], *needs[7:10]]
-    gradients = _gradients(ctx, grad_y, mask, False)
+    gradients = _gradients(kernels, ctx, grad_y, mask, False)
     return *gradients[:5], None, None, *gradients[5:], *[None] * 7
 
 
-def _backward_training(ctx, grad_y, *ignored):
-    return *_gradients(ctx, grad_y, list(ctx.needs_input_grad[:8]), True), *[None] * 7
+def _backward_training(kernels, ctx, grad_y, *ignored):
+    return *_gradients(kernels, ctx, grad_y, list(ctx.needs_input_grad[:8]), True), *[None] * 7
+
+
+def register(name: str) -> None:
+    """Fakes and gradients of the operators of one namespace."""
+    kernels = getattr(torch.ops, name)
+    torch.library.register_fake(f"{name}::separable_conv2d", _fake)
+    torch.library.register_fake(f"{name}::separable_conv2d_training", _fake_training)
+    torch.library.register_fake(f"{name}::separable_conv2d_backward", _fake_backward)
+    torch.library.register_autograd(f"{name}::separable_conv2d", partial(_backward, kernels), setup_context=_setup)
+    torch.library.register_autograd(
+        f"{name}::separable_conv2d_training", partial(_backward_training, kernels), setup_context=_setup_training
+    )
+    torch.library.register_autograd(f"{name}::separable_conv2d_backward", refuse_double_backward(_NAME))
 
 
 if _extension.available:
-    torch.library.register_fake("inception_kernels::separable_conv2d", _fake)
-    torch.library.register_fake("inception_kernels::separable_conv2d_training", _fake_training)
-    torch.library.register_fake("inception_kernels::separable_conv2d_backward", _fake_backward)
+    register("inception_kernels")
     torch.library.register_fake("inception_kernels::separable_conv2d_prepacked", _fake_prepacked)
-    torch.library.register_autograd("inception_kernels::separable_conv2d", _backward, setup_context=_setup)
-    torch.library.register_autograd(
-        "inception_kernels::separable_conv2d_training", _backward_training, setup_context=_setup_training
-    )
-    torch.library.register_autograd("inception_kernels::separable_conv2d_backward", refuse_double_backward(_NAME))

@@ -1,0 +1,1 @@
+"""The operators as Triton kernels; imported when the backend is first asked for, because Triton is slow to import."""

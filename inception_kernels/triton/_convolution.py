@@ -1,0 +1,242 @@
+"""The implicit product by pointers: forward convolutions and input gradients of any window, stride and dilation.
+
+Output pixel (i, j) of image n reads input pixel (i STEP_H + FIRST_H + t DELTA_H, ...) for tap t = 0 .. TAPS_H - 1,
+which is a forward convolution with STEP = stride, FIRST = -padding, DELTA = dilation; and, per residue class of pixels
+modulo the stride, the gradient of its input. Rows of a tile are output pixels of all images in order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._device import activate, load_vector
+
+
+@triton.jit
+def scale_shift(bias, gamma, beta, mean, var, k, inside, eps, BIAS: tl.constexpr, BN: tl.constexpr, GAMMA: tl.constexpr, BETA: tl.constexpr):  # fmt: skip  # noqa: E501
+    """y = scale * product + shift for this bias and this batch norm."""
+    shift = load_vector(bias, k, inside, BIAS, 0.0)
+    scale = tl.full(k.shape, 1.0, tl.float32)
+    if BN:
+        scale = load_vector(gamma, k, inside, GAMMA, 1.0) / tl.sqrt(load_vector(var, k, inside, True, 0.0) + eps)
+        scale = tl.where(inside, scale, 0.0)
+        shift = (shift - load_vector(mean, k, inside, True, 0.0)) * scale + load_vector(beta, k, inside, BETA, 0.0)
+    return scale, shift
+
+
+@triton.jit
+def tile_moments(partial, u, rows, tile, k, K, BLOCK_M: tl.constexpr):
+    """Mean and sum of squared differences of a tile's first `rows` rows, to partial [tiles, 2, K]."""
+    inside = (tl.arange(0, BLOCK_M) < rows)[:, None]
+    mean = tl.sum(tl.where(inside, u, 0.0), axis=0) / rows
+    difference = tl.where(inside, u - mean[None, :], 0.0)
+    tl.store(partial + 2 * tile * K + k, mean, mask=k < K)
+    tl.store(partial + (2 * tile + 1) * K + k, tl.sum(difference * difference, axis=0), mask=k < K)
+
+
+@triton.jit
+def tile_order(pid, TILES_M, TILES_K, GROUP: tl.constexpr):
+    """Bands of GROUP row tiles across all channel tiles: neighbours in time share both operands in L2."""
+    band = pid // (GROUP * TILES_K)
+    height = tl.minimum(TILES_M - band * GROUP, GROUP)
+    within = pid % (GROUP * TILES_K)
+    return band * GROUP + within % height, within // height
+
+
+@triton.jit
+def _convolution(
+    x, weight, y, residual, bias, gamma, beta, mean, var, partial,
+    M, H, W, C, ROWS, COLUMNS, K, x_n, x_h, x_w, w_k, w_t, w_c, y_n, y_i, y_j, r_n, r_i, r_j, eps, TILES_M, TILES_K,
+    TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STEP_H: tl.constexpr, STEP_W: tl.constexpr,
+    FIRST_H: tl.constexpr, FIRST_W: tl.constexpr, DELTA_H: tl.constexpr, DELTA_W: tl.constexpr,
+    TAP_0: tl.constexpr, TAP_H: tl.constexpr, TAP_W: tl.constexpr,
+    BIAS: tl.constexpr, BN: tl.constexpr, GAMMA: tl.constexpr, BETA: tl.constexpr, RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr, MOMENTS: tl.constexpr, FLAT: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, GROUP: tl.constexpr,
+):  # fmt: skip
+    tile, tile_k = tile_order(tl.program_id(0), TILES_M, TILES_K, GROUP)
+    m = tile.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    live = m < M
+    n = m // (ROWS * COLUMNS)
+    i = (m // COLUMNS % ROWS).to(tl.int32)
+    j = (m % COLUMNS).to(tl.int32)
+    h0 = i * STEP_H + FIRST_H
+    w0 = j * STEP_W + FIRST_W
+    k = tile_k * BLOCK_K + tl.arange(0, BLOCK_K)
+    c = tl.arange(0, BLOCK_C)
+    image = x + n * x_n
+    column = weight + k.to(tl.int64) * w_k
+    acc = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
+    if FLAT:
+        # Few channels: taps and channels are one reduction, so that a step is not mostly empty.
+        for first in range(0, TAPS_H * TAPS_W * C, BLOCK_C):
+            e = first + c
+            th = e // (TAPS_W * C)
+            tw = e // C % TAPS_W
+            ch = e % C
+            h = h0[:, None] + (th * DELTA_H)[None, :]
+            w = w0[:, None] + (tw * DELTA_W)[None, :]
+            ok = live[:, None] & (h >= 0) & (h < H) & (w >= 0) & (w < W) & (e < TAPS_H * TAPS_W * C)[None, :]
+            a = tl.load(image[:, None] + h.to(tl.int64) * x_h + w * x_w + ch[None, :], mask=ok, other=0.0)
+            at = (TAP_0 + th * TAP_H + tw * TAP_W) * w_t + ch * w_c
+            inside = (e < TAPS_H * TAPS_W * C)[:, None] & (k < K)[None, :]
+            b = tl.load(column[None, :] + at[:, None], mask=inside, other=0.0)
+            acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    else:
+        for th in range(TAPS_H):
+            for tw in range(TAPS_W):
+                h = h0 + th * DELTA_H
+                w = w0 + tw * DELTA_W
+                ok = live & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+                pixel = image + h.to(tl.int64) * x_h + w * x_w
+                tap = column + (TAP_0 + th * TAP_H + tw * TAP_W) * w_t
+                for first in range(0, C, BLOCK_C):
+                    inside = first + c < C
+                    a = tl.load(pixel[:, None] + (first + c)[None, :], mask=ok[:, None] & inside[None, :], other=0.0)
+                    b = tl.load(
+                        tap[None, :] + ((first + c) * w_c)[:, None],
+                        mask=inside[:, None] & (k < K)[None, :], other=0.0,
+                    )  # fmt: skip
+                    acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    scale, shift = scale_shift(bias, gamma, beta, mean, var, k, k < K, eps, BIAS, BN, GAMMA, BETA)
+    u = acc * scale[None, :] + shift[None, :]
+    inside = live[:, None] & (k < K)[None, :]
+    if RESIDUAL:
+        at = n * r_n + i * r_i + j * r_j
+        u += tl.load(residual + at[:, None] + k[None, :], mask=inside, other=0.0).to(tl.float32)
+    u = activate(u, ACTIVATION)
+    if MOMENTS:
+        rounded = u.to(y.dtype.element_ty).to(tl.float32)  # batch norm sees what is stored
+        tile_moments(partial, rounded, tl.minimum(BLOCK_M, M - tile * BLOCK_M), tile, k, K, BLOCK_M)
+    at = n * y_n + i * y_i + j * y_j
+    tl.store(y + at[:, None] + k[None, :], u.to(y.dtype.element_ty), mask=inside)
+
+
+@dataclass(frozen=True)
+class Taps:
+    """One dimension of a window: output i reads input i * step + first + t * delta with weight tap_first + t * tap."""
+
+    count: int
+    step: int
+    first: int
+    delta: int
+    tap_first: int = 0
+    tap: int = 1
+
+
+@dataclass(frozen=True)
+class Epilogue:
+    """act(BN(product + bias) + residual); all vectors [K], the residual [N, K, ROWS, COLUMNS]."""
+
+    bias: Tensor | None = None
+    gamma: Tensor | None = None
+    beta: Tensor | None = None
+    mean: Tensor | None = None
+    var: Tensor | None = None
+    eps: float = 0.0
+    residual: Tensor | None = None
+    activation: str = "none"
+
+    def vectors(self, anything: Tensor) -> tuple[Tensor, ...]:
+        """Pointers of bias, gamma, beta, mean and var; `anything` for those that the kernel will not read."""
+        given = (self.bias, self.gamma, self.beta, self.mean, self.var)
+        return tuple(anything if v is None else v.contiguous() for v in given)
+
+    def flags(self) -> dict[str, bool | str]:
+        bn = self.mean is not None
+        return {
+            "BIAS": self.bias is not None, "BN": bn, "GAMMA": bn and self.gamma is not None,
+            "BETA": bn and self.beta is not None, "RESIDUAL": self.residual is not None,
+            "ACTIVATION": self.activation,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A tile of BLOCK_M pixels x BLOCK_K outputs in steps of BLOCK_C channels."""
+
+    m: int
+    k: int
+    c: int
+    warps: int
+    stages: int
+    group: int = 8
+
+
+def adjacent_channels(x: Tensor) -> Tensor:
+    """[N, C, H, W] whose channels are adjacent: x itself, or a channels-last copy."""
+    return x if x.shape[1] == 1 or x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)
+
+
+def precision_of(x: Tensor) -> str:
+    """How float32 is multiplied: as PyTorch's own flag for cuDNN's convolutions says."""
+    return "tf32" if x.dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
+
+
+def choose_blocks(M: int, K: int, C: int, taps: int, dtype: torch.dtype) -> tuple[Blocks, bool]:
+    """The configuration by shape, and whether taps and channels are one reduction (few channels)."""
+    flat = C < 16
+    depth = taps * C if flat else C
+    wide = dtype == torch.float32
+    c = 16 if depth <= 16 else 32 if depth <= 32 or wide else 64
+    k = 16 if K <= 16 else 32 if K <= 32 else 64 if K <= 64 or wide else 128
+    m = 128 if M >= 128 * 128 and not wide else 64
+    return Blocks(m, k, c, warps=4 if m * k <= 64 * 128 else 8, stages=3), flat
+
+
+def convolve(
+    x: Tensor, weight: Tensor, weight_strides: tuple[int, int, int], y: Tensor, taps: tuple[Taps, Taps],
+    epilogue: Epilogue, window_width: int, partial: Tensor | None = None, blocks: tuple[Blocks, bool] | None = None,
+) -> None:  # fmt: skip
+    """Write y [N, K, ROWS, COLUMNS] (channels adjacent, any other strides) from x [N, C, H, W] (channels adjacent).
+
+    weight_strides are those of (output channel, tap, input channel) in elements, taps counted row by row of a window
+    that is window_width wide. partial [tiles, 2, K] receives each tile's moments.
+    """
+    N, C, H, W = x.shape
+    _, K, ROWS, COLUMNS = y.shape
+    M = N * ROWS * COLUMNS
+    if M == 0:
+        return
+    down, across = taps
+    chosen, flat = blocks or choose_blocks(M, K, C, down.count * across.count, x.dtype)
+    tiles_m, tiles_k = triton.cdiv(M, chosen.m), triton.cdiv(K, chosen.k)
+    residual = epilogue.residual
+    added = y if residual is None else residual
+    _convolution[(tiles_m * tiles_k,)](
+        x, weight, y, added, *epilogue.vectors(weight), weight if partial is None else partial,
+        M, H, W, C, ROWS, COLUMNS, K, x.stride(0), x.stride(2), x.stride(3), *weight_strides,
+        y.stride(0), y.stride(2), y.stride(3), added.stride(0), added.stride(2), added.stride(3), epilogue.eps,
+        tiles_m, tiles_k,
+        TAPS_H=down.count, TAPS_W=across.count, STEP_H=down.step, STEP_W=across.step,
+        FIRST_H=down.first, FIRST_W=across.first, DELTA_H=down.delta, DELTA_W=across.delta,
+        TAP_0=down.tap_first * window_width + across.tap_first, TAP_H=down.tap * window_width, TAP_W=across.tap,
+        **epilogue.flags(), MOMENTS=partial is not None, FLAT=flat, PRECISION=precision_of(x),
+        BLOCK_M=chosen.m, BLOCK_K=chosen.k, BLOCK_C=chosen.c, GROUP=chosen.group,
+        num_warps=chosen.warps, num_stages=chosen.stages,
+    )  # fmt: skip
+
+
+def forward_taps(window: int, stride: int, padding: int, dilation: int) -> Taps:
+    return Taps(window, stride, -padding, dilation)
+
+
+def gradient_taps(window: int, stride: int, padding: int, dilation: int, residue: int) -> Taps:
+    """The taps that reach input pixels congruent to `residue` modulo the stride: pixel `residue + i * stride`.
+
+    Output p reads input p * stride - padding + r * dilation, so input h is read by p = (h + padding - r * dilation) /
+    stride wherever that is whole; the taps r for which it is form an arithmetic sequence.
+    """
+    reaching = [r for r in range(window) if (residue + padding - r * dilation) % stride == 0]
+    if not reaching:
+        return Taps(0, 1, 0, 0)
+    first = reaching[0]
+    step = reaching[1] - first if len(reaching) > 1 else 1
+    return Taps(
+        len(reaching), 1, (residue + padding - first * dilation) // stride, -step * dilation // stride, first, step
+    )

@@ -1,0 +1,225 @@
+"""The depthwise half of separable_conv2d on its own: forward, input gradient, weight and bias gradient.
+
+Bound by memory: a program owns a block of neighbouring pixels x channels, so that the R S reads of a pixel that its
+neighbours share come from the nearest cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._convolution import adjacent_channels
+from ._device import activate, activation_gradient, load_vector
+from ._weight_gradient import sum_of_slices
+
+_PIXELS = 32
+_CHANNELS = 64
+_MAX_SLICES = 256
+
+
+@triton.jit
+def depthwise_tile(
+    x, weight, bias, n, h0, w0, live, c, H, W, C, x_n, x_h, x_w,
+    R: tl.constexpr, S: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, BIAS: tl.constexpr,
+    INPUT: tl.constexpr,
+):  # fmt: skip
+    """[pixels, channels] float32: depthwise(input(x)) + bias of output pixels whose first tap reads (n, h0, w0)."""
+    inside = c < C
+    acc = tl.zeros((n.shape[0], c.shape[0]), tl.float32) + load_vector(bias, c, inside, BIAS, 0.0)[None, :]
+    for r in tl.static_range(R):
+        for s in tl.static_range(S):
+            h = h0 + r * DILATION_H
+            w = w0 + s * DILATION_W
+            ok = live & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+            at = n * x_n + h.to(tl.int64) * x_h + w * x_w
+            v = tl.load(x + at[:, None] + c[None, :], mask=ok[:, None] & inside[None, :], other=0.0).to(tl.float32)
+            k = tl.load(weight + (r * S + s) * C + c, mask=inside, other=0.0).to(tl.float32)
+            acc += activate(v, INPUT) * k[None, :]
+    return acc
+
+
+@triton.jit
+def _forward(
+    x, weight, bias, y, grad, M, H, W, C, P, Q, x_n, x_h, x_w,
+    R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, BIAS: tl.constexpr,
+    INPUT: tl.constexpr, MID: tl.constexpr, GRAD: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """y [M, C] = mid(depthwise(input(x)) + bias); with GRAD also grad [M, C] *= mid' there. weight is [R S, C]."""
+    m = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    n = m // (P * Q)
+    h0 = (m // Q % P).to(tl.int32) * STRIDE_H - PAD_H
+    w0 = (m % Q).to(tl.int32) * STRIDE_W - PAD_W
+    u = depthwise_tile(
+        x, weight, bias, n, h0, w0, m < M, c, H, W, C, x_n, x_h, x_w, R, S, DILATION_H, DILATION_W, BIAS, INPUT
+    )
+    live = (m < M)[:, None] & (c < C)[None, :]
+    at = m[:, None] * C + c[None, :]
+    tl.store(y + at, activate(u, MID).to(y.dtype.element_ty), mask=live)
+    if GRAD:
+        masked = activation_gradient(tl.load(grad + at, mask=live, other=0.0).to(tl.float32), u, MID)
+        tl.store(grad + at, masked.to(grad.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def _input_gradient(
+    grad, weight, x, grad_x, M, H, W, C, P, Q, x_n, x_h, x_w,
+    R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, INPUT: tl.constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """grad_x [N H W, C] = input'(x) times the sum over the outputs that read the pixel; grad is [N P Q, C]."""
+    m = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    inside = c < C
+    n = m // (H * W)
+    h = (m // W % H).to(tl.int32)
+    w = (m % W).to(tl.int32)
+    acc = tl.zeros((PIXELS, CHANNELS), tl.float32)
+    for r in tl.static_range(R):
+        for s in tl.static_range(S):
+            down = h + PAD_H - r * DILATION_H
+            across = w + PAD_W - s * DILATION_W
+            p = down // STRIDE_H
+            q = across // STRIDE_W
+            ok = (m < M) & (down >= 0) & (across >= 0) & (p < P) & (q < Q)
+            if STRIDE_H > 1:
+                ok = ok & (p * STRIDE_H == down)
+            if STRIDE_W > 1:
+                ok = ok & (q * STRIDE_W == across)
+            at = (n * P + p) * Q + q
+            g = tl.load(grad + at[:, None] * C + c[None, :], mask=ok[:, None] & inside[None, :], other=0.0)
+            k = tl.load(weight + (r * S + s) * C + c, mask=inside, other=0.0).to(tl.float32)
+            acc += g.to(tl.float32) * k[None, :]
+    live = (m < M)[:, None] & inside[None, :]
+    if INPUT != "none":
+        at = n * x_n + h.to(tl.int64) * x_h + w * x_w
+        v = tl.load(x + at[:, None] + c[None, :], mask=live, other=0.0).to(tl.float32)
+        acc = activation_gradient(acc, v, INPUT)
+    tl.store(grad_x + m[:, None] * C + c[None, :], acc.to(grad_x.dtype.element_ty), mask=live)
+
+
+@triton.jit
+def _slice_weight_gradient(
+    grad, x, partial, M, H, W, C, P, Q, x_n, x_h, x_w, rows,
+    R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr,
+    PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, INPUT: tl.constexpr,
+    PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+):  # fmt: skip
+    """partial [slices, R S + 1, C]: per tap the sum of grad times input(x) over a slice; the last is grad's own sum."""
+    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    piece = tl.program_id(1)
+    tap = tl.program_id(2)
+    begin = piece.to(tl.int64) * rows
+    end = tl.minimum(begin + rows, M)
+    acc = tl.zeros((PIXELS, CHANNELS), tl.float32)
+    for first in range(begin, end, PIXELS):
+        m = first + tl.arange(0, PIXELS)
+        live = (m < end)[:, None] & (c < C)[None, :]
+        g = tl.load(grad + m.to(tl.int64)[:, None] * C + c[None, :], mask=live, other=0.0).to(tl.float32)
+        if tap < R * S:
+            n = m // (P * Q)
+            h = (m // Q % P).to(tl.int32) * STRIDE_H - PAD_H + tap // S * DILATION_H
+            w = (m % Q).to(tl.int32) * STRIDE_W - PAD_W + tap % S * DILATION_W
+            ok = live & ((h >= 0) & (h < H) & (w >= 0) & (w < W))[:, None]
+            at = n * x_n + h.to(tl.int64) * x_h + w * x_w
+            g = g * activate(tl.load(x + at[:, None] + c[None, :], mask=ok, other=0.0).to(tl.float32), INPUT)
+            # An activation of the padding's zero is zero for all of them; NaN in grad still has to reach the sum.
+        acc += g
+    tl.store(partial + (piece.to(tl.int64) * (R * S + 1) + tap) * C + c, tl.sum(acc, axis=0), mask=c < C)
+
+
+@dataclass(frozen=True)
+class Depthwise:
+    """Geometry and weights of the depthwise half: x [N, C, H, W] -> [N, C, P, Q]."""
+
+    x: Tensor
+    weight: Tensor  # [C, 1, R, S]
+    bias: Tensor | None
+    size: tuple[int, int]  # P, Q
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    input_activation: str
+    mid_activation: str
+
+    @property
+    def pixels(self) -> int:
+        return self.x.shape[0] * self.size[0] * self.size[1]
+
+    def window(self) -> dict[str, int]:
+        R, S = self.weight.shape[2:]
+        return {
+            "R": R, "S": S, "STRIDE_H": self.stride[0], "STRIDE_W": self.stride[1], "PAD_H": self.padding[0],
+            "PAD_W": self.padding[1], "DILATION_H": self.dilation[0], "DILATION_W": self.dilation[1],
+        }  # fmt: skip
+
+    def shape(self) -> tuple[int, ...]:
+        """H, W, C, P, Q and the strides of x's images, rows and columns."""
+        _, C, H, W = self.x.shape
+        return H, W, C, *self.size, self.x.stride(0), self.x.stride(2), self.x.stride(3)
+
+
+def taps_major(weight: Tensor) -> Tensor:
+    """[C, 1, R, S] as [R S, C]."""
+    return weight.reshape(weight.shape[0], -1).t().contiguous()
+
+
+def prepare(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int],
+    dilation: tuple[int, int], input_activation: str, mid_activation: str,
+) -> Depthwise:  # fmt: skip
+    """x is copied to channels-last where its channels are not adjacent."""
+    P, Q = (
+        (x.shape[2 + d] + 2 * padding[d] - dilation[d] * (weight.shape[2 + d] - 1) - 1) // stride[d] + 1
+        for d in range(2)
+    )
+    return Depthwise(
+        adjacent_channels(x), weight, bias, (P, Q), stride, padding, dilation, input_activation, mid_activation
+    )
+
+
+def forward(d: Depthwise, grad: Tensor | None = None) -> Tensor:
+    """[N, C, P, Q] channels-last; with grad (same shape, channels-last) also multiply that by mid' in place."""
+    N, C = d.x.shape[:2]
+    y = torch.empty((N, C, *d.size), dtype=d.x.dtype, device=d.x.device, memory_format=torch.channels_last)
+    _forward[(triton.cdiv(d.pixels, _PIXELS), triton.cdiv(C, _CHANNELS))](
+        d.x, taps_major(d.weight), d.weight if d.bias is None else d.bias.contiguous(), y,
+        y if grad is None else grad, d.pixels, *d.shape(), **d.window(), BIAS=d.bias is not None,
+        INPUT=d.input_activation, MID=d.mid_activation, GRAD=grad is not None, PIXELS=_PIXELS, CHANNELS=_CHANNELS,
+    )  # fmt: skip
+    return y
+
+
+def input_gradient(d: Depthwise, grad: Tensor) -> Tensor:
+    """[N, C, H, W] channels-last from grad [N, C, P, Q] channels-last."""
+    N, C, H, W = d.x.shape
+    grad_x = torch.empty((N, C, H, W), dtype=d.x.dtype, device=d.x.device, memory_format=torch.channels_last)
+    pixels = N * H * W
+    _input_gradient[(triton.cdiv(pixels, _PIXELS), triton.cdiv(C, _CHANNELS))](
+        grad, taps_major(d.weight), d.x, grad_x, pixels, *d.shape(), **d.window(), INPUT=d.input_activation,
+        PIXELS=_PIXELS, CHANNELS=_CHANNELS,
+    )  # fmt: skip
+    return grad_x
+
+
+def weight_gradient(d: Depthwise, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """([C, 1, R, S] of the weight's dtype, bias gradient [C] float32) from grad [N, C, P, Q] channels-last."""
+    C, _, R, S = d.weight.shape
+    tiles = triton.cdiv(C, _CHANNELS)
+    wanted = max(1, min(_MAX_SLICES, 4096 // (tiles * (R * S + 1)), triton.cdiv(d.pixels, 4 * _PIXELS)))
+    rows = triton.cdiv(triton.cdiv(d.pixels, wanted), _PIXELS) * _PIXELS
+    count = triton.cdiv(d.pixels, rows)
+    partial = torch.empty((count, R * S + 1, C), dtype=torch.float32, device=grad.device)
+    _slice_weight_gradient[(tiles, count, R * S + 1)](
+        grad, d.x, partial, d.pixels, *d.shape(), rows, **d.window(), INPUT=d.input_activation,
+        PIXELS=_PIXELS, CHANNELS=_CHANNELS,
+    )  # fmt: skip
+    sums = sum_of_slices(partial, torch.float32)
+    return sums[:-1].t().reshape(C, 1, R, S).to(d.weight.dtype).contiguous(), sums[-1]
