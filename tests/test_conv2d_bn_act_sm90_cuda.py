@@ -154,17 +154,21 @@ def run(case: Case, dtype: torch.dtype, *, on: Host, tile: int = OWN_CHOICE) -> 
     return given
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", RAGGED)
-def test_ragged_shapes(name: str, dtype: str) -> None:
-    run(RAGGED[name], DTYPES[dtype], on=host(True))
+def test_ragged_shapes(name: str) -> None:
+    run(RAGGED[name], torch.bfloat16, on=host(True))
+
+
+@pytest.mark.parametrize("name", RAGGED)
+def test_ragged_shapes_in_half_precision(name: str) -> None:
+    run(RAGGED[name], torch.float16, on=host(False))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tile", range(12))
 def test_every_tile(tile: int, dtype: str) -> None:
-    case = Case(2, 64, 13, 12, 328, (2, 1), padding=(1, 0), residual=True)
-    run(case, DTYPES[dtype], on=host(True), tile=tile)
+    case = Case(2, 32, 13, 12, 328, (2, 1), padding=(1, 0), residual=True)
+    run(case, DTYPES[dtype], on=host(dtype == "bf16"), tile=tile)
 
 
 def test_tiles_are_all_tested() -> None:
@@ -233,7 +237,7 @@ def test_empty_batch() -> None:
     [
         Case(2, 64, 9, 9, 72, (3, 3), padding=(1, 1), scale=False, activation="none"),
         Case(1, 64, 3, 3, 24, (3, 3), scale=False, shift=False, activation="none"),
-        Case(3, 64, 17, 17, 192, (1, 7), padding=(0, 3), scale=False, activation="none"),
+        Case(3, 32, 17, 17, 192, (1, 3), padding=(0, 1), scale=False, activation="none"),
         Case(1, 32, 24, 24, 328, scale=False, activation="none", slice_of=400),
     ],
     ids=["ragged", "one_pixel", "many_pixels", "two_tiles_wide"],
@@ -243,7 +247,7 @@ def test_statistics(case: Case, dtype: str) -> None:
     if given.shift is not None:
         given.shift += 3  # a mean far from zero: sums of squares would cancel
     mean, var = torch.full((2, case.K), float("nan"))
-    on = host(True)
+    on = host(dtype == "bf16")
     workspace = torch.empty(on.workspace_bytes(given.x, given.y, case.geometry, True), dtype=torch.uint8)
     on.forward_statistics(given.x, given.packed, given.shift, given.y, case.geometry, mean, var, workspace)
     given.check()
@@ -313,8 +317,8 @@ def test_unsupported_layouts() -> None:
     cropped = problem(case, torch.bfloat16)
     cropped.residual = activations((2, 16, 8, 8), torch.bfloat16, 0)[:, :, 1:7, 1:7]
     assert "rows of the residual" in reason(cropped)
-    single = problem(case, torch.float32)
-    assert "16-bit" in reason(single)
+    in_float32 = problem(case, torch.float32)
+    assert "16-bit" in reason(in_float32)
 
 
 def test_cropped_and_single_pixel_inputs_run() -> None:
@@ -340,7 +344,7 @@ def network_layers() -> list[Case]:
     """The distinct dense convolutions of Inception-v3 and the strided ones of Xception, one image."""
     cases: dict[Case, None] = {}
 
-    def record(convolution: nn.Conv2d, inputs: tuple[Tensor, ...], _: Tensor) -> None:
+    def record(convolution: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         _, C, H, W = inputs[0].shape
         if convolution.groups == 1 and C % 8 == 0:
             geometry = [tuple(pair) for pair in (convolution.kernel_size, convolution.stride, convolution.padding)]

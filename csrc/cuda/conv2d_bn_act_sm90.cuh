@@ -176,6 +176,9 @@ IK_DEVICE void conv2d_multiply_stage(float (&acc)[kSlabs][kN / 2], const ConvOpe
   wgmma_commit();
 }
 
+// The same in all lanes, and known to be so.
+IK_DEVICE int conv2d_warpgroup() { return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 128), 0); }
+
 template <typename T, int kSlabs, int kN>
 IK_DEVICE void conv2d_consume(typename ConvTile<kSlabs, kN>::Shared& shared, int warpgroup, const ConvSm90Args& args) {
   using Tile = ConvTile<kSlabs, kN>;
@@ -202,8 +205,8 @@ IK_DEVICE void conv2d_consume(typename ConvTile<kSlabs, kN>::Shared& shared, int
 
     const int m_tile = tile / args.n_tiles;
     const int column = (tile - m_tile * args.n_tiles) * kN;
-    // From the thread once more: a register over the whole product is one too many for the largest tile.
-    const int row = m_tile * Tile::kRows + static_cast<int>(threadIdx.x / 128) * kWarpgroupRows;
+    // Asked for once more: held over the product it is one register too many for the largest tile.
+    const int row = m_tile * Tile::kRows + conv2d_warpgroup() * kWarpgroupRows;
     const OctetPlace place = octet_place(row, column);
     if constexpr (Tile::kStatistics) {
       if (args.partial && row < args.epilogue.rows) {
@@ -227,7 +230,7 @@ __global__ void __launch_bounds__(kConvThreads, 1)
   constexpr int kConsumerRegisters = 240;
   IK_DYNAMIC_SHARED(memory);
   typename Tile::Shared& shared = *reinterpret_cast<typename Tile::Shared*>(memory);
-  const int warpgroup = __shfl_sync(0xffffffffu, threadIdx.x / 128, 0);
+  const int warpgroup = conv2d_warpgroup();
 
   if (threadIdx.x == 0) {
     tma_prefetch(&x_map);
