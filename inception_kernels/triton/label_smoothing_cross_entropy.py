@@ -38,14 +38,14 @@ def _forward(
     reference = tl.full((), 0.0, tl.float32)  # the maximum so far; 0 while every class is impossible
     largest = tl.full((), float("-inf"), tl.float32)
     exponentials = tl.full((), 0.0, tl.float32)  # sum_k exp(z[k] - reference)
-    distances = tl.full((), 0.0, tl.float32)  # sum_k w[k] (reference - z[k])
-    weights = tl.full((), 0.0, tl.float32)  # sum_k w[k]
+    distances = tl.full((), 0.0, tl.float32)  # sum_k w[k] (reference - z[k]) / K, divided first: it cannot overflow
+    weights = tl.full((), 0.0, tl.float32)  # sum_k w[k] / K
     for begin in range(0, K, BLOCK):
         inside = begin + k < K
         z = tl.load(logits + begin + k, mask=inside, other=float("-inf")).to(tl.float32)
-        w = tl.where(inside, 1.0, 0.0)
+        w = tl.where(inside, 1.0 / K, 0.0)
         if WEIGHTED:
-            w = tl.load(weight + begin + k, mask=inside, other=0.0)
+            w *= tl.load(weight + begin + k, mask=inside, other=0.0)
         largest = tl.maximum(largest, tl.max(z, axis=0))
         moved = tl.where(largest == float("-inf"), 0.0, largest)
         exponentials = tl.where(exponentials == 0.0, 0.0, exponentials * tl.exp(reference - moved))
@@ -62,7 +62,7 @@ def _forward(
     z_label = tl.load(logits + label).to(tl.float32)
     loss = (1.0 - smoothing) * label_weight * (log_sum + (reference - z_label))
     if smoothing != 0.0:
-        loss += smoothing / K * (distances + weights * log_sum)
+        loss += smoothing * (distances + weights * log_sum)
     loss = tl.where(counts, tl.where(valid, loss, float("nan")), 0.0)
     tl.store(losses + row, loss)
     tl.store(statistics + 2 * row, reference)
