@@ -29,12 +29,12 @@ lint: .venv/test  ## ruff, mypy and clang-format, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(NATIVE)
+	$(BIN)/clang-format --dry-run -Werror $(NATIVE) $(wildcard tests/kernels/*)
 
 format: .venv/test  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(NATIVE)
+	$(BIN)/clang-format -i $(NATIVE) $(wildcard tests/kernels/*)
 
 clean:  ## remove everything that make made
 	rm -rf .venv build report *.egg-info inception_kernels/*.so

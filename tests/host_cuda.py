@@ -44,6 +44,22 @@ class Schedule:
 SCHEDULES = (Schedule(0, True), Schedule(1, False), Schedule(2, True), Schedule(3, False))
 
 
+@dataclass(frozen=True)
+class Options:
+    """Sources in front of csrc/, and what else they need: the mutation test's."""
+
+    include: Path | None = None
+    kernel_flags: tuple[str, ...] = ()
+    more_sources: tuple[Path, ...] = ()
+
+
+options = Options()
+
+
+class CompileError(RuntimeError):
+    pass
+
+
 class KernelReport(AssertionError):
     """What the checker found; `reports` holds one line each: kind, source line, detail."""
 
@@ -93,22 +109,38 @@ def load(op: str, checked: bool = True, also: tuple[str, ...] = ()) -> Host:
 
 def build(name: str, kernels: Sequence[Path], binding: Path, checked: bool) -> Host:
     module_name = f"host_cuda_{name}_{'checked' if checked else 'fast'}"
-    include = [f"-I{CSRC}", f"-isystem{cuda_include()}"]
-    common = ["-std=c++20", "-g1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Wno-psabi", *vector_flags(), *include]
-    kernel_flags = ["-O1", *CHECKED_FLAGS] if checked else ["-O2"]
+    common = common_flags()
     python = [
         f"-isystem{sysconfig.get_path('include')}",
         f"-isystem{pybind_include()}",
         f"-DIK_HOST_MODULE={module_name}",
     ]
-    jobs = [(kernel, ["-x", "c++", *common, "-ffp-contract=off", *kernel_flags]) for kernel in kernels]
+    jobs = [(in_front(kernel), kernel_flags(checked)) for kernel in kernels]
     jobs.append((binding, [*common, "-O1", "-fvisibility=hidden", *python]))
-    jobs += [(source, [*common, "-O3"]) for source in runtime_sources()]
+    jobs += [(source, [*common, "-O3"]) for source in [*runtime_sources(), *options.more_sources]]
     BUILD.mkdir(parents=True, exist_ok=True)
     with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         objects = list(pool.map(lambda job: compile_object(*job), jobs))
     library = link(module_name, objects)
     return Host(load_module(module_name, library), checked)
+
+
+def in_front(source: Path) -> Path:
+    """The source that takes this one's place, if there is one."""
+    if options.include is None or not source.is_relative_to(CSRC):
+        return source
+    other = options.include / source.relative_to(CSRC)
+    return other if other.exists() else source
+
+
+def common_flags() -> list[str]:
+    include = [f"-I{folder}" for folder in (options.include, CSRC) if folder] + [f"-isystem{cuda_include()}"]
+    return ["-std=c++20", "-g1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Wno-psabi", *vector_flags(), *include]
+
+
+def kernel_flags(checked: bool) -> list[str]:
+    flags = ["-O1", *CHECKED_FLAGS] if checked else ["-O2"]
+    return ["-x", "c++", *common_flags(), "-ffp-contract=off", *flags, *options.kernel_flags]
 
 
 # The sanitizers' own runtimes are not linked: the hooks that they put into the kernels are ours.
@@ -148,7 +180,7 @@ def cuda_include() -> Path:
             return folder
     raise FileNotFoundError(
         "executing CUDA kernels on the host needs CUDA's headers: install a CUDA toolkit and set CUDA_HOME, "
-        "or pip install nvidia-cuda-runtime nvidia-cuda-crt"
+        "or pip install nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl"
     )
 
 
@@ -182,7 +214,7 @@ def compile_object(source: Path, flags: Sequence[str]) -> Path:
         call = [*command, "-MMD", "-MF", str(depfile), "-c", str(source), "-o", str(target)]
         result = subprocess.run(call, capture_output=True, text=True)
         if result.returncode:
-            raise RuntimeError(f"{shlex.join(call)}\n{result.stderr}")
+            raise CompileError(f"{shlex.join(call)}\n{result.stderr}")
         names = depfile.read_text().replace("\\\n", " ").split(":", 1)[1].split()
         record.write_text(json.dumps({name: digest(Path(name)) for name in names}))
     return target

@@ -6,10 +6,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import host_cuda
 import pytest
 import torch
-
-import host_cuda
 
 KERNELS = Path(__file__).parent / "kernels"
 DEFECT_SOURCES = sorted(KERNELS.glob("defects_*.cu"))

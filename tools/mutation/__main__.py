@@ -1,0 +1,119 @@
+"""Mutation test of the CUDA kernels, executed on the host by the tests of their operators.
+
+python -m tools.mutation --output benchmarks/results/mutation.json      # everything (hours on a small machine)
+python -m tools.mutation --op batch_norm --sample 0.1 --seed 3          # a quick look
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT)]
+
+import host_cuda  # noqa: E402
+
+from tools.mutation import equivalent, results  # noqa: E402
+from tools.mutation.overlay import Overlay  # noqa: E402
+from tools.mutation.session import Session, Verdict  # noqa: E402
+from tools.mutation.sites import Site, find_sites  # noqa: E402
+
+# Instructions and launches are the machine's, not a kernel's.
+NOT_KERNELS = {"primitives.cuh", "wgmma.cuh", "launch.h", "launch_device.h"}
+OPERATORS = tuple(
+    path.stem.removeprefix("test_").removesuffix("_cuda") for path in sorted((ROOT / "tests").glob("test_*_cuda.py"))
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tools.mutation", description=__doc__)
+    parser.add_argument("--op", action="append", choices=OPERATORS, help="only the kernels that this operator executes")
+    parser.add_argument("--file", action="append", help="only mutants of these files of csrc/cuda")
+    parser.add_argument("--sample", type=float, default=1.0, help="the part of the index mutants to test")
+    parser.add_argument("--limit", type=int, help="at most so many mutants")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tests", default="", help="pytest -k expression")
+    parser.add_argument("--budget", type=float, default=60, help="seconds of tests for one mutant, quick ones first")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--folder", type=Path, default=ROOT / "build" / "mutation")
+    parser.add_argument("--output", type=Path, help="a JSON file; tested mutants that it holds are not tested again")
+    options = parser.parse_args(arguments)
+    verdicts = results.load(options.output)
+    for op in options.op or OPERATORS:
+        if len(options.op or OPERATORS) > 1:
+            run_in_child(op, arguments if arguments is not None else sys.argv[1:])
+            verdicts = results.load(options.output)
+        else:
+            verdicts = test_operator(op, options, verdicts)
+    print(results.summary(verdicts))
+    return 0 if results.score(verdicts) >= results.REQUIRED else 1
+
+
+def run_in_child(op: str, arguments: Sequence[str]) -> None:
+    """An operator's libraries and pytest's state are a process's own."""
+    subprocess.run([sys.executable, "-m", "tools.mutation", *arguments, "--op", op], cwd=ROOT, check=False)
+
+
+def test_operator(op: str, options: argparse.Namespace, known: dict[str, Verdict]) -> dict[str, Verdict]:
+    chosen = choose(op, options, known)
+    kernels = list(kernels_of(op))
+    overlay = Overlay(options.folder / op, dict(enumerate(chosen)))
+    overlay.prepare(kernels)
+    print(f"{op}: {len(overlay.sites)} mutants, {len(overlay.dropped)} do not compile", flush=True)
+
+    def progress(verdict: Verdict) -> None:
+        known[verdict.site.key] = results.better(known.get(verdict.site.key), verdict)
+        results.save(options.output, known)
+        outcome = verdict.found_by or ("SURVIVED" if verdict.executed else "not executed")
+        print(f"{outcome:36s} {verdict.seconds:6.1f} s  {verdict.site.line:4d} {verdict.site.key}", flush=True)
+
+    session = Session(overlay.sites, options.jobs, options.budget, progress)
+    session.run([str(ROOT / "tests" / f"test_{op}_cuda.py"), *(["-k", options.tests] if options.tests else [])])
+    return known
+
+
+def choose(op: str, options: argparse.Namespace, known: dict[str, Verdict]) -> list[Site]:
+    """Every synchronisation and a fixed sample of the rest, without what is found or equivalent."""
+    excused = equivalent.load()
+    sites = []
+    for name in sources_of(op):
+        if options.file and name not in options.file:
+            continue
+        for site in find_sites(host_cuda.CSRC / "cuda" / name, f"cuda/{name}"):
+            verdict = known.get(site.key)
+            tested = verdict is not None and bool(verdict.found_by)
+            drawn = (
+                site.kind == "synchronisation" or random.Random(f"{options.seed}{site.key}").random() < options.sample
+            )
+            if drawn and not tested and not excused.reason(site):
+                sites.append(site)
+    if options.limit is not None and len(sites) > options.limit:
+        sites = random.Random(options.seed).sample(sites, options.limit)
+    return sites
+
+
+def kernels_of(op: str) -> list[Path]:
+    text = (ROOT / "tests" / f"test_{op}_cuda.py").read_text()
+    stems = [op, *(also for also in OPERATORS if f'"{also}"' in text)]
+    return sorted({path for stem in stems for path in (host_cuda.CSRC / "cuda").glob(f"{stem}*.cu")})
+
+
+def sources_of(op: str) -> list[str]:
+    """The files of csrc/cuda that the operator's own kernels are made of."""
+    names = set()
+    for kernel in sorted((host_cuda.CSRC / "cuda").glob(f"{op}*.cu")):
+        command = [*host_cuda.compiler(), *host_cuda.kernel_flags(checked=False), "-MM", str(kernel)]
+        listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        paths = [Path(name) for name in listing.replace("\\\n", " ").split(":", 1)[1].split()]
+        names |= {path.name for path in paths if path.parent == host_cuda.CSRC / "cuda"}
+    return sorted(names - NOT_KERNELS)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,72 @@
+"""A copy of the mutated sources in front of the real ones, as far as the compiler accepts the mutations."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import os
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import host_cuda
+
+from tools.mutation.sites import Site, apply_sites
+
+HERE = Path(__file__).parent
+_ERROR = re.compile(r"^(\S+?):(\d+):\d+: (?:fatal )?error: ", re.M)
+_ANY_LINE = re.compile(r"(\S+?):(\d+)[:,]")
+
+
+@dataclass
+class Overlay:
+    """`sites` by number; those that do not compile are dropped."""
+
+    folder: Path
+    sites: dict[int, Site]
+    dropped: list[Site] = field(default_factory=list)
+
+    def prepare(self, kernels: Sequence[Path]) -> None:
+        """Writes the sources and takes out what the compiler refuses, until it accepts the rest."""
+        self._write()
+        host_cuda.options = self._options()
+        while errors := self._errors(kernels):
+            if not self._drop(_ERROR, errors) and not self._drop(_ANY_LINE, errors):
+                raise RuntimeError(errors)
+            self._write()
+
+    def _write(self) -> None:
+        for name in {site.file for site in [*self.sites.values(), *self.dropped]}:
+            mine = [(number, site) for number, site in self.sites.items() if site.file == name]
+            target = self.folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            text = apply_sites(host_cuda.CSRC / name, mine)
+            if not target.exists() or target.read_text() != text:
+                target.write_text(text)
+
+    def _options(self) -> host_cuda.Options:
+        flags = ("-include", str(HERE / "mutant.h"))
+        return host_cuda.Options(include=self.folder, kernel_flags=flags, more_sources=(HERE / "mutant.cpp",))
+
+    def _errors(self, kernels: Sequence[Path]) -> str:
+        def errors_of(kernel: Path) -> str:
+            command = [*host_cuda.compiler(), *host_cuda.kernel_flags(checked=False), "-O0", "-fsyntax-only"]
+            call = [*command, "-fmax-errors=0", str(host_cuda.in_front(kernel))]
+            result = subprocess.run(call, capture_output=True, text=True)
+            return result.stderr if result.returncode else ""
+
+        with concurrent.futures.ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+            return "\n".join(filter(None, pool.map(errors_of, kernels)))
+
+    def _drop(self, pattern: re.Pattern[str], errors: str) -> int:
+        """Takes the sites out that are on lines where the compiler stumbled."""
+        bad = set()
+        for match in pattern.finditer(errors):
+            path = Path(match[1])
+            if path.is_relative_to(self.folder):
+                bad.add((str(path.relative_to(self.folder)), int(match[2])))
+        numbers = [number for number, site in self.sites.items() if (site.file, site.line) in bad]
+        for number in numbers:
+            self.dropped.append(self.sites.pop(number))
+        return len(numbers)

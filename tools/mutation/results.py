@@ -1,0 +1,67 @@
+"""What became of the mutants: the committed file, and its summary."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from tools.mutation import equivalent
+from tools.mutation.session import Verdict
+from tools.mutation.sites import Site
+
+REQUIRED = 0.95
+
+
+def load(path: Path | None) -> dict[str, Verdict]:
+    if path is None or not path.exists():
+        return {}
+    verdicts = {}
+    for row in json.loads(path.read_text())["mutants"]:
+        site = Site(row["file"], row["line"], row["source"], row["change"], row["kind"], ())
+        verdicts[site.key] = Verdict(site, row["found_by"], row["executed"], 0.0)
+    return verdicts
+
+
+def save(path: Path | None, verdicts: dict[str, Verdict]) -> None:
+    if path is None:
+        return
+    ordered = sorted(verdicts.values(), key=lambda verdict: (verdict.site.file, verdict.site.line, verdict.site.change))
+    rows = [row(verdict) for verdict in ordered]
+    counts = {"tested": len(rows), "found": sum(bool(each["found_by"]) for each in rows), "score": score(verdicts)}
+    text = json.dumps({**counts, "mutants": rows}, indent=1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n")
+
+
+def row(verdict: Verdict) -> dict[str, Any]:
+    fields = {name: value for name, value in asdict(verdict.site).items() if name != "edits"}
+    return {**fields, "found_by": verdict.found_by, "executed": verdict.executed}
+
+
+def better(old: Verdict | None, new: Verdict) -> Verdict:
+    """A mutant is found if the tests of one operator find it."""
+    if old is None or new.found_by:
+        return new
+    return Verdict(new.site, old.found_by, old.executed or new.executed, new.seconds)
+
+
+def counted(verdicts: dict[str, Verdict]) -> list[Verdict]:
+    excused = equivalent.load()
+    return [verdict for verdict in verdicts.values() if verdict.found_by or not excused.reason(verdict.site)]
+
+
+def score(verdicts: dict[str, Verdict]) -> float:
+    mutants = counted(verdicts)
+    return round(sum(bool(verdict.found_by) for verdict in mutants) / len(mutants), 4) if mutants else 1.0
+
+
+def summary(verdicts: dict[str, Verdict]) -> str:
+    mutants = counted(verdicts)
+    found = Counter(verdict.found_by.split(":")[0] for verdict in mutants if verdict.found_by)
+    lines = [f"{sum(found.values())} of {len(mutants)} mutants found ({100 * score(verdicts):.1f} %)"]
+    lines += [f"  by {what}: {count}" for what, count in found.most_common()]
+    lines += [f"  not found: {v.site.key}{'' if v.executed else ' (not executed)'}" for v in mutants if not v.found_by]
+    return "\n".join(lines)
