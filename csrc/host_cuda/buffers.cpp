@@ -3,6 +3,7 @@
 #include <link.h>
 #include <pthread.h>
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 
@@ -54,24 +55,34 @@ struct Range {
 };
 
 // Constants and tables of the loaded libraries.
-const std::vector<Range>& library_ranges() {
-  static std::vector<Range> ranges;
-  ranges.clear();
+std::vector<Range> library_ranges() {
+  std::vector<Range> ranges;
   dl_iterate_phdr(
-      [](dl_phdr_info* info, size_t, void*) {
+      [](dl_phdr_info* info, size_t, void* found) {
         for (int i = 0; i < info->dlpi_phnum; ++i) {
           const auto& segment = info->dlpi_phdr[i];
           const char* begin = reinterpret_cast<const char*>(info->dlpi_addr + segment.p_vaddr);
-          if (segment.p_type == PT_LOAD) ranges.push_back({begin, begin + segment.p_memsz});
+          if (segment.p_type != PT_LOAD) continue;
+          static_cast<std::vector<Range>*>(found)->push_back({begin, begin + segment.p_memsz});
         }
         return 0;
       },
-      nullptr);
+      &ranges);
   return ranges;
 }
 
+bool in_library(const char* pointer) {
+  static thread_local std::vector<Range> ranges;
+  const auto holds = [&] {
+    return std::any_of(ranges.begin(), ranges.end(), [&](const Range& range) { return range.holds(pointer); });
+  };
+  if (holds()) return true;
+  ranges = library_ranges();  // one may have been loaded since
+  return holds();
+}
+
 // The stack of the launcher, where the kernel's arguments come from.
-Range host_stack() {
+Range find_host_stack() {
   pthread_attr_t attributes;
   void* begin;
   size_t bytes;
@@ -82,11 +93,8 @@ Range host_stack() {
 }
 
 bool is_not_device_memory(const char* pointer) {
-  if (in_fiber_stack(pointer) || host_stack().holds(pointer)) return true;
-  for (const Range& range : library_ranges()) {
-    if (range.holds(pointer)) return true;
-  }
-  return false;
+  static thread_local const Range host_stack = find_host_stack();  // asking takes a system call per mapping
+  return in_fiber_stack(pointer) || host_stack.holds(pointer) || in_library(pointer);
 }
 
 void report_out_of_bounds(const char* pointer, size_t bytes, bool writes, const Site& site) {
