@@ -93,6 +93,7 @@ class Problem:
     shift: Tensor | None = None
     residual: Tensor | None = None
     activation: str = "none"
+    tf32: bool = False
 
     @staticmethod
     def random(shape: Shape, kernel: str, *, epilogue: bool = True, seed: int = 0) -> "Problem":
@@ -108,8 +109,7 @@ class Problem:
             dense(normal(shape.N, shape.C, shape.H, shape.W).to(dtype)),
             (normal(shape.K, shape.C, *shape.window) / fan_in**0.5).to(dtype),
         )
-        if kernel == "tf32":  # then float32 products of these are exact products of what the tensor cores see
-            problem = replace(problem, x=to_tf32(problem.x), weight=to_tf32(problem.weight))
+        problem.tf32 = kernel == "tf32"
         if epilogue:
             problem.scale = normal(shape.K).abs() + 0.5
             problem.shift = normal(shape.K)
@@ -119,12 +119,15 @@ class Problem:
         return self.compute(torch.float64).to(self.x.dtype).fill_(float("nan"))
 
     def compute(self, dtype: torch.dtype) -> Tensor:
-        """In float64 the truth, in the problem's own dtype PyTorch's answer."""
+        """In float64 the truth, in the problem's own dtype PyTorch's answer (TF32: it rounds the operands)."""
 
         def channels(v: Tensor) -> Tensor:
             return v.to(dtype).view(1, -1, 1, 1)
 
-        y = self.shape.convolve(self.x.to(dtype), self.weight.to(dtype))
+        x, weight = self.x.to(dtype), self.weight.to(dtype)
+        if self.tf32 and dtype == torch.float32:
+            x, weight = dense(to_tf32(x)), to_tf32(weight)
+        y = self.shape.convolve(x, weight)
         y = y if self.scale is None else y * channels(self.scale)
         y = y if self.shift is None else y + channels(self.shift)
         y = y if self.residual is None else y + self.residual.to(dtype)

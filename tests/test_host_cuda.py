@@ -62,3 +62,33 @@ def test_defect_is_reported_at_its_line(defects: host_cuda.Host, name: str, sche
 @pytest.mark.parametrize("name", PLANTED)
 def test_no_report_without_the_defect(defects: host_cuda.Host, name: str, schedule: host_cuda.Schedule) -> None:
     assert run(defects.on(schedule), name, defect=False) == []
+
+
+EXCHANGES = {
+    "copy_by_widths": (1024, lambda x: x),
+    "hand_over_at_named_barriers": (1024, lambda x: x.view(-1, 2).flip(1).flatten() + 1),
+    "multicast": (4096, lambda x: x.repeat(2)),
+    "reverse_across_cluster": (1024, lambda x: x.flip(0)),
+}
+
+
+@pytest.mark.parametrize("checked", [True, False], ids=["checked", "fast"])
+@pytest.mark.parametrize("name", EXCHANGES)
+def test_exchanges_between_threads(name: str, checked: bool) -> None:
+    """What tests/conformance does not cover: plain accesses, named barriers, clusters."""
+    host = host_cuda.build("exchanges", [KERNELS / "exchanges.cu"], KERNELS / "bind_exchanges.cpp", checked)
+    size, expected = EXCHANGES[name]
+    x = torch.rand(size)
+    for schedule in host_cuda.SCHEDULES:
+        y = torch.empty_like(expected(x))
+        getattr(host.on(schedule), name)(x, y)
+        assert torch.equal(y, expected(x)), schedule
+
+
+def test_overlapping_reports_do_not_hide_each_other(defects: host_cuda.Host) -> None:
+    """Two defects of one kernel are two reports."""
+    y = torch.empty(512)[::2]
+    with pytest.raises(host_cuda.KernelReport) as caught:
+        defects.run("never_written", True, torch.rand(256), y, torch.empty(4, 16)[:, :8], torch.empty(512))
+    kinds = {report.split(" at ")[0].split(":")[0] for report in caught.value.reports}
+    assert kinds == {"write between rows", "output not written"}
