@@ -34,8 +34,11 @@ namespace cuda {
 
 struct Context;
 
-// Null where one kernel holds the intermediate on chip, else the reason: static text.
+// Null where the operator can run, else the reason: static text.
 const char* asymmetric_pair_unsupported(const PairForward& args, const Context& context);
+// Null where one kernel runs and holds the intermediate on chip. Else two of conv2d_bn_act run, with the intermediate
+// in the workspace, and this is why.
+const char* asymmetric_pair_split_reason(const PairForward& args, const Context& context);
 size_t asymmetric_pair_workspace_bytes(const PairForward& args, const Context& context);
 void asymmetric_pair_forward(const PairForward& args, void* workspace, const Context& context);
 

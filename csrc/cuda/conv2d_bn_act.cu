@@ -2,6 +2,7 @@
 #include "common/counters.h"
 #include "conv2d_bn_act.h"
 #include "cuda/conv2d_bn_act.cuh"
+#include "cuda/conv2d_bn_act_sm90.h"
 #include "cuda/conv2d_geometry.h"
 #include "cuda/conv2d_pack.cuh"
 #include "cuda/launch.h"
@@ -123,6 +124,10 @@ void run(const Conv2dForward& args, float* partials, const Context& context) {
   launch_plan<Fp32Product>(args, plan, partials, context);
 }
 
+bool uses_sm90(const Conv2dForward& args, const Context& context) {
+  return context.sm == 90 && !conv2d_sm90_unsupported(args, context);
+}
+
 bool is_empty(const ConvShape& shape) { return pixel_count(shape) == 0 || shape.K == 0; }
 
 StatisticsTiles statistics_tiles(const Conv2dForward& args, const float* partials, const Context& context) {
@@ -163,19 +168,23 @@ void conv2d_pack(const ConvShape& shape, DType dtype, const WeightView& weight, 
 }
 
 size_t conv2d_workspace_bytes(const Conv2dForward& args, bool statistics, const Context& context) {
-  if (!statistics || is_empty(args.shape)) return 0;
+  if (is_empty(args.shape)) return 0;
+  if (uses_sm90(args, context)) return conv2d_sm90_workspace_bytes(args, statistics, context);
+  if (!statistics) return 0;
   const StatisticsTiles tiles = statistics_tiles(args, nullptr, context);
   return partial_bytes(tiles) + combine_statistics_workspace_bytes(tiles);
 }
 
-void conv2d_forward(const Conv2dForward& args, void*, const Context& context) {
+void conv2d_forward(const Conv2dForward& args, void* workspace, const Context& context) {
   if (is_empty(args.shape)) return;
+  if (uses_sm90(args, context)) return conv2d_sm90_forward(args, workspace, context);
   run(args, nullptr, context);
 }
 
 void conv2d_forward_statistics(const Conv2dForward& args, float* mean, float* var, void* workspace,
                                const Context& context) {
   if (is_empty(args.shape)) return;
+  if (uses_sm90(args, context)) return conv2d_sm90_forward_statistics(args, mean, var, workspace, context);
   float* partials = static_cast<float*>(workspace);
   const StatisticsTiles tiles = statistics_tiles(args, partials, context);
   run(args, partials, context);

@@ -1,6 +1,7 @@
 // conv2d_bn_act as an implicit product for sm_80 and later: cp.async fills a ring of stages, ldmatrix and mma.sync
 // empty it, and the epilogue works on the accumulators.
 #pragma once
+#include "cuda/conv2d_mainloop.cuh"
 #include "cuda/conv2d_tiles.cuh"
 #include "cuda/epilogue.cuh"
 #include "cuda/primitives.cuh"
@@ -27,54 +28,20 @@ using WarpTile = StagedTile<Tile::kWarpRows, Tile::kWarpColumns>;
 template <typename Tile>
 struct ConvShared {
   union {
-    struct {
-      unsigned char left[kConvStages][Tile::kLeftBytes];
-      unsigned char right[kConvStages][Tile::kRightBytes];
-    } ring;
+    ConvRing<Tile, kConvStages> ring;
     unsigned char staged[Tile::kThreads / 32][WarpTile<Tile>::kBytes];
   };
   float sums[Tile::kWarpsDown][Tile::kColumns];
   float mean[Tile::kColumns];
 };
 
-template <typename Product, typename Tile, typename Loader>
-IK_DEVICE void accumulate(const ConvGeometry& g, int64_t first_pixel, int first_column, ConvShared<Tile>& shared,
-                          const StageProduct<Product, Tile>& product, Accumulators<Tile>& acc) {
-  Loader loader(g, first_pixel, threadIdx.x);
-  WeightLoader<Tile> weights(g, first_column, threadIdx.x);
-  const uint32_t left = smem_u32(shared.ring.left);
-  const uint32_t right = smem_u32(shared.ring.right);
-
-#pragma unroll
-  for (int stage = 0; stage < kConvStages - 1; ++stage) {
-    if (stage < g.steps) {
-      loader.fetch(g, left + stage * Tile::kLeftBytes);
-      weights.fetch(right + stage * Tile::kRightBytes);
-      loader.store(left + stage * Tile::kLeftBytes);
-    }
-    cp_async_commit();
-  }
-  int reading = 0;
-  int filling = kConvStages - 1;
-  for (int step = 0; step < g.steps; ++step) {
-    cp_async_wait<kConvStages - 2>();
-    __syncthreads();
-    const bool more = step + kConvStages - 1 < g.steps;
-    if (more) {
-      loader.fetch(g, left + filling * Tile::kLeftBytes);
-      weights.fetch(right + filling * Tile::kRightBytes);
-    }
-    cp_async_commit();
-    product.add(acc, left + reading * Tile::kLeftBytes, right + reading * Tile::kRightBytes);
-    if (more) loader.store(left + filling * Tile::kLeftBytes);
-    filling = reading;
-    reading = reading + 1 == kConvStages ? 0 : reading + 1;
-  }
+IK_DEVICE PixelPosition position_of(const ConvGeometry& g, int64_t pixel) {
+  if (pixel >= g.pixels) return {0, 0, 0, false};
+  return pixel_position(static_cast<int>(pixel), g.image, g.row);
 }
 
-IK_DEVICE OutputPixel output_pixel(const Conv2dKernel& args, int64_t pixel) {
-  if (pixel >= args.geometry.pixels) return {false, 0, 0};
-  const PixelPosition at = pixel_position(static_cast<int>(pixel), args.geometry.image, args.geometry.row);
+IK_DEVICE OutputPixel output_pixel(const Conv2dKernel& args, const PixelPosition& at) {
+  if (!at.inside) return {false, 0, 0};
   return {true, at.n * args.y_stride_n + at.p * args.y_stride_h + at.q * args.y_stride_w,
           at.n * args.residual_stride_n + at.p * args.residual_stride_h + at.q * args.residual_stride_w};
 }
@@ -135,15 +102,18 @@ __global__ void __launch_bounds__(Tile::kThreads) conv2d_kernel(const __grid_con
 
   Accumulators<Tile> acc = {};
   const StageProduct<Product, Tile> product(warp_row, warp_column, lane);
-  accumulate<Product, Tile, Loader>(args.geometry, first_pixel, first_column, shared, product, acc);
+  Loader loader(args.geometry, threadIdx.x, [&](int row) { return position_of(args.geometry, first_pixel + row); });
+  WeightLoader<Tile> weights(args.geometry, first_column, threadIdx.x);
+  accumulate(args.geometry, loader, weights, shared.ring, product, true, acc);
 
   __syncthreads();
   const WarpTile<Tile> staged{smem_u32(shared.staged[warp])};
 #pragma unroll
   for (int f = 0; f < Tile::kFragments; ++f) staged.put(acc[f], f * kFragmentRows, lane);
   __syncwarp();
-  store_staged<T>(staged, first_column + warp_column, args.epilogue,
-                  [&](int row) { return output_pixel(args, first_pixel + warp_row + row); });
+  store_staged<T>(staged, first_column + warp_column, args.epilogue, [&](int row) {
+    return output_pixel(args, position_of(args.geometry, first_pixel + warp_row + row));
+  });
   if (args.partials) store_statistics<T>(args, staged, row_tile, first_column, warp_down, warp_column, shared);
 }
 

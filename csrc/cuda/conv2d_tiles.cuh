@@ -31,13 +31,14 @@ struct ConvGeometry {
 
 struct PixelPosition {
   int n, p, q;
+  bool inside;
 };
 
 IK_DEVICE PixelPosition pixel_position(int pixel, const FastDivide& image, const FastDivide& row) {
   const int n = image.quotient(pixel);
   const int in_image = pixel - n * static_cast<int>(image.divisor);
   const int p = row.quotient(in_image);
-  return {n, p, in_image - p * static_cast<int>(row.divisor)};
+  return {n, p, in_image - p * static_cast<int>(row.divisor), true};
 }
 
 // The tap and vector of the next step, the same for all rows of a thread.
@@ -78,6 +79,7 @@ struct TapCursor {
   IK_DEVICE void set_bits() { bits = (1u << min(r, kMaxWindow)) | (0x10000u << s); }
 };
 
+// The rows of a tile that a thread copies; locate(row) is the output pixel of a row.
 template <typename Tile>
 struct LeftRows {
   static constexpr int kThreadsPerVector = Tile::kThreads / kStepVectors;
@@ -85,19 +87,19 @@ struct LeftRows {
   const char* base[kCount];  // tap (0, 0), channel 0; may lie outside the image
   uint32_t mask[kCount];     // taps inside the image
 
-  IK_DEVICE LeftRows(const ConvGeometry& g, int64_t first_pixel, int thread) {
+  template <typename Locate>
+  IK_DEVICE LeftRows(const ConvGeometry& g, int thread, Locate locate) {
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      const int64_t pixel = first_pixel + thread / kStepVectors + i * kThreadsPerVector;
+      const PixelPosition at = locate(thread / kStepVectors + i * kThreadsPerVector);
       mask[i] = 0;
       base[i] = static_cast<const char*>(g.x);
-      if (pixel < g.pixels) locate(g, static_cast<int>(pixel), i);
+      if (at.inside) place(g, at, i);
     }
   }
 
  private:
-  IK_DEVICE void locate(const ConvGeometry& g, int pixel, int i) {
-    const PixelPosition at = pixel_position(pixel, g.image, g.row);
+  IK_DEVICE void place(const ConvGeometry& g, const PixelPosition& at, int i) {
     const int y = at.p * g.stride_y - g.pad_y;
     const int x = at.q * g.stride_x - g.pad_x;
     base[i] += at.n * g.stride_n + y * g.stride_h + x * g.stride_w;
@@ -117,8 +119,9 @@ struct VectorLoader {
   TapCursor cursor;
   uint32_t offset;
 
-  IK_DEVICE VectorLoader(const ConvGeometry& g, int64_t first_pixel, int thread)
-      : rows(g, first_pixel, thread),
+  template <typename Locate>
+  IK_DEVICE VectorLoader(const ConvGeometry& g, int thread, Locate locate)
+      : rows(g, thread, locate),
         cursor(g, thread % kStepVectors),
         offset(stage_offset(thread / kStepVectors, thread % kStepVectors)) {}
 
@@ -143,8 +146,9 @@ struct ElementLoader {
   uint32_t offset;
   uint4 vectors[LeftRows<Tile>::kCount];
 
-  IK_DEVICE ElementLoader(const ConvGeometry& g, int64_t first_pixel, int thread)
-      : rows(g, first_pixel, thread),
+  template <typename Locate>
+  IK_DEVICE ElementLoader(const ConvGeometry& g, int thread, Locate locate)
+      : rows(g, thread, locate),
         cursor(g, thread % kStepVectors),
         offset(stage_offset(thread / kStepVectors, thread % kStepVectors)) {}
 

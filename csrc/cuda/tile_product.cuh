@@ -60,27 +60,41 @@ struct Tf32Product {
   static IK_DEVICE void multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { mma_tf32(d, a, b); }
 };
 
-// What a warp does with a stage. left and right: addresses of the warp's first row and column in a stage that begins at
-// a multiple of 8 rows.
+// What a warp does with a stage. A lane reads kLeftRows rows of the left operand, `left_row` and every kLeftRowStep-th
+// behind it, and columns of the right one; `left` and `right` are their offsets in a stage. Moving on by whole vectors
+// flips bits of an offset, since the swizzle only exchanges vectors.
 template <typename Product, typename Tile>
 struct StageProduct {
+  static constexpr int kLeftRows = Tile::kFragments;
+  static constexpr int kLeftRowStep = kFragmentRows;
+  static constexpr int kPasses = 2;
+  int left_row;
+  int left_vector;
   uint32_t left;
   uint32_t right;
 
   IK_DEVICE StageProduct(int warp_row, int warp_column, int lane)
-      : left(stage_offset(warp_row + lane % 16, lane / 16)),
+      : left_row(warp_row + lane % 16),
+        left_vector(lane / 16),
+        left(stage_offset(left_row, left_vector)),
         right(stage_offset(warp_column + lane % 8 + lane / 16 * 8, lane / 8 % 2)) {}
 
   IK_DEVICE void add(Accumulators<Tile>& acc, uint32_t left_stage, uint32_t right_stage) const {
+    add_rows(acc, right_stage,
+             [&](int i, uint32_t further) { return (left_stage + (left ^ further)) + i * kLeftRowStep * kStepBytes; });
+  }
+
+  // left_address(i, further): where row i is, `further` bytes on.
+  template <typename LeftAddress>
+  IK_DEVICE void add_rows(Accumulators<Tile>& acc, uint32_t right_stage, LeftAddress left_address) const {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      // Two vectors further: their number is the lowest bits of the offset, which the swizzle only exchanges.
-      const uint32_t further = half * 2 * kVectorBytes;
+    for (int pass = 0; pass < kPasses; ++pass) {
+      const uint32_t further = pass * 2 * kVectorBytes;
       uint32_t a[Tile::kFragments][4];
       uint32_t b[Tile::kBlocks / 2][4];
 #pragma unroll
       for (int i = 0; i < Tile::kFragments; ++i) {
-        ldmatrix_x4(a[i], (left_stage + (left ^ further)) + i * kFragmentRows * kStepBytes);
+        ldmatrix_x4(a[i], left_address(i, further));
         Product::prepare(a[i]);
       }
 #pragma unroll
@@ -117,28 +131,39 @@ struct Fp32Product {
 
 template <typename Tile>
 struct StageProduct<Fp32Product, Tile> {
-  uint32_t left;   // row g, vector 0
-  uint32_t right;  // column 2 q, vector 0
+  static constexpr int kLeftRows = 2 * Tile::kFragments;
+  static constexpr int kLeftRowStep = kFragmentRows / 2;
+  int left_row;
+  int left_vector;
+  uint32_t left;
+  uint32_t right;
 
   IK_DEVICE StageProduct(int warp_row, int warp_column, int lane)
-      : left(stage_offset(warp_row + lane / 4, 0)), right(stage_offset(warp_column + lane % 4 * 2, 0)) {}
+      : left_row(warp_row + lane / 4),
+        left_vector(0),
+        left(stage_offset(left_row, left_vector)),
+        right(stage_offset(warp_column + lane % 4 * 2, 0)) {}
 
   IK_DEVICE void add(Accumulators<Tile>& acc, uint32_t left_stage, uint32_t right_stage) const {
+    add_rows(acc, right_stage,
+             [&](int i, uint32_t further) { return (left_stage + (left ^ further)) + i * kLeftRowStep * kStepBytes; });
+  }
+
+  template <typename LeftAddress>
+  IK_DEVICE void add_rows(Accumulators<Tile>& acc, uint32_t right_stage, LeftAddress left_address) const {
 #pragma unroll
     for (int v = 0; v < kStepVectors; ++v) {
       const uint32_t further = v * kVectorBytes;
-      uint4 a[2 * Tile::kFragments];
+      uint4 a[kLeftRows];
 #pragma unroll
-      for (int i = 0; i < 2 * Tile::kFragments; ++i) {
-        a[i] = lds128((left_stage + (left ^ further)) + i * (kFragmentRows / 2) * kStepBytes);
-      }
+      for (int i = 0; i < kLeftRows; ++i) a[i] = lds128(left_address(i, further));
 #pragma unroll
       for (int j = 0; j < Tile::kBlocks; ++j) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           const uint4 b = lds128((right_stage + (right ^ further)) + (j * kBlockColumns + e) * kStepBytes);
 #pragma unroll
-          for (int i = 0; i < 2 * Tile::kFragments; ++i) add_dot(acc[i / 2][4 * j + i % 2 * 2 + e], a[i], b);
+          for (int i = 0; i < kLeftRows; ++i) add_dot(acc[i / 2][4 * j + i % 2 * 2 + e], a[i], b);
         }
       }
     }

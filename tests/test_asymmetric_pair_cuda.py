@@ -1,0 +1,287 @@
+"""The CUDA kernel of asymmetric_pair, executed on the host, and the two kernels that run where it does not fit."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import host_cuda
+import pytest
+import torch
+import torch.nn.functional as F
+from oracle import ACTIVATIONS, activate, assert_as_accurate_as_torch
+from torch import Tensor
+
+from inception_kernels.models.layers import distinct_pairs
+
+KERNELS = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
+ALSO = ("conv2d_bn_act", "batch_norm")
+
+
+@dataclass(frozen=True)
+class Half:
+    channels: int
+    window: tuple[int, int]
+    padding: tuple[int, int] = (0, 0)
+    stride: tuple[int, int] = (1, 1)
+
+
+@dataclass(frozen=True)
+class Shape:
+    N: int
+    C: int
+    H: int
+    W: int
+    first: Half
+    second: Half
+
+
+def pair(N: int, C: int, H: int, W: int, K1: int, K2: int, n: int, columns_first: bool = False) -> Shape:
+    """1 x n -> n x 1, or n x 1 -> 1 x n, of the same size as the input."""
+    row, column = Half(K1, (1, n), (0, n // 2)), Half(K1, (n, 1), (n // 2, 0))
+    first, second = (column, row) if columns_first else (row, column)
+    return Shape(N, C, H, W, first, replace(second, channels=K2))
+
+
+SHAPES = {
+    "1x7_7x1": pair(2, 40, 9, 11, 48, 56, 7),
+    "7x1_1x7": pair(2, 40, 9, 11, 48, 56, 7, columns_first=True),
+    "1x3_3x1": pair(3, 16, 8, 8, 24, 40, 3),
+    "odd_channels": pair(1, 8, 7, 5, 21, 13, 5),
+    "many_channels": pair(1, 8, 6, 5, 136, 200, 3),
+    "one_line": pair(1, 8, 5, 1, 8, 8, 3),
+    "lines_of_128": Shape(1, 8, 128, 3, Half(16, (1, 3), (0, 1)), Half(16, (3, 1), (1, 0))),
+    "no_padding": Shape(2, 16, 9, 10, Half(24, (1, 3)), Half(16, (3, 1))),
+    "longer_output": Shape(2, 16, 9, 10, Half(24, (1, 3)), Half(16, (3, 1), (4, 0))),
+    "strides": Shape(2, 16, 9, 12, Half(24, (1, 3), (0, 1), (1, 2)), Half(16, (3, 1), (1, 0), (2, 1))),
+    "square_first": Shape(1, 16, 7, 8, Half(24, (3, 3), (1, 1)), Half(16, (1, 5), (0, 2))),
+}
+
+
+@pytest.fixture(scope="module")
+def host():
+    return host_cuda.load("asymmetric_pair", checked=True, also=ALSO)
+
+
+@pytest.fixture(scope="module")
+def fast_host():
+    return host_cuda.load("asymmetric_pair", checked=False, also=ALSO)
+
+
+def dense(t: Tensor, more: int = 0, first: int = 0) -> Tensor:
+    """The values of `t` as channels first.. of a channels-last tensor with `more` channels, the others NaN."""
+    N, K, P, Q = t.shape
+    whole = torch.full((N, K + more, P, Q), float("nan"), dtype=t.dtype).contiguous(memory_format=torch.channels_last)
+    part = whole[:, first : first + K]
+    part.copy_(t)
+    return part
+
+
+def to_tf32(t: Tensor) -> Tensor:
+    return ((t.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+@dataclass
+class Layer:
+    half: Half
+    weight: Tensor
+    scale: Tensor
+    shift: Tensor
+    activation: str
+
+    def compute(self, x: Tensor) -> Tensor:
+        def channels(v: Tensor) -> Tensor:
+            return v.to(x.dtype).view(1, -1, 1, 1)
+
+        z = F.conv2d(x, self.weight.to(x.dtype), None, self.half.stride, self.half.padding)
+        return activate(z * channels(self.scale) + channels(self.shift), self.activation)
+
+    def arguments(self, packed: Tensor) -> dict[str, Any]:
+        return dict(
+            packed=packed, scale=self.scale, shift=self.shift, activation=self.activation,
+            channels=self.half.channels, window=self.half.window, stride=self.half.stride, padding=self.half.padding,
+        )  # fmt: skip
+
+
+@dataclass
+class Problem:
+    x: Tensor
+    first: Layer
+    second: Layer
+    tf32: bool
+
+    @staticmethod
+    def random(shape: Shape, kernel: str, activations: tuple[str, str] = ("relu", "relu")) -> "Problem":
+        generator = torch.Generator().manual_seed(0)
+        dtype, tf32 = KERNELS[kernel], kernel == "tf32"
+
+        def normal(*sizes: int) -> Tensor:
+            return torch.randn(*sizes, generator=generator)
+
+        def layer(half: Half, channels: int, activation: str) -> Layer:
+            fan_in = channels * half.window[0] * half.window[1]
+            weight = (normal(half.channels, channels, *half.window) / fan_in**0.5).to(dtype)
+            weight = to_tf32(weight) if tf32 else weight
+            return Layer(half, weight, normal(half.channels).abs() + 0.5, normal(half.channels), activation)
+
+        x = dense(normal(shape.N, shape.C, shape.H, shape.W).to(dtype))
+        return Problem(
+            to_tf32(x) if tf32 else x,
+            layer(shape.first, shape.C, activations[0]),
+            layer(shape.second, shape.first.channels, activations[1]),
+            tf32,
+        )
+
+    def compute(self, dtype: torch.dtype) -> Tensor:
+        """In float64 the truth; in the problem's dtype PyTorch's answer, whose intermediate is of that dtype."""
+        intermediate = self.first.compute(self.x.to(dtype))
+        if self.tf32 and dtype == torch.float32:
+            intermediate = to_tf32(intermediate)
+        return self.second.compute(intermediate)
+
+    def check(self, y: Tensor, name: str) -> None:
+        assert_as_accurate_as_torch(y, self.compute(torch.float64), [self.compute(y.dtype)], name=name)
+
+
+def pack(host, weight: Tensor) -> Tensor:
+    packed = torch.full((host.packed_bytes(weight) // weight.element_size(),), float("nan"), dtype=weight.dtype)
+    host.pack(weight, packed)
+    return packed
+
+
+def arguments(host, problem: Problem) -> tuple[Tensor, dict[str, Any], dict[str, Any]]:
+    layers = [layer.arguments(pack(host, layer.weight)) for layer in (problem.first, problem.second)]
+    return problem.x, layers[0], layers[1]
+
+
+def use_kernel(host, kernel: str, sm: int = 80, multiprocessors: int = 2) -> None:
+    host.context(sm=sm, multiprocessors=multiprocessors, allow_tf32=kernel == "tf32")
+    host.reset_counted_kernels()
+
+
+def forward(host, problem: Problem, y: Tensor | None = None) -> Tensor:
+    empty = torch.full_like(problem.compute(torch.float64), float("nan"))
+    y = dense(empty.to(problem.x.dtype)) if y is None else y
+    given = arguments(host, problem)
+    workspace = torch.full((host.workspace_bytes(*given, y),), 0xFF, dtype=torch.uint8)
+    host.forward(*given, y, workspace)
+    return y
+
+
+def split_reason(host, problem: Problem) -> str:
+    y = dense(problem.compute(torch.float64).to(problem.x.dtype))
+    return host.split_reason(*arguments(host, problem), y)
+
+
+def ran_as_one(host, kernel: str) -> bool:
+    return host.counted_kernels() == f"asymmetric_pair.forward.cuda_sm80_{kernel}=1\n"
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("name", SHAPES)
+def test_shapes(host, name, kernel):
+    schedule = host_cuda.SCHEDULES[list(SHAPES).index(name) % len(host_cuda.SCHEDULES)]
+    use_kernel(host, kernel)
+    problem = Problem.random(SHAPES[name], kernel)
+    problem.check(forward(host.on(schedule), problem), name)
+    assert ran_as_one(host, kernel)
+
+
+@pytest.mark.parametrize("schedule", host_cuda.SCHEDULES, ids=str)
+@pytest.mark.parametrize("kernel", ["bf16", "fp32"])
+def test_schedules(host, kernel, schedule):
+    use_kernel(host, kernel)
+    problem = Problem.random(pair(2, 40, 9, 8, 136, 72, 5), kernel)
+    problem.check(forward(host.on(schedule), problem), "schedule")
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("kernel", ["bf16", "fp32"])
+def test_activations(host, kernel, activation):
+    use_kernel(host, kernel)
+    problem = Problem.random(SHAPES["1x3_3x1"], kernel, (activation, "none"))
+    problem.check(forward(host, problem), activation)
+    problem = Problem.random(SHAPES["1x3_3x1"], kernel, ("none", activation))
+    problem.check(forward(host, problem), activation)
+
+
+@pytest.mark.parametrize(("more", "first"), [(24, 8), (5, 3)], ids=["aligned", "odd"])
+def test_output_slices(host, more, first):
+    use_kernel(host, "bf16")
+    problem = Problem.random(SHAPES["1x7_7x1"], "bf16")
+    y = dense(torch.full_like(problem.compute(torch.float32), float("nan")).bfloat16(), more, first)
+    problem.check(forward(host, problem, y), "slice")
+    assert ran_as_one(host, "bf16")
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_bits_of_two_kernels_and_of_any_batch(host, kernel):
+    """Where channels fill whole steps one kernel adds the same products in the same order as two."""
+    problem = Problem.random(pair(3, 32, 9, 8, 64, 40, 3), kernel)
+    use_kernel(host, kernel)
+    together = forward(host, problem)
+    assert ran_as_one(host, kernel)
+    use_kernel(host, kernel, multiprocessors=1000)
+    assert torch.equal(forward(host, problem), together)
+    assert host.counted_kernels() == f"conv2d_bn_act.forward.cuda_sm80_{kernel}=2\n"
+    use_kernel(host, kernel)
+    assert torch.equal(forward(host, replace(problem, x=problem.x[1:2])), together[1:2])
+
+
+SPLIT = {
+    "the channels of x are not read 16 bytes at a time": pair(1, 12, 6, 5, 8, 8, 3),
+    "the second window runs along both axes": Shape(1, 8, 6, 5, Half(8, (1, 3), (0, 1)), Half(8, (3, 3), (1, 1))),
+    "lines of more than 128 pixels": Shape(1, 8, 129, 2, Half(8, (1, 1)), Half(8, (3, 1), (1, 0))),
+    "an intermediate of too many channels for shared memory": pair(1, 8, 4, 3, 416, 8, 3),
+}
+
+
+@pytest.mark.parametrize("reason", SPLIT)
+def test_two_kernels_where_one_does_not_fit(host, reason):
+    use_kernel(host, "bf16")
+    problem = Problem.random(SPLIT[reason], "bf16")
+    assert split_reason(host, problem) == reason
+    problem.check(forward(host, problem), reason)
+    assert host.counted_kernels() == "conv2d_bn_act.forward.cuda_sm80_bf16=2\n"
+
+
+def test_two_kernels_where_they_are_expected_to_be_faster(host):
+    problem = Problem.random(pair(2, 64, 9, 8, 64, 64, 3), "bf16")
+    use_kernel(host, "bf16", multiprocessors=1000)
+    assert split_reason(host, problem) == "too few lines to occupy the device"
+    use_kernel(host, "bf16", sm=90)
+    assert split_reason(host, problem) == "two kernels use Hopper's tensor cores, one does not"
+    use_kernel(host, "fp32", sm=90)
+    assert split_reason(host, Problem.random(pair(2, 64, 9, 8, 64, 64, 3), "fp32")) == ""
+
+
+def test_nothing_to_do(host):
+    use_kernel(host, "bf16")
+    problem = Problem.random(pair(0, 8, 5, 5, 8, 8, 3), "bf16")
+    assert forward(host, problem).shape == (0, 8, 5, 5)
+    assert host.counted_kernels() == ""
+
+
+def test_reasons(host):
+    problem = Problem.random(SHAPES["1x3_3x1"], "bf16")
+    y = dense(problem.compute(torch.float32).bfloat16())
+    given = arguments(host, problem)
+    host.context(sm=80)
+    assert host.unsupported(*given, y) == ""
+    host.context(sm=75)
+    assert host.unsupported(*given, y) == "compute capability below 8.0"
+
+
+PAIRS = {str(each): each for each in distinct_pairs("inception_v3")}
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_of_inception_v3(fast_host, name):
+    spec = PAIRS[name]
+
+    def half(layer) -> Half:
+        return Half(layer.out_channels, layer.kernel_size, layer.padding, layer.stride)
+
+    shape = Shape(1, spec.first.in_channels, spec.first.height, spec.first.width, half(spec.first), half(spec.second))
+    use_kernel(fast_host, "bf16")
+    problem = Problem.random(shape, "bf16", (spec.first.activation, spec.second.activation))
+    problem.check(forward(fast_host, problem), name)
+    assert ran_as_one(fast_host, "bf16")
