@@ -5,6 +5,8 @@ import pytest
 import torch
 from oracle import ACTIVATIONS, Sum, activate, assert_as_accurate_as_torch, near_kink
 
+from inception_kernels.models.layers import distinct_layers
+
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
 SHAPES = {  # N, K, P, Q
@@ -23,6 +25,11 @@ LAYOUTS = ("dense", "channel_slice", "unaligned_slice", "spatial_slice")
 @pytest.fixture(scope="module")
 def host():
     return host_cuda.load("batch_norm", checked=True)
+
+
+@pytest.fixture(scope="module")
+def fast_host():
+    return host_cuda.load("batch_norm", checked=False)
 
 
 def in_layout(t: torch.Tensor, layout: str) -> torch.Tensor:
@@ -54,9 +61,13 @@ def workspace(size: int) -> torch.Tensor:
     return torch.full((size,), 0xFF, dtype=torch.uint8)
 
 
-def random_activations(name: str, dtype: torch.dtype, seed: int = 0, offset: float = 0.0) -> torch.Tensor:
+def sizes_of(shape: str | tuple[int, ...]) -> tuple[int, ...]:
+    return SHAPES[shape] if isinstance(shape, str) else shape
+
+
+def random_activations(shape, dtype: torch.dtype, seed: int = 0, offset: float = 0.0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    sizes = SHAPES[name]
+    sizes = sizes_of(shape)
     means = offset * torch.randn(1, sizes[1], 1, 1, generator=generator)
     return (torch.randn(sizes, generator=generator) + means).to(dtype)
 
@@ -199,16 +210,16 @@ def check_forward(host, tensors: dict, activation: str, layout: str = "dense") -
     assert_as_accurate_as_torch(y, exact, [forward(tensors, z.dtype, activation)], name="y")
 
 
-def forward_case(name: str, dtype: torch.dtype, residual: bool, layout: str = "dense") -> dict:
+def forward_case(shape, dtype: torch.dtype, residual: bool, layout: str = "dense") -> dict:
     generator = torch.Generator().manual_seed(11)
-    K = SHAPES[name][1]
+    K = sizes_of(shape)[1]
     case = {
-        "z": in_layout(random_activations(name, dtype), layout),
+        "z": in_layout(random_activations(shape, dtype), layout),
         "scale": torch.rand(K, generator=generator) * 2 + 0.5,
         "shift": torch.randn(K, generator=generator),
     }
     if residual:
-        case["residual"] = in_layout(random_activations(name, dtype, seed=1), layout)
+        case["residual"] = in_layout(random_activations(shape, dtype, seed=1), layout)
     return case
 
 
@@ -242,15 +253,15 @@ def test_activation_alone(host):
 VECTORS = ("grad_gamma", "grad_beta", "grad_z_sum")
 
 
-def backward_case(name: str, dtype: torch.dtype, norm: bool, residual: bool, layout: str = "dense") -> dict:
+def backward_case(shape, dtype: torch.dtype, norm: bool, residual: bool, layout: str = "dense") -> dict:
     generator = torch.Generator().manual_seed(13)
-    K = SHAPES[name][1]
+    K = sizes_of(shape)[1]
     case = {
-        "grad_y": in_layout(random_activations(name, dtype, seed=2), layout),
-        "z": in_layout(random_activations(name, dtype, seed=3, offset=1.0), layout),
+        "grad_y": in_layout(random_activations(shape, dtype, seed=2), layout),
+        "z": in_layout(random_activations(shape, dtype, seed=3, offset=1.0), layout),
     }
     if residual:
-        case["residual"] = in_layout(random_activations(name, dtype, seed=4), layout)
+        case["residual"] = in_layout(random_activations(shape, dtype, seed=4), layout)
     if norm:
         case["gamma"] = torch.rand(K, generator=generator) + 0.5
         case["beta"] = torch.randn(K, generator=generator)
@@ -382,3 +393,23 @@ def test_empty_batch(host):
     run_backward(host, {"grad_y": z, "z": z}, False, "relu", sums)
     for name, got in sums.items():
         assert torch.equal(got, torch.zeros(8)), name
+
+
+# ---- every layer of the networks
+
+LAYERS = sorted(
+    {
+        (layer.out_channels, *layer.output_size)
+        for network in ("inception_v3", "xception")
+        for layer in distinct_layers(network)
+    }
+)
+
+
+@pytest.mark.parametrize("sizes", LAYERS, ids=lambda sizes: "x".join(map(str, sizes)))
+def test_layers_of_the_networks(fast_host, sizes):
+    shape = (1 if sizes[1] > 20 else 2, *sizes)
+    z = in_layout(random_activations(shape, torch.bfloat16), "dense")
+    check_statistics(z, *run_statistics(fast_host, z))
+    check_forward(fast_host, forward_case(shape, torch.bfloat16, residual=False), "relu")
+    check_backward(fast_host, backward_case(shape, torch.bfloat16, norm=True, residual=False), True, "relu")

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from oracle import ACTIVATIONS, Sum, activate, assert_as_accurate_as_torch
 
+from inception_kernels.models.layers import distinct_layers
+
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 
 GEOMETRIES = {
@@ -39,11 +41,20 @@ def pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return value if isinstance(value, tuple) else (value, value)
 
 
-@pytest.fixture(scope="module")
-def host():
-    host = host_cuda.load("separable_conv2d_backward", checked=True, also=("conv2d_bn_act", "batch_norm"))
+def load(checked: bool):
+    host = host_cuda.load("separable_conv2d_backward", checked=checked, also=("conv2d_bn_act", "batch_norm"))
     host.context(sm=80, multiprocessors=2, allow_tf32=False)
     return host
+
+
+@pytest.fixture(scope="module")
+def host():
+    return load(checked=True)
+
+
+@pytest.fixture(scope="module")
+def fast_host():
+    return load(checked=False)
 
 
 def channels_last(t: torch.Tensor) -> torch.Tensor:
@@ -233,3 +244,27 @@ def test_what_cannot_run_says_why(host):
         assert host.unsupported(Case(**SMALL).call(host, {})) == "compute capability below 8.0"
     finally:
         host.context(sm=80, multiprocessors=2)
+
+
+LAYERS = {str(layer): layer for layer in distinct_layers("xception") if layer.operator == "separable_conv2d"}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_of_the_networks(fast_host, name):
+    layer = LAYERS[name]
+    case = Case(
+        N=1,
+        C=layer.in_channels,
+        H=layer.height,
+        W=layer.width,
+        K=layer.out_channels,
+        window=pair(layer.kernel_size),
+        stride=layer.stride,
+        padding=layer.padding,
+        dilation=layer.dilation,
+        dtype=torch.bfloat16,
+        input_activation=layer.input_activation,
+        bias=False,
+    )
+    fast_host.context(sm=80, multiprocessors=108)
+    check(case, fast_host)
