@@ -151,8 +151,19 @@ def forward(host, problem: Problem, y: Tensor | None = None) -> Tensor:
     y = dense(problem.output()) if y is None else y
     p = problem
     packed = pack(host, p.weight)
-    host.forward(p.x, packed, p.scale, p.shift, p.residual, p.activation, y, None, p.shape.geometry)
+    workspace = torch.empty(host.workspace_bytes(p.x, packed, p.shift, y, False, p.shape.geometry), dtype=torch.uint8)
+    host.forward(p.x, packed, p.scale, p.shift, p.residual, p.activation, y, workspace, p.shape.geometry)
     return y
+
+
+def forward_statistics(host, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    p, K = problem, problem.shape.K
+    y, mean, var = dense(p.output()), torch.full((K,), float("nan")), torch.full((K,), float("nan"))
+    packed = pack(host, p.weight)
+    size = host.workspace_bytes(p.x, packed, p.shift, y, True, p.shape.geometry)
+    workspace = torch.full((size,), 0xFF, dtype=torch.uint8)
+    host.forward_statistics(p.x, packed, p.shift, y, mean, var, workspace, p.shape.geometry)
+    return y, mean, var
 
 
 def schedule_of(name: str) -> host_cuda.Schedule:
@@ -278,11 +289,7 @@ def test_statistics(host, name, kernel, multiprocessors):
     problem = Problem.random(shape, kernel)
     problem.scale = None
     problem.shift += 3
-    y, mean, var = dense(problem.output()), torch.full((shape.K,), float("nan")), torch.full((shape.K,), float("nan"))
-    packed = pack(host, problem.weight)
-    size = host.workspace_bytes(problem.x, packed, problem.shift, y, True, shape.geometry)
-    workspace = torch.full((size,), 0xFF, dtype=torch.uint8)
-    host.forward_statistics(problem.x, packed, problem.shift, y, mean, var, workspace, shape.geometry)
+    y, mean, var = forward_statistics(host, problem)
     problem.check(y, name)
     assert torch.equal(y, forward(host, problem)), "the statistics do not change the output"
     z = y.double()
@@ -324,6 +331,21 @@ def test_kernels_count_themselves(host):
         host.reset_counted_kernels()
         forward(host, Problem.random(SHAPES["1x1_one_step"], kernel))
         assert host.counted_kernels() == f"conv2d_bn_act.forward.cuda_sm80_{kernel}=1\n"
+
+
+@pytest.mark.parametrize("statistics", [False, True], ids=["forward", "statistics"])
+def test_hopper_has_its_own_kernel(host, statistics):
+    shape = Shape(1, 64, 8, 8, 64, (3, 3), padding=(1, 1))
+    for kernel, ran in {"bf16": "sm90_bf16", "fp16": "sm90_fp16", "fp32": "sm80_fp32", "tf32": "sm80_tf32"}.items():
+        host.context(sm=90, multiprocessors=2, allow_tf32=kernel == "tf32")
+        host.reset_counted_kernels()
+        problem = Problem.random(shape, kernel)
+        problem.scale = None
+        if statistics:
+            forward_statistics(host, problem)
+        else:
+            problem.check(forward(host, problem), ran)
+        assert host.counted_kernels() == f"conv2d_bn_act.forward.cuda_{ran}=1\n"
 
 
 LAYERS = {
