@@ -23,14 +23,20 @@ def nvcc() -> str:
 
 
 def nvdisasm() -> str:
-    """The toolkit's own, or that of the wheel nvidia-cuda-nvdisasm, or the one inside triton's package."""
+    return _reader("nvdisasm")
+
+
+def cuobjdump() -> str:
+    return _reader("cuobjdump")
+
+
+def _reader(name: str) -> str:
+    """That of the wheel nvidia-cuda-<name>, or the toolkit's own, or the one inside triton's package."""
     for folder in _folders():
-        found = shutil.which("nvdisasm", path=str(folder))
+        found = shutil.which(name, path=str(folder))
         if found:
             return found
-    raise MissingTool(
-        "there is no nvdisasm: pip install nvidia-cuda-nvdisasm (5 MB), or install the whole CUDA toolkit"
-    )
+    raise MissingTool(f"there is no {name}: pip install nvidia-cuda-{name} (a few MB), or install a whole CUDA toolkit")
 
 
 def _folders() -> Iterator[Path]:

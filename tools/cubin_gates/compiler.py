@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import subprocess
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,95 +18,104 @@ from tools.cubin_gates import binaries
 ROOT = Path(__file__).resolve().parent.parent.parent
 CACHE = ROOT / "build" / "cubins"
 
-# As the extension is compiled (build_backend/build_ext.py), with the resource usage printed.
+# As the extension is compiled (build_backend/build_ext.py), with ptxas' remarks.
 FLAGS = ("-std=c++20", "-O3", "-lineinfo", "-Xptxas=-v")
 SM80, SM90A = "80", "90a"
-
-_RESOURCES = re.compile(
-    r"Compiling entry function '(?P<name>\S+)' for 'sm_\w+'.*?"
-    r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
-    r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
-    re.DOTALL,
-)
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What ptxas reports of one kernel; bytes of shared memory are the static ones."""
-
-    registers: int
-    stack: int
-    spill_stores: int
-    spill_loads: int
-    shared: int
 
 
 @dataclass(frozen=True)
 class Cubin:
+    """`remarks` are ptxas' warnings; None where the cubin was taken from the extension's object, which has none."""
+
     source: Path
     arch: str
     path: Path
-    resources: dict[str, Resources]  # by mangled name
-    warnings: tuple[str, ...]
+    remarks: tuple[str, ...] | None
 
 
 class CompileError(RuntimeError):
     """nvcc failed; the message is its own."""
 
 
+def kernel_sources() -> list[Path]:
+    return sorted((ROOT / "csrc" / "cuda").glob("*.cu"))
+
+
 def architectures(source: Path) -> tuple[str, ...]:
-    """A file of Hopper kernels is compiled for Hopper alone."""
-    return (SM90A,) if source.stem.endswith("_sm90") else (SM80, SM90A)
+    """Files of Hopper kernels, <op>_sm90*.cu, have none for earlier GPUs."""
+    return (SM90A,) if "_sm90" in source.stem else (SM80, SM90A)
 
 
-def compile_all(jobs: list[tuple[Path, str]], defines: tuple[str, ...] = ()) -> list[Cubin]:
-    """One cubin per (source, architecture), in that order; nvcc runs in parallel."""
+def cubins(jobs: list[tuple[Path, str]], defines: tuple[str, ...] = ()) -> list[Cubin]:
+    """One cubin per (source, architecture), in that order; where nvcc must run it runs in parallel."""
     with ThreadPoolExecutor(max_jobs()) as pool:
-        return list(pool.map(lambda job: compile_cubin(job[0], job[1], defines), jobs))
+        return list(pool.map(lambda job: cubin_of(job[0], job[1], defines), jobs))
 
 
-def compile_cubin(source: Path, arch: str, defines: tuple[str, ...] = ()) -> Cubin:
-    """
+def cubin_of(source: Path, arch: str, defines: tuple[str, ...] = ()) -> Cubin:
+    """From the extension's object where that is newer than all it was made of, else compiled, once per content.
+
     Raises:
-        MissingTool: there is no nvcc.
+        MissingTool: nvcc or cuobjdump is needed and not there.
         CompileError: the source does not compile.
     """
-    compiler = binaries.nvcc()
-    flags = (*FLAGS, *defines, "-I", str(ROOT / "csrc"))
-    key = _key(source, arch, (compiler, *FLAGS, *defines))
+    key = _key(source, arch, (*FLAGS, *defines))
     cubin = CACHE / f"{source.stem}.sm_{arch}.{key}.cubin"
     log = cubin.with_suffix(".json")
-    if not log.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        partial = cubin.with_suffix(f".{hashlib.sha256(str(source).encode()).hexdigest()[:8]}.partial")
-        gencode = f"-gencode=arch=compute_{arch},code=sm_{arch}"
-        command = [compiler, *flags, gencode, "-cubin", str(source), "-o", str(partial)]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
-        if done.returncode:
-            raise CompileError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-        partial.replace(cubin)
-        log.write_text(json.dumps(done.stdout + done.stderr), encoding="utf-8")
-    text = json.loads(log.read_text(encoding="utf-8"))
-    return Cubin(source, arch, cubin, parse_resources(text), parse_warnings(text))
+    if cubin.exists():
+        return Cubin(source, arch, cubin, _remarks(log))
+    CACHE.mkdir(parents=True, exist_ok=True)
+    if not defines and _extract(source, arch, cubin):
+        return Cubin(source, arch, cubin, None)
+    _compile(source, arch, cubin, log, defines)
+    return Cubin(source, arch, cubin, _remarks(log))
 
 
-def parse_resources(log: str) -> dict[str, Resources]:
-    found = {}
-    for match in _RESOURCES.finditer(log):
-        shared = re.search(r"(\d+) bytes smem", match["rest"])
-        numbers = (match["registers"], match["stack"], match["stores"], match["loads"], shared[1] if shared else "0")
-        found[match["name"]] = Resources(*map(int, numbers))
-    return found
+def _extract(source: Path, arch: str, cubin: Path) -> bool:
+    """From the newest object of the extension, if it is current and holds this architecture."""
+    path = source.resolve()
+    if not path.is_relative_to(ROOT):
+        return False
+    objects = sorted(
+        (ROOT / "build").glob(f"native-*/{path.relative_to(ROOT)}.o"), key=lambda each: each.stat().st_mtime
+    )
+    newest = max(each.stat().st_mtime for each in read_files(source))
+    if not objects or objects[-1].stat().st_mtime <= newest:
+        return False
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        command = [binaries.cuobjdump(), "-xelf", "all", str(objects[-1])]
+        done = subprocess.run(command, cwd=folder, capture_output=True, stdin=subprocess.DEVNULL)
+        found = sorted(Path(folder).glob(f"*.sm_{arch}.cubin"))
+        if done.returncode or not found:
+            return False
+        found[0].replace(cubin)
+    return True
 
 
-def parse_warnings(log: str) -> tuple[str, ...]:
+def _compile(source: Path, arch: str, cubin: Path, log: Path, defines: tuple[str, ...]) -> None:
+    compiler = binaries.nvcc()
+    partial = cubin.with_suffix(f".{os.getpid()}.partial")
+    flags = (*FLAGS, *defines, "-I", str(ROOT / "csrc"), f"-gencode=arch=compute_{arch},code=sm_{arch}")
+    command = [compiler, *flags, "-cubin", str(source), "-o", str(partial)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    if done.returncode:
+        raise CompileError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    log.write_text(json.dumps(done.stdout + done.stderr), encoding="utf-8")
+    partial.replace(cubin)
+
+
+def _remarks(log: Path) -> tuple[str, ...] | None:
+    return parse_remarks(json.loads(log.read_text(encoding="utf-8"))) if log.exists() else None
+
+
+def parse_remarks(log: str) -> tuple[str, ...]:
     """Warnings and advice, for example that wgmma was serialised or a register count ignored."""
     lines = [line.strip() for line in log.splitlines()]
     return tuple(dict.fromkeys(line for line in lines if re.search(r"warning|Potential Performance Loss", line, re.I)))
 
 
-def _key(source: Path, arch: str, command: tuple[str, ...]) -> str:
-    digest = hashlib.sha256("\0".join((arch, *command)).encode())
+def _key(source: Path, arch: str, flags: tuple[str, ...]) -> str:
+    digest = hashlib.sha256("\0".join((arch, *flags)).encode())
     for path in sorted(read_files(source)):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

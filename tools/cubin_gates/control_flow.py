@@ -79,7 +79,13 @@ def analyse(kernel: Kernel) -> Flow:
     flow = Flow(kernel, blocks, order, [], frozenset())
     spins = [loop for loop in loops if _is_spin(flow, loop)]
     flow.loops = _nest([loop for loop in loops if loop not in spins and not _runs_once(flow, loop)])
-    flow.spins = frozenset(block for loop in spins for block in loop.blocks)
+    polling = {block for loop in spins for block in loop.blocks}
+    ways_back = {
+        block
+        for block in order
+        if predecessors[block] and set(predecessors[block]) <= polling and blocks[block].first == blocks[block].last
+    }
+    flow.spins = frozenset(polling | ways_back)
     return flow
 
 

@@ -15,6 +15,7 @@ _LINE = re.compile(r'//## File "([^"]+)", line (\d+)')
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?P<text>[^/].*?)\s*;")
 _PREDICATE = re.compile(r"^@(!?U?P\w+)\s+")
 _TARGET = re.compile(r"`\((\.L_x_\d+)\)")
+_USAGE = re.compile(r"Function (?P<name>\S+):\s+REG:(?P<registers>\d+) STACK:(?P<stack>\d+) SHARED:(?P<shared>\d+)")
 _WORD = re.compile(r"\.word\s+0x([0-9a-f]+)")
 
 
@@ -44,6 +45,15 @@ class Instruction:
         return self.predicate != "!PT"
 
 
+@dataclass(frozen=True)
+class Resources:
+    """Bytes per thread of stack; bytes of static shared memory, on sm_90 with the 1024 that the system takes."""
+
+    registers: int
+    stack: int
+    shared: int
+
+
 @dataclass
 class Kernel:
     name: str  # mangled
@@ -59,6 +69,16 @@ def disassemble(cubin: Path) -> list[Kernel]:
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: {done.stderr or done.stdout}")
     return parse(done.stdout)
+
+
+def resources(cubin: Path) -> dict[str, Resources]:
+    """By mangled name."""
+    command = [binaries.cuobjdump(), "-res-usage", str(cubin)]
+    text = subprocess.run(command, capture_output=True, text=True, check=True, stdin=subprocess.DEVNULL).stdout
+    return {
+        match["name"]: Resources(int(match["registers"]), int(match["stack"]), int(match["shared"]))
+        for match in _USAGE.finditer(text)
+    }
 
 
 def parse(listing: str) -> list[Kernel]:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from tools.cubin_gates import control_flow, pipes
 from tools.cubin_gates.annotations import Annotation, read_annotations
-from tools.cubin_gates.compiler import ROOT, Cubin, Resources
+from tools.cubin_gates.compiler import ROOT, Cubin
 from tools.cubin_gates.control_flow import Flow, Loop
-from tools.cubin_gates.disassembly import Instruction, Kernel, disassemble
-from tools.cubin_gates.occupancy import blocks_per_multiprocessor
+from tools.cubin_gates.disassembly import Instruction, Kernel, Resources, disassemble, resources
+from tools.cubin_gates.occupancy import RESERVED_SHARED, blocks_per_multiprocessor
 
 _MAIN_LOOP_FMAS = 16  # a loop with so many multiply-adds counts as a main loop even without tensor instructions
 
@@ -44,23 +44,32 @@ class KernelReport:
     opcodes: dict[str, int]
     loops: tuple[LoopReport, ...]
     step: dict[str, float]  # clocks by pipe of one step: the sum of the named loops, else of the main loop
-    warnings: tuple[str, ...]
+    remarks: tuple[str, ...]
 
     @property
     def local_accesses(self) -> int:
         return self.opcodes.get("LDL", 0) + self.opcodes.get("STL", 0)
 
+    @property
+    def static_shared(self) -> int:
+        """Without what the system takes of it on sm_90."""
+        reserved = RESERVED_SHARED if self.arch.startswith("90") else 0
+        return max(self.resources.shared - reserved, 0)
+
     def blocks(self, dynamic_shared: int) -> int | None:
         if self.threads is None:
             return None
-        shared = self.resources.shared + dynamic_shared
+        shared = self.static_shared + dynamic_shared
         return blocks_per_multiprocessor(self.arch, self.resources.registers, self.threads, shared)
 
 
 def report(cubin: Cubin) -> list[KernelReport]:
     kernels = disassemble(cubin.path)
+    usage = resources(cubin.path)
     names = demangle([kernel.name for kernel in kernels])
-    return [_kernel_report(cubin, kernel, name) for kernel, name in zip(kernels, names, strict=True)]
+    return [
+        _kernel_report(cubin, kernel, usage[kernel.name], name) for kernel, name in zip(kernels, names, strict=True)
+    ]
 
 
 def demangle(names: list[str]) -> list[str]:
@@ -77,7 +86,7 @@ def _shorter(name: str) -> str:
     return name.removeprefix("void ")
 
 
-def _kernel_report(cubin: Cubin, kernel: Kernel, name: str) -> KernelReport:
+def _kernel_report(cubin: Cubin, kernel: Kernel, usage: Resources, name: str) -> KernelReport:
     flow = control_flow.analyse(kernel)
     warps = (kernel.max_threads or 128) / 32
     loops = [_loop_report(flow, loop, cubin.arch, warps) for loop in flow.loops]
@@ -87,12 +96,12 @@ def _kernel_report(cubin: Cubin, kernel: Kernel, name: str) -> KernelReport:
         arch=cubin.arch,
         mangled=kernel.name,
         name=name,
-        resources=cubin.resources[kernel.name],
+        resources=usage,
         threads=kernel.max_threads,
         opcodes=_count(reachable),
         loops=tuple(loops),
         step=_step(loops),
-        warnings=tuple(each for each in cubin.warnings if kernel.name in each or "'" not in each),
+        remarks=tuple(each for each in cubin.remarks or () if kernel.name in each or "'" not in each),
     )
 
 

@@ -15,10 +15,8 @@ _MOST_COMMON = 8
 def kernel_text(kernel: KernelReport, dynamic_shared: int, all_loops: bool) -> str:
     usage = kernel.resources
     blocks = kernel.blocks(dynamic_shared)
-    spills = (
-        f"{usage.stack} B stack, spills {usage.spill_stores}/{usage.spill_loads} B, {kernel.local_accesses} LDL/STL"
-    )
-    shared = f"shared {usage.shared} + {dynamic_shared} B"
+    spills = f"{usage.stack} B stack, {kernel.local_accesses} LDL/STL"
+    shared = f"shared {kernel.static_shared} + {dynamic_shared} B"
     threads = f"{kernel.threads} threads" if kernel.threads else "no __launch_bounds__"
     rows = [
         f"{kernel.name}  [sm_{kernel.arch}]",

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 import sys
 from pathlib import Path
 
@@ -14,13 +13,12 @@ import numpy as np
 import torch
 
 from build_backend.toolchain import find_nvcc
+from tools.gpu.device_library import arch_of_device, compile_library
 from tools.gpu.options import ROOT, Options, parse
 
 sys.path.append(str(ROOT / "tests"))
 from conformance import replay
 from conformance.case import SM80, SM90, Case, Words, difference
-
-_SECONDS_TO_COMPILE = 300
 
 
 def main(options: Options) -> int:
@@ -29,7 +27,7 @@ def main(options: Options) -> int:
         return _rehearse(options, cases)
     major, minor = torch.cuda.get_device_capability()
     sm = 10 * major + minor
-    library = ctypes.CDLL(str(compile_device(options.output, "90a" if sm == SM90 else str(sm))))
+    library = ctypes.CDLL(str(_compile(options.output / "conformance.so", arch_of_device())))
     library.ik_conformance_run.restype = ctypes.c_char_p
     recorded, wrong = [], {}
     for case in cases:
@@ -49,25 +47,11 @@ def main(options: Options) -> int:
     return 1 if wrong else 0
 
 
-def compile_device(folder: Path, arch: str) -> Path:
-    """A shared library of the cases for one architecture. Raises RuntimeError with nvcc's messages."""
-    compiler = find_nvcc()
-    if compiler is None:
-        raise RuntimeError("there is no nvcc: install the CUDA toolkit")
-    folder.mkdir(parents=True, exist_ok=True)
-    library = folder / "conformance.so"
+def _compile(library: Path, arch: str) -> Path:
     hopper = arch == "90a"
     sources = [replay.HERE / "entry.cpp", *(replay.SOURCES if hopper else replay.SOURCES[:1])]
-    flags = ["-std=c++20", "-O3", "-shared", "-Xcompiler=-fPIC", f"-gencode=arch=compute_{arch},code=sm_{arch}"]
-    flags += [] if hopper else ["-DIK_WITHOUT_SM90"]
-    includes = ["-I", str(ROOT / "csrc"), "-I", str(replay.HERE)]
-    command = [compiler, *flags, *includes, *map(str, sources), "-o", str(library)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=_SECONDS_TO_COMPILE
-    )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}\n{done.stderr}")
-    return library
+    flags = ["-I", str(replay.HERE), *([] if hopper else ["-DIK_WITHOUT_SM90"])]
+    return compile_library(sources, library, arch, flags)
 
 
 def _run(library: ctypes.CDLL, case: Case, sm: int) -> Words:
@@ -90,7 +74,7 @@ def _rehearse(options: Options, cases: list[Case]) -> int:
     compiled = "not compiled for a device: no nvcc"
     if find_nvcc() is not None:
         for arch in (str(SM80), "90a"):
-            compile_device(options.output / arch, arch)
+            _compile(options.output / f"conformance_{arch}.so", arch)
         compiled = "compiled for sm_80 and sm_90a"
     options.write(f"{len(cases)} cases on the host, {len(wrong)} unlike the model; {compiled}", wrong=wrong)
     return 1 if wrong else 0
