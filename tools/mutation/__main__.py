@@ -45,19 +45,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, help="a JSON file; tested mutants that it holds are not tested again")
     options = parser.parse_args(arguments)
     verdicts = results.load(options.output)
-    for op in options.op or OPERATORS:
-        if len(options.op or OPERATORS) > 1:
-            run_in_child(op, arguments if arguments is not None else sys.argv[1:])
-            verdicts = results.load(options.output)
-        else:
-            verdicts = test_operator(op, options, verdicts)
+    operators = options.op or OPERATORS
+    if len(operators) == 1:
+        verdicts = test_operator(operators[0], options, verdicts)
+    elif options.output is None:
+        parser.error("several operators need an --output that collects their results")
+    else:
+        for op in operators:
+            run_in_child(op, options)
+        verdicts = results.load(options.output)
     print(results.summary(verdicts))
     return 0 if results.score(verdicts) >= results.REQUIRED else 1
 
 
-def run_in_child(op: str, arguments: Sequence[str]) -> None:
-    """An operator's libraries and pytest's state are a process's own."""
-    subprocess.run([sys.executable, "-m", "tools.mutation", *arguments, "--op", op], cwd=ROOT, check=False)
+def run_in_child(op: str, options: argparse.Namespace) -> None:
+    """Libraries and pytest's state are a process's own."""
+    command = [sys.executable, "-m", "tools.mutation", "--op", op]
+    for name in ("sample", "limit", "seed", "tests", "budget", "jobs", "folder", "output"):
+        value = getattr(options, name)
+        command += [] if value in (None, "") else [f"--{name}", str(value)]
+    for file in options.file or ():
+        command += ["--file", file]
+    subprocess.run(command, cwd=ROOT, check=False)
 
 
 def test_operator(op: str, options: argparse.Namespace, known: dict[str, Verdict]) -> dict[str, Verdict]:
