@@ -51,6 +51,7 @@ class Options:
     include: Path | None = None
     kernel_flags: tuple[str, ...] = ()
     more_sources: tuple[Path, ...] = ()
+    always_checked: bool = False  # one build for all tests
 
 
 options = Options()
@@ -108,6 +109,7 @@ def load(op: str, checked: bool = True, also: tuple[str, ...] = ()) -> Host:
 
 
 def build(name: str, kernels: Sequence[Path], binding: Path, checked: bool) -> Host:
+    checked = checked or options.always_checked
     module_name = f"host_cuda_{name}_{'checked' if checked else 'fast'}"
     common = common_flags()
     python = [

@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=int, help="at most so many mutants")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tests", default="", help="pytest -k expression")
-    parser.add_argument("--budget", type=float, default=60, help="seconds of tests for one mutant, quick ones first")
+    parser.add_argument("--suite", type=float, default=600, help="processor seconds of tests that take part")
+    parser.add_argument("--budget", type=float, default=60, help="of them for one mutant, the quick ones first")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "mutation")
     parser.add_argument("--output", type=Path, help="a JSON file; tested mutants that it holds are not tested again")
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run_in_child(op: str, options: argparse.Namespace) -> None:
     """Libraries and pytest's state are a process's own."""
     command = [sys.executable, "-m", "tools.mutation", "--op", op]
-    for name in ("sample", "limit", "seed", "tests", "budget", "jobs", "folder", "output"):
+    for name in ("sample", "limit", "seed", "tests", "suite", "budget", "jobs", "folder", "output"):
         value = getattr(options, name)
         command += [] if value in (None, "") else [f"--{name}", str(value)]
     for file in options.file or ():
@@ -70,11 +71,11 @@ def run_in_child(op: str, options: argparse.Namespace) -> None:
 
 
 def test_operator(op: str, options: argparse.Namespace, known: dict[str, Verdict]) -> dict[str, Verdict]:
-    chosen = choose(op, options, known)
-    kernels = list(kernels_of(op))
-    overlay = Overlay(options.folder / op, dict(enumerate(chosen)))
-    overlay.prepare(kernels)
-    print(f"{op}: {len(overlay.sites)} mutants, {len(overlay.dropped)} do not compile", flush=True)
+    """All mutants are built, whatever is tested of them, so that the next run finds its libraries."""
+    overlay = Overlay(options.folder / op, numbered_sites(op))
+    overlay.prepare(kernels_of(op))
+    chosen = choose(overlay.sites, options, known)
+    print(f"{op}: {len(chosen)} of {len(overlay.sites)} mutants; {len(overlay.dropped)} do not compile", flush=True)
 
     def progress(verdict: Verdict) -> None:
         known[verdict.site.key] = results.better(known.get(verdict.site.key), verdict)
@@ -82,29 +83,37 @@ def test_operator(op: str, options: argparse.Namespace, known: dict[str, Verdict
         outcome = verdict.found_by or ("SURVIVED" if verdict.executed else "not executed")
         print(f"{outcome:36s} {verdict.seconds:6.1f} s  {verdict.site.line:4d} {verdict.site.key}", flush=True)
 
-    session = Session(overlay.sites, options.jobs, options.budget, progress)
+    session = Session(chosen, options.jobs, options.suite, options.budget, progress)
     session.run([str(ROOT / "tests" / f"test_{op}_cuda.py"), *(["-k", options.tests] if options.tests else [])])
     return known
 
 
-def choose(op: str, options: argparse.Namespace, known: dict[str, Verdict]) -> list[Site]:
+def numbered_sites(op: str) -> dict[int, Site]:
+    """A file's numbers do not depend on the other files."""
+    most = 1 << 9
+    names = sorted(path.name for path in (host_cuda.CSRC / "cuda").iterdir())
+    numbered: dict[int, Site] = {}
+    for name in sources_of(op):
+        sites = find_sites(host_cuda.CSRC / "cuda" / name, f"cuda/{name}")
+        numbered |= dict(enumerate(sites[:most], start=most * names.index(name)))
+    return numbered
+
+
+def choose(sites: dict[int, Site], options: argparse.Namespace, known: dict[str, Verdict]) -> dict[int, Site]:
     """Every synchronisation and a fixed sample of the rest, without what is found or equivalent."""
     excused = equivalent.load()
-    sites = []
-    for name in sources_of(op):
-        if options.file and name not in options.file:
+    chosen = {}
+    for number, site in sites.items():
+        if options.file and Path(site.file).name not in options.file:
             continue
-        for site in find_sites(host_cuda.CSRC / "cuda" / name, f"cuda/{name}"):
-            verdict = known.get(site.key)
-            tested = verdict is not None and bool(verdict.found_by)
-            drawn = (
-                site.kind == "synchronisation" or random.Random(f"{options.seed}{site.key}").random() < options.sample
-            )
-            if drawn and not tested and not excused.reason(site):
-                sites.append(site)
-    if options.limit is not None and len(sites) > options.limit:
-        sites = random.Random(options.seed).sample(sites, options.limit)
-    return sites
+        verdict = known.get(site.key)
+        tested = verdict is not None and bool(verdict.found_by)
+        drawn = site.kind == "synchronisation" or random.Random(f"{options.seed}{site.key}").random() < options.sample
+        if drawn and not tested and not excused.reason(site):
+            chosen[number] = site
+    if options.limit is not None and len(chosen) > options.limit:
+        chosen = dict(random.Random(options.seed).sample(sorted(chosen.items()), options.limit))
+    return chosen
 
 
 def kernels_of(op: str) -> list[Path]:

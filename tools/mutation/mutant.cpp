@@ -3,7 +3,7 @@
 
 namespace {
 
-constexpr int kMost = 1 << 14;
+constexpr int kMost = 1 << 16;
 int active = -1;
 unsigned char executed[kMost];
 

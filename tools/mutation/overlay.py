@@ -29,12 +29,24 @@ class Overlay:
 
     def prepare(self, kernels: Sequence[Path]) -> None:
         """Writes the sources and takes out what the compiler refuses, until it accepts the rest."""
+        self._drop_known()
         self._write()
         host_cuda.options = self._options()
         while errors := self._errors(kernels):
             if not self._drop(_ERROR, errors) and not self._drop(_ANY_LINE, errors):
                 raise RuntimeError(errors)
             self._write()
+        self._record.write_text("\n".join(sorted(site.key for site in self.dropped)))
+
+    @property
+    def _record(self) -> Path:
+        return self.folder / "dropped.txt"
+
+    def _drop_known(self) -> None:
+        """What an earlier run has found not to compile."""
+        known = set(self._record.read_text().splitlines()) if self._record.exists() else set()
+        for number in [number for number, site in self.sites.items() if site.key in known]:
+            self.dropped.append(self.sites.pop(number))
 
     def _write(self) -> None:
         for name in {site.file for site in [*self.sites.values(), *self.dropped]}:
@@ -47,7 +59,7 @@ class Overlay:
 
     def _options(self) -> host_cuda.Options:
         flags = ("-include", str(HERE / "mutant.h"))
-        return host_cuda.Options(include=self.folder, kernel_flags=flags, more_sources=(HERE / "mutant.cpp",))
+        return host_cuda.Options(self.folder, flags, (HERE / "mutant.cpp",), always_checked=True)
 
     def _errors(self, kernels: Sequence[Path]) -> str:
         def errors_of(kernel: Path) -> str:

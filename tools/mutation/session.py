@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import resource
 import select
 import signal
 import time
@@ -19,6 +20,8 @@ import torch
 from _pytest.runner import runtestprotocol
 
 from tools.mutation.sites import Site
+
+_SURVIVED = "survived"
 
 
 @dataclass
@@ -70,7 +73,8 @@ class Session:
 
     sites: dict[int, Site]
     jobs: int
-    budget: float  # seconds of tests for one mutant, the quick ones first
+    suite: float  # processor seconds of tests to take part, one of each test function after the other
+    budget: float  # processor seconds of tests for one mutant, the quick ones first
     progress: Callable[[Verdict], None]
     verdicts: list[Verdict] = field(default_factory=list)
 
@@ -84,7 +88,7 @@ class Session:
         passing = list(self._baseline(session.items, numbers))
         passing.sort(key=lambda timed: timed.seconds)
         todo = list(numbers)
-        running: dict[int, tuple[int, float, float, Verdict]] = {}  # pipe: pid, started, limit
+        running: dict[int, tuple[int, float, Verdict]] = {}  # pipe: pid, started
         while todo or running:
             while todo and len(running) < self.jobs:
                 self._start(todo.pop(0), passing, running)
@@ -92,18 +96,21 @@ class Session:
         return True
 
     def _baseline(self, items: Sequence[pytest.Item], numbers: Sequence[int]) -> Iterator[_Timed]:
-        """The tests that pass without a mutant, what they execute and how long they take."""
-        for item in items:
+        """Tests that pass without a mutant, what they execute and how long they take."""
+        spent = 0.0
+        for item in _round_robin(items):
+            if spent > self.suite:
+                return
             self._switch.forget()
-            started = time.perf_counter()
+            started = time.process_time()
             failures = _failures(item)
             if failures:
                 raise RuntimeError(f"{item.nodeid} fails without a mutant: {failures}")
-            yield _Timed(item, time.perf_counter() - started, self._switch.executed(numbers))
+            seconds = time.process_time() - started
+            spent += seconds
+            yield _Timed(item, seconds, self._switch.executed(numbers))
 
-    def _start(
-        self, number: int, passing: Sequence[_Timed], running: dict[int, tuple[int, float, float, Verdict]]
-    ) -> None:
+    def _start(self, number: int, passing: Sequence[_Timed], running: dict[int, tuple[int, float, Verdict]]) -> None:
         tests = self._within_budget([timed for timed in passing if number in timed.executed])
         verdict = Verdict(self.sites[number], executed=bool(tests))
         if not tests:
@@ -114,37 +121,40 @@ class Session:
         if pid == 0:
             _test_mutant(self._switch, number, tests, writing)
         os.close(writing)
-        limit = 10 + 5 * sum(timed.seconds for timed in tests)
-        running[reading] = (pid, time.perf_counter(), limit, verdict)
+        running[reading] = (pid, time.perf_counter(), verdict)
 
     def _within_budget(self, tests: Sequence[_Timed]) -> list[_Timed]:
         ends = itertools.accumulate(timed.seconds for timed in tests)
         return [timed for i, (timed, end) in enumerate(zip(tests, ends, strict=True)) if i == 0 or end <= self.budget]
 
-    def _collect(self, running: dict[int, tuple[int, float, float, Verdict]]) -> None:
+    def _collect(self, running: dict[int, tuple[int, float, Verdict]]) -> None:
         if not running:
             return
         ready, _, _ = select.select(list(running), [], [], 0.5)
-        for pipe, (pid, started, limit, verdict) in list(running.items()):
-            elapsed = time.perf_counter() - started
-            if pipe in ready:
-                verdict.found_by = os.read(pipe, 4096).decode() or "crash"
-                if verdict.found_by == "survived":
-                    verdict.found_by = ""
-            elif elapsed > limit:
-                os.kill(pid, signal.SIGKILL)
-                verdict.found_by = "timeout"
-            else:
-                continue
-            os.waitpid(pid, 0)
+        for pipe in ready:
+            pid, started, verdict = running.pop(pipe)
+            outcome = os.read(pipe, 4096).decode()
             os.close(pipe)
-            del running[pipe]
-            verdict.seconds = elapsed
+            _, status = os.waitpid(pid, 0)
+            out_of_time = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL)
+            verdict.found_by = outcome or ("timeout" if out_of_time else "crash")
+            if outcome == _SURVIVED:
+                verdict.found_by = ""
+            verdict.seconds = time.perf_counter() - started
             self._finish(verdict)
 
     def _finish(self, verdict: Verdict) -> None:
         self.verdicts.append(verdict)
         self.progress(verdict)
+
+
+def _round_robin(items: Sequence[pytest.Item]) -> Iterator[pytest.Item]:
+    """The first parameters of every test function, then the second ones, and so on."""
+    functions: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        functions.setdefault(item.nodeid.split("[")[0], []).append(item)
+    for row in itertools.zip_longest(*functions.values()):
+        yield from (item for item in row if item is not None)
 
 
 def _failures(item: pytest.Item) -> str:
@@ -161,7 +171,9 @@ def _test_mutant(switch: _Switch, number: int, tests: Sequence[_Timed], pipe: in
     silence = os.open(os.devnull, os.O_WRONLY)
     os.dup2(silence, 1)
     os.dup2(silence, 2)
-    result = "survived"
+    result = _SURVIVED
+    limit = int(10 + 3 * sum(timed.seconds for timed in tests))
+    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
     try:
         switch.activate(number)
         for timed in tests:
