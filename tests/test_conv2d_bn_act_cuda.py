@@ -182,8 +182,9 @@ def test_shapes(host, name, kernel):
 
 # multiprocessors -> the tile that the cost favours: one must do all the work, or every tile has its own.
 TILES = {
-    "128x128": (1, Shape(2, 40, 9, 8, 136, (3, 3), padding=(1, 1))),
-    "128x64": (1, Shape(2, 40, 9, 8, 56, (3, 3), padding=(1, 1))),
+    "128x128": (1, Shape(2, 40, 14, 9, 120, (3, 3), padding=(1, 1))),
+    "256x64": (1, Shape(3, 40, 9, 8, 56, (3, 3), padding=(1, 1))),
+    "128x64": (1, Shape(1, 40, 9, 8, 56, (3, 3), padding=(1, 1))),
     "64x64": (1000, Shape(2, 40, 9, 8, 136, (3, 3), padding=(1, 1))),
     "128x64_gathered": (1, Shape(2, 37, 9, 8, 70, (3, 3), padding=(1, 1))),
 }

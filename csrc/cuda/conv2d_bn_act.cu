@@ -1,3 +1,5 @@
+#include <type_traits>
+
 #include "batch_norm.h"
 #include "common/counters.h"
 #include "conv2d_bn_act.h"
@@ -12,7 +14,8 @@ namespace ik::cuda {
 namespace {
 
 using LargeTile = TileShape<128, 128, 2, 2>;
-using TallTile = TileShape<128, 64, 2, 2>;
+using TallTile = TileShape<256, 64, 4, 1>;
+using MediumTile = TileShape<128, 64, 2, 2>;
 using SmallTile = TileShape<64, 64, 2, 2>;
 
 struct TileSize {
@@ -22,30 +25,38 @@ struct TileSize {
 template <typename Tile>
 constexpr TileSize kSizeOf = {Tile::kRows, Tile::kColumns};
 
-// A product's cost on the busiest multiprocessor. Small tiles read more of their operands for each multiplication.
-double cost(const ConvShape& shape, TileSize tile, double overhead, int multiprocessors) {
-  const int64_t tiles = divide_up(pixel_count(shape), tile.rows) * divide_up(shape.K, tile.columns);
-  return static_cast<double>(divide_up(tiles, multiprocessors) * tile.rows * tile.columns) * overhead;
-}
-
-enum class Plan { kLarge, kTall, kSmall, kGathered };
+enum class Plan { kLarge, kTall, kMedium, kSmall, kGathered };
 
 struct Choice {
   Plan plan;
   TileSize tile;
+  double overhead;  // small tiles read more of their operands for each multiplication
 };
+
+constexpr Choice kLarge = {Plan::kLarge, kSizeOf<LargeTile>, 1.0};
+constexpr Choice kTall = {Plan::kTall, kSizeOf<TallTile>, 1.05};
+constexpr Choice kMedium = {Plan::kMedium, kSizeOf<MediumTile>, 1.15};
+constexpr Choice kSmall = {Plan::kSmall, kSizeOf<SmallTile>, 1.5};
+constexpr Choice kGathered = {Plan::kGathered, kSizeOf<MediumTile>, 1.0};
+
+// A product's cost on the busiest multiprocessor.
+double cost(const ConvShape& shape, const Choice& choice, int multiprocessors) {
+  const TileSize tile = choice.tile;
+  const int64_t tiles = divide_up(pixel_count(shape), tile.rows) * divide_up(shape.K, tile.columns);
+  return static_cast<double>(divide_up(tiles, multiprocessors) * tile.rows * tile.columns) * choice.overhead;
+}
 
 // Every plan adds up a pixel's products in the same order: the choice does not change a bit of the result.
 Choice choose(const Conv2dForward& args, bool tensor_cores, const Context& context) {
-  if (!has_vectors(args.x, args.shape.C, args.dtype)) return {Plan::kGathered, kSizeOf<TallTile>};
-  constexpr double kTallOverhead = 1.15;
-  constexpr double kSmallOverhead = 1.4;
-  const double large = cost(args.shape, kSizeOf<LargeTile>, 1.0, context.multiprocessors);
-  const double tall = cost(args.shape, kSizeOf<TallTile>, kTallOverhead, context.multiprocessors);
-  const double small = cost(args.shape, kSizeOf<SmallTile>, kSmallOverhead, context.multiprocessors);
-  if (tensor_cores && large <= tall && large <= small) return {Plan::kLarge, kSizeOf<LargeTile>};
-  if (tall <= small) return {Plan::kTall, kSizeOf<TallTile>};
-  return {Plan::kSmall, kSizeOf<SmallTile>};
+  if (!has_vectors(args.x, args.shape.C, args.dtype)) return kGathered;
+  Choice best = kMedium;
+  for (const Choice& each : {kLarge, kTall, kSmall}) {
+    if (!tensor_cores && each.plan != Plan::kSmall) continue;
+    const bool better =
+        cost(args.shape, each, context.multiprocessors) < cost(args.shape, best, context.multiprocessors);
+    if (better) best = each;
+  }
+  return best;
 }
 
 bool uses_tensor_cores(const Conv2dForward& args, const Context& context) {
@@ -88,19 +99,14 @@ void launch(const Conv2dForward& args, float* partials, const Context& context) 
 template <typename Product>
 void launch_plan(const Conv2dForward& args, Plan plan, float* partials, const Context& context) {
   using T = typename Product::Type;
-  switch (plan) {
-    case Plan::kLarge:
-      if constexpr (!std::is_same_v<Product, Fp32Product>) {
-        return launch<Product, LargeTile, VectorLoader<LargeTile, T>>(args, partials, context);
-      }
-      [[fallthrough]];
-    case Plan::kTall:
-      return launch<Product, TallTile, VectorLoader<TallTile, T>>(args, partials, context);
-    case Plan::kSmall:
-      return launch<Product, SmallTile, VectorLoader<SmallTile, T>>(args, partials, context);
-    case Plan::kGathered:
-      return launch<Product, TallTile, ElementLoader<TallTile, T>>(args, partials, context);
+  constexpr bool kTensorCores = !std::is_same_v<Product, Fp32Product>;
+  if constexpr (kTensorCores) {
+    if (plan == Plan::kLarge) return launch<Product, LargeTile, VectorLoader<LargeTile, T>>(args, partials, context);
+    if (plan == Plan::kTall) return launch<Product, TallTile, VectorLoader<TallTile, T>>(args, partials, context);
   }
+  if (plan == Plan::kSmall) return launch<Product, SmallTile, VectorLoader<SmallTile, T>>(args, partials, context);
+  if (plan == Plan::kMedium) return launch<Product, MediumTile, VectorLoader<MediumTile, T>>(args, partials, context);
+  launch<Product, MediumTile, ElementLoader<MediumTile, T>>(args, partials, context);
 }
 
 void run(const Conv2dForward& args, float* partials, const Context& context) {

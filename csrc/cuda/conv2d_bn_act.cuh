@@ -24,15 +24,18 @@ struct Conv2dKernel {
 template <typename Tile>
 using WarpTile = StagedTile<Tile::kWarpRows, Tile::kWarpColumns>;
 
-// Behind the product the ring holds the accumulators.
 template <typename Tile>
-struct ConvShared {
-  union {
-    ConvRing<Tile, kConvStages> ring;
-    unsigned char staged[Tile::kThreads / 32][WarpTile<Tile>::kBytes];
-  };
+struct ConvResults {
+  unsigned char staged[Tile::kThreads / 32][WarpTile<Tile>::kBytes];
   float sums[Tile::kWarpsDown][Tile::kColumns];
   float mean[Tile::kColumns];
+};
+
+// Behind the product the ring's memory holds the accumulators.
+template <typename Tile>
+union ConvShared {
+  ConvRing<Tile, kConvStages> ring;
+  ConvResults<Tile> results;
 };
 
 IK_DEVICE PixelPosition position_of(const ConvGeometry& g, int64_t pixel) {
@@ -54,7 +57,7 @@ IK_DEVICE int rows_inside(int64_t first_row, int64_t pixels) {
 }
 
 template <typename Tile>
-IK_DEVICE float sum_of_warps(const ConvShared<Tile>& shared, int column) {
+IK_DEVICE float sum_of_warps(const ConvResults<Tile>& shared, int column) {
   float sum = 0.0f;
 #pragma unroll
   for (int w = 0; w < Tile::kWarpsDown; ++w) sum += shared.sums[w][column];
@@ -63,7 +66,7 @@ IK_DEVICE float sum_of_warps(const ConvShared<Tile>& shared, int column) {
 
 template <typename T, typename Tile>
 IK_DEVICE void store_statistics(const Conv2dKernel& args, const WarpTile<Tile>& staged, int row_tile, int first_column,
-                                int warp_down, int warp_column, ConvShared<Tile>& shared) {
+                                int warp_down, int warp_column, ConvResults<Tile>& shared) {
   const int K = args.geometry.K;
   const int64_t first_row = static_cast<int64_t>(row_tile) * Tile::kRows;
   const int64_t left = args.geometry.pixels - first_row;
@@ -107,14 +110,14 @@ __global__ void __launch_bounds__(Tile::kThreads) conv2d_kernel(const __grid_con
   accumulate(args.geometry, loader, weights, shared.ring, product, true, acc);
 
   __syncthreads();
-  const WarpTile<Tile> staged{smem_u32(shared.staged[warp])};
+  const WarpTile<Tile> staged{smem_u32(shared.results.staged[warp])};
 #pragma unroll
   for (int f = 0; f < Tile::kFragments; ++f) staged.put(acc[f], f * kFragmentRows, lane);
   __syncwarp();
   store_staged<T>(staged, first_column + warp_column, args.epilogue, [&](int row) {
     return output_pixel(args, position_of(args.geometry, first_pixel + warp_row + row));
   });
-  if (args.partials) store_statistics<T>(args, staged, row_tile, first_column, warp_down, warp_column, shared);
+  if (args.partials) store_statistics<T>(args, staged, row_tile, first_column, warp_down, warp_column, shared.results);
 }
 
 }  // namespace ik::cuda
