@@ -157,6 +157,28 @@ def test_geometry(host, name, dtype):
 SMALL = dict(N=2, C=16, H=5, W=6, K=8, window=(3, 3), padding=1)
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "f32"])
+@pytest.mark.parametrize("activation", ["none", "relu"])
+@pytest.mark.parametrize(
+    ("size", "padding"), [((5, 4), 0), ((6, 7), (2, 1)), ((3, 9), (1, 2)), ((4, 5), 4), ((1, 1), 1), ((2, 33), (1, 0))]
+)
+def test_neighbours_share_a_window(host, size, padding, activation, dtype):
+    """Stride and dilation 1 go another way: rows of any length, cut off anywhere."""
+    padding = (max(pair(padding)[0], 3 - size[0]), pair(padding)[1])
+    case = Case(
+        N=2,
+        C=72,
+        H=size[0],
+        W=size[1],
+        K=8,
+        window=(3, 3),
+        padding=padding,
+        dtype=DTYPES[dtype],
+        input_activation=activation,
+    )
+    check(case, host)
+
+
 @pytest.mark.parametrize("where", ["input_activation", "mid_activation"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_each_activation_in_each_place(host, activation, where):

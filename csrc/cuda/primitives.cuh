@@ -89,6 +89,20 @@ IK_DEVICE uint4 ldg128(const void* global IK_AT) {
 #endif
   return v;
 }
+// The same where `wanted`, else zeros: no branch, so that many loads can be on their way.
+IK_DEVICE uint4 ldg128_or_zero(const void* global, bool wanted IK_AT) {
+  uint4 v;
+#ifdef __CUDACC__
+  asm("{\n.reg .pred p;\nsetp.ne.s32 p, %5, 0;\nmov.u32 %0, 0;\nmov.u32 %1, 0;\nmov.u32 %2, 0;\nmov.u32 %3, 0;\n"
+      "@p ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
+      : "=&r"(v.x), "=&r"(v.y), "=&r"(v.z), "=&r"(v.w)
+      : "l"(global), "r"(static_cast<int>(wanted)));
+#else
+  v = make_uint4(0, 0, 0, 0);
+  if (wanted) host_cuda::load_global(&v, global, 16, at);
+#endif
+  return v;
+}
 // Not read-only, so that they stay behind the stores before them: loads hoisted out of an epilogue cost registers.
 IK_DEVICE float2 ldg64_ordered(const float* global IK_AT) {
   float2 v;

@@ -111,6 +111,14 @@ void pack_weights(const SeparableBackward& args, float* packed, const Context& c
 template <typename T>
 constexpr int kPacketOf = 16 / static_cast<int>(sizeof(T));
 
+// Stride and dilation 1, and an activation that is one instruction for two channels.
+bool is_3x3(const SeparableBackward& args) {
+  const ConvShape& s = args.shape;
+  const bool window =
+      s.R == kSide && s.S == kSide && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 && s.dilation_w == 1;
+  return window && (args.input_activation == Activation::kNone || args.input_activation == Activation::kRelu);
+}
+
 template <typename T, int kCount>
 void depthwise_forward(const SeparableBackward& args, const float* weights, void* d, void* activated,
                        const Context& context) {
@@ -130,8 +138,12 @@ void depthwise_forward(const SeparableBackward& args, const float* weights, void
   kernel.C = static_cast<int>(s.C);
   kernel.pitch = static_cast<int>(pitch_of(s));
   kernel.groups = threads.groups;
-  const int64_t tiles =
-      divide_up(output_pixels(s), static_cast<int64_t>(threads.rows()) * kGatherPixels * kGatherRounds);
+  kernel.is_3x3 = kCount > 1 && is_3x3(args);
+  const int64_t quads = divide_up(s.Q(), kGatherPixels);
+  kernel.quads = PixelGrid{FastDivide(s.P()), FastDivide(quads)};
+  const int64_t units = kernel.is_3x3 ? s.N * s.P() * quads : divide_up(output_pixels(s), kGatherPixels);
+  kernel.units = static_cast<int>(units);
+  const int64_t tiles = divide_up(units, static_cast<int64_t>(threads.rows()) * kGatherRounds);
   IK_LAUNCH((depthwise_forward_kernel<T, kCount>), tile_grid(tiles, threads.groups), threads.block(), 0, context,
             kernel);
 }
@@ -168,18 +180,21 @@ void depthwise_backward(const SeparableBackward& args, const float* weights, voi
   const TiledPixels tiled = backward_tiles(s, kCount);
   DepthwiseBackward<T> kernel{};
   kernel.window = depthwise_window(s);
-  kernel.input = PixelGrid{FastDivide(s.H), FastDivide(s.W)};
-  kernel.output = PixelGrid{FastDivide(s.P()), FastDivide(s.Q())};
+  kernel.is_3x3 = kCount > 1 && is_3x3(args);
+  const int64_t input_columns = kernel.is_3x3 ? divide_up(s.W, kGatherPixels) : s.W;
+  const int64_t output_columns = kernel.is_3x3 ? divide_up(s.Q(), kGatherPixels) : s.Q();
+  kernel.input = PixelGrid{FastDivide(s.H), FastDivide(input_columns)};
+  kernel.output = PixelGrid{FastDivide(s.P()), FastDivide(output_columns)};
+  kernel.input_units = static_cast<int>(s.N * s.H * input_columns);
+  kernel.output_units = static_cast<int>(s.N * s.P() * output_columns);
+  kernel.input_tile = static_cast<int>(divide_up(kernel.input_units, tiled.tiles));
+  kernel.output_tile = static_cast<int>(divide_up(kernel.output_units, tiled.tiles));
   kernel.gradient = pixels_of<T>(as_input(dense_view(s, gradient)));
   kernel.x = pixels_of<T>(args.x);
   kernel.grad_x = pixels_of<T>(args.grad_x);
   kernel.activation = args.input_activation;
   kernel.weights = weights;
   kernel.partial = wants_depthwise(args) ? partial : nullptr;
-  kernel.input_pixels = static_cast<int>(input_pixels(s));
-  kernel.output_pixels = static_cast<int>(output_pixels(s));
-  kernel.input_tile = static_cast<int>(divide_up(input_pixels(s), tiled.tiles));
-  kernel.output_tile = static_cast<int>(tiled.tile_pixels);
   kernel.C = static_cast<int>(s.C);
   kernel.pitch = static_cast<int>(pitch_of(s));
   kernel.groups = threads.groups;

@@ -5,7 +5,7 @@
 #include "cuda/block_rows.cuh"
 #include "cuda/channel_lanes.cuh"
 #include "cuda/column_sums.cuh"
-#include "cuda/depthwise_taps.cuh"
+#include "cuda/depthwise_3x3.cuh"
 
 namespace ik::cuda {
 
@@ -49,13 +49,54 @@ struct DepthwiseForward {
   T* activated;  // as d; null where it would be the same
   int pixels, C, pitch;
   int groups;
+  bool is_3x3;
+  PixelGrid quads;  // where is_3x3: of the output, four neighbours at a time
+  int units;        // quads, or pixels
 };
+
+template <typename T, int kCount>
+IK_DEVICE void store_outputs(const DepthwiseForward<T>& args, int64_t pixel, int channel, float (&values)[kCount]) {
+  const int64_t place = pixel * args.pitch + channel;
+  store_floats(args.d + place, values);
+  if (args.activated == nullptr) return;
+#pragma unroll
+  for (int i = 0; i < kCount; ++i) values[i] = rounded<T>(values[i]);
+  activate(args.mid_activation, values);
+  store_floats(args.activated + place, values);
+}
+
+template <typename T, int kCount>
+IK_DEVICE void depthwise_forward_3x3(const DepthwiseForward<T>& args, const Place<kCount>& place) {
+  const TapAxis& down = args.window.y;
+  const TapAxis& across = args.window.x;
+  const Source3x3<T> source{args.x,   down.input, across.input,
+                            down.pad, across.pad, args.activation == Activation::kRelu};
+  const int begin = place.tile * kGatherRounds * blockDim.y + threadIdx.y;
+  for (int round = 0; round < kGatherRounds; ++round) {
+    const int unit = begin + round * static_cast<int>(blockDim.y);
+    if (unit >= args.units) return;
+    Pixel first = args.quads.at(unit);
+    first.q *= kGatherPixels;
+    float sums[kGatherPixels][kCount];
+#pragma unroll
+    for (int j = 0; j < kGatherPixels; ++j) load_vector(args.bias, place.k, 0.0f, sums[j]);
+    gather_3x3<false>(source, place.k, first, args.weights + place.k, args.pitch, sums);
+    const int64_t pixel = (static_cast<int64_t>(first.n) * down.output + first.p) * across.output + first.q;
+#pragma unroll
+    for (int j = 0; j < kGatherPixels; ++j) {
+      if (first.q + j < across.output) store_outputs(args, pixel + j, place.k, sums[j]);
+    }
+  }
+}
 
 template <typename T, int kCount>
 __global__ void __launch_bounds__(kChannelThreads, kBlocksPerMultiprocessor)
     depthwise_forward_kernel(DepthwiseForward<T> args) {
   const Place<kCount> place(args.C, args.groups);
   if (!place.inside) return;
+  if constexpr (kCount > 1) {
+    if (args.is_3x3) return depthwise_forward_3x3(args, place);
+  }
   const int rows = blockDim.y;
   const int first = place.tile * rows * kGatherPixels * kGatherRounds + threadIdx.y;
   float bias[kCount];
@@ -76,14 +117,7 @@ __global__ void __launch_bounds__(kChannelThreads, kBlocksPerMultiprocessor)
                        args.pitch, sums);
 #pragma unroll
     for (int j = 0; j < kGatherPixels; ++j) {
-      if (!wanted[j]) continue;
-      const int64_t place_in_d = static_cast<int64_t>(m + j * rows) * args.pitch + place.k;
-      store_floats(args.d + place_in_d, sums[j]);
-      if (args.activated == nullptr) continue;
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) sums[j][i] = rounded<T>(sums[j][i]);
-      activate(args.mid_activation, sums[j]);
-      store_floats(args.activated + place_in_d, sums[j]);
+      if (wanted[j]) store_outputs(args, m + j * rows, place.k, sums[j]);
     }
   }
 }
@@ -122,12 +156,13 @@ struct DepthwiseBackward {
   Pixels<const T> x;
   Pixels<T> grad_x;  // data null = not wanted
   Activation activation;
-  const float* weights;  // [R * S][pitch]
-  float* partial;        // [tiles][R * S + 1][C], the bias last; null = not wanted
-  int input_pixels, output_pixels;
-  int input_tile, output_tile;  // pixels
+  const float* weights;           // [R * S][pitch]
+  float* partial;                 // [tiles][R * S + 1][C], the bias last; null = not wanted
+  int input_units, output_units;  // pixels
+  int input_tile, output_tile;
   int C, pitch;
   int groups;
+  bool is_3x3;  // units are four neighbours then
 };
 
 // Where a tap lies from the window's first, in pixels and in elements of x.
@@ -159,7 +194,7 @@ template <typename T, int kCount>
 IK_DEVICE void add_weight_gradients(const DepthwiseBackward<T>& args, const Place<kCount>& place, const Tap* taps,
                                     float (&sums)[kTapGroup][kCount], float (&bias)[kCount]) {
   const int begin = place.tile * args.output_tile;
-  const int end = args.output_pixels - begin > args.output_tile ? begin + args.output_tile : args.output_pixels;
+  const int end = args.output_units - begin > args.output_tile ? begin + args.output_tile : args.output_units;
   const TapAxis& down = args.window.y;
   const TapAxis& across = args.window.x;
   for (int m = begin + threadIdx.y; m < end; m += blockDim.y) {
@@ -188,9 +223,18 @@ IK_DEVICE void add_weight_gradients(const DepthwiseBackward<T>& args, const Plac
 }
 
 template <typename T, int kCount>
+IK_DEVICE void store_grad_x(const DepthwiseBackward<T>& args, const Pixel& pixel, int channel,
+                            float (&gradient)[kCount]) {
+  float x[kCount];
+  unpack(load_packet<T, kCount>(args.x.at(pixel) + channel), x);
+  multiply_by_slope(args.activation, x, gradient);
+  store_floats(args.grad_x.at(pixel) + channel, gradient);
+}
+
+template <typename T, int kCount>
 IK_DEVICE void write_grad_x(const DepthwiseBackward<T>& args, const Place<kCount>& place) {
   const int begin = place.tile * args.input_tile;
-  const int end = args.input_pixels - begin > args.input_tile ? begin + args.input_tile : args.input_pixels;
+  const int end = args.input_units - begin > args.input_tile ? begin + args.input_tile : args.input_units;
   const int rows = blockDim.y;
   for (int first = begin + threadIdx.y; first < end; first += kGatherPixels * rows) {
     Pixel pixels[kGatherPixels];
@@ -205,38 +249,112 @@ IK_DEVICE void write_grad_x(const DepthwiseBackward<T>& args, const Place<kCount
                       args.pitch, sums);
 #pragma unroll
     for (int j = 0; j < kGatherPixels; ++j) {
-      if (!wanted[j]) continue;
-      float x[kCount];
-      unpack(load_packet<T, kCount>(args.x.at(pixels[j]) + place.k), x);
-      multiply_by_slope(args.activation, x, sums[j]);
-      store_floats(args.grad_x.at(pixels[j]) + place.k, sums[j]);
+      if (wanted[j]) store_grad_x(args, pixels[j], place.k, sums[j]);
     }
+  }
+}
+
+// Row r of the window. The tile's pixels are read again for each row, from the cache: nine rows of sums would not leave
+// registers for four neighbours.
+template <typename T, int kCount>
+IK_DEVICE void add_weight_row_3x3(const DepthwiseBackward<T>& args, const Place<kCount>& place, int r,
+                                  float (&sums)[kSide][kCount], float (&bias)[kCount]) {
+  const int begin = place.tile * args.output_tile;
+  const int end = args.output_units - begin > args.output_tile ? begin + args.output_tile : args.output_units;
+  const TapAxis& down = args.window.y;
+  const TapAxis& across = args.window.x;
+  const Source3x3<T> source{args.x,   down.input, across.input,
+                            down.pad, across.pad, args.activation == Activation::kRelu};
+  for (int unit = begin + threadIdx.y; unit < end; unit += blockDim.y) {
+    Pixel first = args.output.at(unit);
+    first.q *= kGatherPixels;
+    const int neighbours = across.output - first.q;
+    const T* from = args.gradient.at(first) + place.k;
+    float gradients[kGatherPixels][kCount];
+#pragma unroll
+    for (int j = 0; j < kGatherPixels; ++j) {
+      unpack(Packet<T, kCount>{ldg128_or_zero(from + j * args.gradient.stride_w, j < neighbours)}, gradients[j]);
+    }
+    add_products_3x3(source, place.k, first, r, neighbours, gradients, sums);
+    if (r != 0) continue;
+#pragma unroll
+    for (int j = 0; j < kGatherPixels; ++j) {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) bias[i] += gradients[j][i];
+    }
+  }
+}
+
+template <typename T, int kCount>
+IK_DEVICE void write_grad_x_3x3(const DepthwiseBackward<T>& args, const Place<kCount>& place) {
+  const int begin = place.tile * args.input_tile;
+  const int end = args.input_units - begin > args.input_tile ? begin + args.input_tile : args.input_units;
+  const TapAxis& down = args.window.y;
+  const TapAxis& across = args.window.x;
+  const Source3x3<T> source{args.gradient,          down.output, across.output, kSide - 1 - down.pad,
+                            kSide - 1 - across.pad, false};
+  for (int unit = begin + threadIdx.y; unit < end; unit += blockDim.y) {
+    Pixel first = args.input.at(unit);
+    first.q *= kGatherPixels;
+    float sums[kGatherPixels][kCount] = {};
+    gather_3x3<true>(source, place.k, first, args.weights + place.k, args.pitch, sums);
+#pragma unroll
+    for (int j = 0; j < kGatherPixels; ++j) {
+      if (first.q + j < across.input) store_grad_x(args, {first.n, first.p, first.q + j}, place.k, sums[j]);
+    }
+  }
+}
+
+// Writes the tile's sums [R * S + 1][C] from `partial` on.
+template <typename T, int kCount>
+IK_DEVICE void reduce_weights_3x3(const DepthwiseBackward<T>& args, const Place<kCount>& place, float* partial) {
+  const bool writes = place.inside && threadIdx.y == 0;
+  float bias[kCount] = {};
+#pragma unroll 1
+  for (int r = 0; r < kSide; ++r) {
+    float sums[kSide][kCount] = {};
+    if (place.inside) add_weight_row_3x3(args, place, r, sums, bias);
+#pragma unroll
+    for (int s = 0; s < kSide; ++s) add_and_store(sums[s], writes, partial + (r * kSide + s) * args.C);
+  }
+  add_and_store(bias, writes, partial + kSide * kSide * args.C);
+}
+
+template <typename T, int kCount>
+IK_DEVICE void reduce_weights(const DepthwiseBackward<T>& args, const Place<kCount>& place, float* partial) {
+  IK_SHARED(Tap, table, [kTapTable]);
+  fill_tap_table(args, table);
+  const bool writes = place.inside && threadIdx.y == 0;
+  const int taps = args.window.R * args.window.S;
+#pragma unroll 1
+  for (int tap0 = 0; tap0 < taps; tap0 += kTapGroup) {
+    float sums[kTapGroup][kCount] = {};
+    float bias[kCount] = {};
+    if (place.inside) add_weight_gradients(args, place, table + tap0, sums, bias);
+#pragma unroll
+    for (int j = 0; j < kTapGroup; ++j) {
+      if (tap0 + j < taps) add_and_store(sums[j], writes, partial + (tap0 + j) * args.C);
+    }
+    if (tap0 == 0) add_and_store(bias, writes, partial + taps * args.C);
   }
 }
 
 template <typename T, int kCount>
 __global__ void __launch_bounds__(kChannelThreads, kBlocksPerMultiprocessor)
     depthwise_backward_kernel(DepthwiseBackward<T> args) {
-  IK_SHARED(Tap, table, [kTapTable]);
   const Place<kCount> place(args.C, args.groups);
-  if (args.partial != nullptr) {
-    fill_tap_table(args, table);
-    const int taps = args.window.R * args.window.S;
-    float* partial = args.partial + static_cast<int64_t>(place.tile) * (taps + 1) * args.C + place.k;
-    const bool writes = place.inside && threadIdx.y == 0;
-#pragma unroll 1
-    for (int tap0 = 0; tap0 < taps; tap0 += kTapGroup) {
-      float sums[kTapGroup][kCount] = {};
-      float bias[kCount] = {};
-      if (place.inside) add_weight_gradients(args, place, table + tap0, sums, bias);
-#pragma unroll
-      for (int j = 0; j < kTapGroup; ++j) {
-        if (tap0 + j < taps) add_and_store(sums[j], writes, partial + static_cast<int64_t>(tap0 + j) * args.C);
-      }
-      if (tap0 == 0) add_and_store(bias, writes, partial + static_cast<int64_t>(taps) * args.C);
+  const int64_t columns = static_cast<int64_t>(args.window.R * args.window.S + 1) * args.C;
+  float* partial = args.partial == nullptr ? nullptr : args.partial + place.tile * columns + place.k;
+  const bool wants_grad_x = args.grad_x.data != nullptr && place.inside;
+  if constexpr (kCount > 1) {
+    if (args.is_3x3) {
+      if (partial != nullptr) reduce_weights_3x3(args, place, partial);
+      if (wants_grad_x) write_grad_x_3x3(args, place);
+      return;
     }
   }
-  if (args.grad_x.data != nullptr && place.inside) write_grad_x(args, place);
+  if (partial != nullptr) reduce_weights(args, place, partial);
+  if (wants_grad_x) write_grad_x(args, place);
 }
 
 // ---- second stage: [tiles][R * S + 1][C] to [C][R * S] of the weight's dtype and [C] float
