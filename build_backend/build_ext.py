@@ -74,11 +74,20 @@ class BuildExt(build_ext):
         return f"inception_kernels: built {built}; not _C_cuda: {reason}."
 
     def _record(self) -> None:
-        """What was built from which sources, for `info` and for benchmark rows of an installed package."""
+        """What was built from which sources, and where it has run: for `info`, benchmarks and the choice of kernels."""
         package = Path(self.get_ext_fullpath(CPU)).parent
-        namespace = runpy.run_path(str(ROOT / "inception_kernels" / "source_hash.py"))
-        record = {"source_hashes": namespace["source_hashes"](ROOT), "summary": self.summary()}
-        (package / namespace["BUILD_INFO"]).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        hashes = runpy.run_path(str(ROOT / "inception_kernels" / "source_hash.py"))
+        kernels = runpy.run_path(str(ROOT / "inception_kernels" / "kernel_record.py"))
+        reason = why_not_cuda()
+        record = {
+            "source_hashes": hashes["source_hashes"](ROOT),
+            "summary": self.summary(),
+            "why_not_cuda": reason,
+            "cuda_codes": [] if reason else toolchain.cuda_codes(),
+            "cuda_kernels": kernels["kernel_names"](ROOT),
+            "hardware_runs": kernels["hardware_runs"](ROOT),
+        }
+        (package / hashes["BUILD_INFO"]).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
     def _compile_step(self, file: sources.Source, folder: Path) -> ninja_build.Step:
         output = folder / file.path.with_name(file.path.name + ".o")

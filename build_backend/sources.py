@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-
 _HOST_ONLY = {"parallel_torch"}  # of csrc/common
 
 

@@ -7,6 +7,8 @@ import warnings
 
 import torch  # noqa: F401  (the extensions link its libraries and find them already loaded)
 
+from .source_hash import build_info
+
 
 def _load(name: str) -> str | None:
     """Import an extension, which registers its operators. Returns None, or the reason why it is not there."""
@@ -15,7 +17,8 @@ def _load(name: str) -> str | None:
     except ModuleNotFoundError as error:
         if error.name != f"inception_kernels.{name}":
             raise
-        return f"this installation was built without {name}"
+        why = build_info().get("why_not_cuda") if name == "_C_cuda" else None
+        return f"this installation was built without {name}" + (f": {why}" if why else "")
     except ImportError as error:
         return f"{name} does not load: {error}"
     return None

@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from . import _extension
+from . import _extension, cuda_kernels
+from .cuda_kernels import Shapes
 from .triton import _counters as triton_counters
 from .triton import runtime as triton_runtime
 
@@ -40,16 +41,15 @@ class Choice:
     reasons: dict[str, str] = field(default_factory=dict)
 
 
-def can_run_cuda(x: Tensor | None = None, operator: str | None = None) -> str | None:
-    """None where the CUDA kernels can run on x, else the reason. Without x: whether this installation has them."""
-    if not _extension.cuda_available:
-        return _extension.cuda_reason
-    if x is not None and x.device.type != "cuda":
-        return f"the input is on {x.device.type}, not on a CUDA device"
-    return None
+def can_run_cuda(x: Tensor | None = None, operator: str | None = None, shapes: Shapes | None = None) -> str | None:
+    """None where the CUDA kernels can run this operator on x, else the reason.
+
+    Without x: whether this installation and this machine have them. ``shapes``: see :func:`cuda_kernels.declined`.
+    """
+    return cuda_kernels.missing() if x is None else cuda_kernels.declined(x, operator, shapes)
 
 
-def can_run_triton(x: Tensor | None = None, operator: str | None = None) -> str | None:
+def can_run_triton(x: Tensor | None = None, operator: str | None = None, shapes: Shapes | None = None) -> str | None:
     """None where a Triton kernel can run this operator on x, else the reason. Without x: whether Triton is there."""
     reason = triton_runtime.missing()
     if reason is not None:
@@ -72,7 +72,7 @@ def can_run_triton(x: Tensor | None = None, operator: str | None = None) -> str 
     return None
 
 
-def can_run_cpu(x: Tensor | None = None, operator: str | None = None) -> str | None:
+def can_run_cpu(x: Tensor | None = None, operator: str | None = None, shapes: Shapes | None = None) -> str | None:
     """None where the host kernels can run on x, else the reason. Without x: whether this installation has them."""
     if not _extension.available:
         return _extension.reason
@@ -81,7 +81,7 @@ def can_run_cpu(x: Tensor | None = None, operator: str | None = None) -> str | N
     return None
 
 
-def can_run_reference(x: Tensor | None = None, operator: str | None = None) -> str | None:
+def can_run_reference(x: Tensor | None = None, operator: str | None = None, shapes: Shapes | None = None) -> str | None:
     """Plain PyTorch runs wherever the tensor is."""
     return None
 
@@ -92,8 +92,8 @@ _predicates = {
     "cpu": can_run_cpu,
     "reference": can_run_reference,
 }
-# The order of the automatic choice, by the input's device. Triton's kernels wait for a measurement: they run where
-# use_backend asks for them.
+# The order of the automatic choice, by the input's device. CUDA's kernels wait until they are proven on the kind of GPU
+# (cuda_kernels.unproven), Triton's for a measurement: before, they run where use_backend asks for them.
 _preference = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "reference")}
 
 _forced: str | None = None
@@ -136,18 +136,31 @@ def available() -> dict[str, str | None]:
     return {name: predicate() for name, predicate in _predicates.items()}
 
 
-def choose(operator: str, x: Tensor) -> str:
-    """The backend that runs this call. Counts the reference; compiled kernels count themselves."""
+def choose(operator: str, x: Tensor, shapes: Shapes | None = None) -> str:
+    """The backend that runs this call. Counts the reference; compiled kernels count themselves.
+
+    ``shapes``: see :func:`cuda_kernels.declined`.
+    """
+    name, reasons = decide(operator, x, shapes)
+    if name is None:
+        raise BackendUnavailableError(f"backend {_forced} cannot run {operator}: {reasons[str(_forced)]}")
+    if not torch.compiler.is_compiling():
+        _record(operator, name, reasons)
+    return name
+
+
+def decide(operator: str, x: Tensor, shapes: Shapes | None = None) -> tuple[str | None, dict[str, str]]:
+    """What :func:`choose` would choose, None where a forced backend cannot, and why not those before it."""
     order = (_forced,) if _forced is not None else _preference.get(x.device.type, ("reference",))
     reasons: dict[str, str] = {}
     for name in order:
-        reason = _predicates[name](x, operator)
+        reason = _predicates[name](x, operator, shapes)
+        if reason is None and name == "cuda" and _forced is None:
+            reason = cuda_kernels.unproven(x, operator)
         if reason is None:
-            if not torch.compiler.is_compiling():
-                _record(operator, name, reasons)
-            return name
+            return name, reasons
         reasons[name] = reason
-    raise BackendUnavailableError(f"backend {_forced} cannot run {operator}: {reasons[str(_forced)]}")
+    return None, reasons
 
 
 def _record(operator: str, name: str, reasons: dict[str, str]) -> None:
@@ -171,21 +184,32 @@ def counters() -> dict[str, int]:
     Keys are ``<operator>.<direction>.<variant>``; compiled kernels count themselves where they run, so these numbers
     are evidence, under torch.compile too. Layout conversions count as ``layout.*``.
     """
-    counts = {}
-    if _extension.available:
-        for line in torch.ops.inception_kernels._counted_kernels().splitlines():
-            name, _, count = line.rpartition("=")
-            counts[name] = int(count)
+    counts: Counter[str] = Counter()
+    for line in _counted().splitlines():
+        name, _, count = line.rpartition("=")
+        counts[name] += int(count)
     counts.update(triton_counters.counters())
     with _reference_lock:
         counts.update(_reference_calls)
-    return counts
+    return dict(counts)
+
+
+def _counted() -> str:
+    """One line ``name=count`` for each kernel of each extension; conversions of the layout count in both."""
+    lines = ""
+    if _extension.available:
+        lines += torch.ops.inception_kernels._counted_kernels()
+    if _extension.cuda_available:
+        lines += torch.ops.inception_kernels._counted_cuda_kernels()
+    return lines
 
 
 def reset_counters() -> None:
     """Set every counter back to zero."""
     if _extension.available:
         torch.ops.inception_kernels._reset_counted_kernels()
+    if _extension.cuda_available:
+        torch.ops.inception_kernels._reset_counted_cuda_kernels()
     triton_counters.reset_counters()
     with _reference_lock:
         _reference_calls.clear()

@@ -8,20 +8,27 @@ import platform
 
 import torch
 
-from inception_kernels import backends, source_hash
+from inception_kernels import backends, cuda_kernels, source_hash
 from inception_kernels._version import __version__
 
 VARIABLES = ("IK_BUILD", "IK_CACHE_DIR", "IK_CPU_ISA")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """`info` has no options."""
+    """The options of `info`."""
+    parser.add_argument("--kernels", action="store_true", help="only the table of the CUDA kernels, in Markdown")
 
 
 def run(args: argparse.Namespace) -> int:
     """Print everything; 0."""
+    if args.kernels:
+        print(cuda_kernels.markdown())
+        return 0
     for name, value in facts():
         print(f"{name + ':':<18}{value}")
+    print("CUDA kernels, all executed on the host against float64 in the tests:")
+    for line in kernels():
+        print(f"  {line}")
     found = suggestions()
     if found:
         print("suggestions:")
@@ -53,6 +60,19 @@ def facts() -> list[tuple[str, str]]:
         lines += [(f"gpu {i}", torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())]
     lines.append(("cache", str(tune_cache.cache_file().parent)))
     lines += [(name, os.environ[name]) for name in VARIABLES if name in os.environ]
+    return lines
+
+
+def kernels() -> list[str]:
+    """One line for each CUDA kernel: whether it is compiled here, and the GPUs it has run on."""
+    codes = source_hash.build_info().get("cuda_codes")
+    compiled = (
+        f"compiled for {', '.join(map(str, codes))}" if isinstance(codes, list) and codes else "not compiled here"
+    )
+    lines = []
+    for each in cuda_kernels.table():
+        where = "compiled for sm_90a" if codes and "sm_90 " in each.instructions else compiled
+        lines.append(f"{each.kernel:<48}{where}; on hardware: {', '.join(each.runs) or 'not yet'}")
     return lines
 
 

@@ -31,7 +31,7 @@ def capture(device: str) -> Environment:
         device_type=kind,
         cores=os.cpu_count() or 1,
         threads=torch.get_num_threads(),
-        isa=isa(),
+        isa=compute_capability(device) if kind == "cuda" else isa(),
         clock=_gpu_clock() if kind == "cuda" else _cpu_clock(),
         driver=_nvidia_smi("driver_version") if kind == "cuda" else "none",
         os=platform.platform(),
@@ -100,6 +100,11 @@ def isa() -> str:
     ours = backends.cpu_isa() if backends.can_run_cpu() is None else "none"
     offered = sorted(set(_cpuinfo("flags", "Features").split()) & set(_CPU_FLAGS))
     return f"kernels {ours}, torch {torch.backends.cpu.get_cpu_capability()}, machine {' '.join(offered) or 'unknown'}"
+
+
+def compute_capability(device: str) -> str:
+    """`sm_90` for compute capability 9.0: tells on which GPUs a kernel has run (kernel_record.py)."""
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
 
 
 def cpu_model() -> str:

@@ -18,10 +18,20 @@ def namespace(backend: str) -> Any:
     return torch.ops.inception_kernels_triton
 
 
-@torch.compiler.assume_constant_result
 def _load_triton() -> bool:
     importlib.import_module("inception_kernels.triton.register")
     return True
+
+
+# What torch.compiler.assume_constant_result does; calling it imports torch._dynamo, which takes as long as torch.
+_load_triton._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def shape_numbers(
+    image: Sequence[int], window: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> tuple[int, ...]:
+    """One convolution as the CUDA kernels describe it: N, C, H, W of the image, K, R, S of the window, its geometry."""
+    return (*image, window[0], window[2], window[3], *stride, *padding, *dilation)
 
 
 def suggests_channels_last(x: Tensor) -> bool:

@@ -9,7 +9,7 @@ from .. import _extension, backends, reference
 from ..reference.asymmetric_pair import NO_BATCH_NORM, BatchNorm
 from . import _checks as check
 from ._aliasing import separate_memory
-from ._common import autocast_dtype, cast, empty_activations, memory_format_of, namespace, wanted
+from ._common import autocast_dtype, cast, empty_activations, memory_format_of, namespace, shape_numbers, wanted
 from .conv2d_bn_act import conv2d_bn_act
 
 _NAME = "asymmetric_pair"
@@ -90,7 +90,14 @@ def asymmetric_pair(
         mid = conv2d_bn_act(x, weight1, *first, bias1, None, stride1, padding1, 1, mid_activation, True, momentum, eps)
         return conv2d_bn_act(mid, weight2, *second, bias2, None, stride2, padding2, 1, activation, True, momentum, eps)
 
-    backend = backends.choose(_NAME, x)
+    def shapes() -> tuple[int, ...]:
+        intermediate = (x.shape[0], weight1.shape[0], *size[0])
+        return (
+            *shape_numbers(x.shape, weight1.shape, stride1, padding1, _NO_DILATION),
+            *shape_numbers(intermediate, weight2.shape, stride2, padding2, _NO_DILATION),
+        )
+
+    backend = backends.choose(_NAME, x, shapes)
     if backend == "reference":
         return reference.asymmetric_pair(
             x, weight1, weight2, bn1, bn2, bias1, bias2, stride1, stride2, padding1, padding2,

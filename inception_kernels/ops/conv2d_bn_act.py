@@ -16,6 +16,7 @@ from ._common import (
     memory_format_of,
     namespace,
     refuse_double_backward,
+    shape_numbers,
     update_running_statistics,
     wanted,
 )
@@ -97,7 +98,7 @@ def conv2d_bn_act(
             {"x": x, "weight": weight, "bn_weight": bn_weight, "bn_bias": bn_bias, "bias": bias, "residual": residual},
         )
 
-    backend = backends.choose(_NAME, x)
+    backend = backends.choose(_NAME, x, lambda: shape_numbers(x.shape, weight.shape, stride, padding, dilation))
     if backend == "reference":
         return reference.conv2d_bn_act(
             x, weight, bn_weight, bn_bias, running_mean, running_var, bias, residual,

@@ -1,4 +1,4 @@
-"""Layers prepared for inference: BN folded into a scale and a shift, weights packed for the host kernels.
+"""Layers prepared for inference: BN folded into a scale and a shift, weights packed for the kernels of their device.
 
 They hold copies, made at construction and never refreshed: whoever keeps one decides when it is stale. No autograd.
 The output is channels-last whatever the input's layout.
@@ -36,7 +36,7 @@ class PreparedConv2dBNAct:
 
     Args:
         weight, bn_weight, bn_bias, running_mean, running_var, bias, stride, padding, dilation, activation, eps:
-            as :func:`inception_kernels.conv2d_bn_act`, on the CPU.
+            as :func:`inception_kernels.conv2d_bn_act`, on the CPU or a CUDA device.
     """
 
     @torch.no_grad()
@@ -79,7 +79,7 @@ class PreparedSeparableConv2d:
     Args:
         depthwise_weight, pointwise_weight, bn_weight, bn_bias, running_mean, running_var, depthwise_bias, bias,
             stride, padding, dilation, input_activation, mid_activation, activation, eps: as
-            :func:`inception_kernels.separable_conv2d`, on the CPU.
+            :func:`inception_kernels.separable_conv2d`, on the CPU or a CUDA device.
     """
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from ._common import (
     memory_format_of,
     namespace,
     refuse_double_backward,
+    shape_numbers,
     update_running_statistics,
     wanted,
 )
@@ -108,7 +109,13 @@ def separable_conv2d(
             },
         )  # fmt: skip
 
-    backend = backends.choose(_NAME, x)
+    backend = backends.choose(
+        _NAME,
+        x,
+        lambda: shape_numbers(
+            x.shape, (pointwise_weight.shape[0], x.shape[1], *depthwise_weight.shape[2:]), stride, padding, dilation
+        ),
+    )
     if backend == "reference":
         return reference.separable_conv2d(
             x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, running_mean, running_var, residual,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as _module
 
 from .. import _extension, backends
+from ..ops._common import shape_numbers
 from ..ops.conv2d_bn_act import conv2d_bn_act
 from ..ops.prepared import PreparedConv2dBNAct, PreparedSeparableConv2d
 from ..ops.separable_conv2d import separable_conv2d
@@ -66,7 +67,11 @@ class LastCall:
     converted: bool = False  # the input was not channels-last
 
 
-_RAN_PREPARED = {converted: LastCall("prepared", "cpu", converted=converted) for converted in (False, True)}
+_RAN_PREPARED = {
+    (device, converted): LastCall("prepared", device, converted=converted)
+    for device in ("cpu", "cuda")
+    for converted in (False, True)
+}
 
 
 @dataclass(frozen=True)
@@ -179,7 +184,7 @@ class FusedLayer:
         prepared = self._prepare(x, parts)
         if prepared is not None:
             y = prepared(x)
-            self.last = _RAN_PREPARED[converted]
+            self.last = _RAN_PREPARED[x.device.type, converted]
             return y
         y = self._run_operator(x, parts)
         choice = backends.last_choice()
@@ -201,9 +206,12 @@ class FusedLayer:
         norm = parts.norm
         if norm is not None and (norm.training or norm.running_mean is None):
             return None
-        if not _extension.available or x.device.type != "cpu" or backends.forced() not in (None, "cpu"):
+        device = x.device.type
+        if not _extension.available or device not in ("cpu", "cuda") or backends.forced() not in (None, device):
             return None
-        if torch.is_autocast_enabled("cpu") or parts.conv.__dict__.get("_is_replica"):
+        if device == "cuda" and backends.decide(self.operator, x, lambda: self.shapes(x, parts))[0] != "cuda":
+            return None
+        if torch.is_autocast_enabled(device) or parts.conv.__dict__.get("_is_replica"):
             return None
         tensors = parts.tensors()
         if torch.is_grad_enabled() and (x.requires_grad or any(t is not None and t.requires_grad for t in tensors)):
@@ -219,6 +227,13 @@ class FusedLayer:
         run = self._build(tensors, options)
         self._prepared = _Prepared(Stamp(tensors), key, run)
         return run
+
+    def shapes(self, x: Tensor, parts: Parts) -> tuple[int, ...]:
+        """What the CUDA kernels are asked about."""
+        options = self._options(parts)
+        window = parts.conv if parts.depthwise is None else parts.depthwise
+        sizes = (parts.conv.weight.shape[0], x.shape[1], *window.weight.shape[2:])
+        return shape_numbers(x.shape, sizes, options["stride"], options["padding"], options["dilation"])
 
     def _build(
         self, tensors: tuple[Tensor | None, ...], options: dict[str, Any]

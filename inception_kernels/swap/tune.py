@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .. import _extension, backends
 from .._version import __version__
 from ..source_hash import current_hashes
-from . import tune_cache
+from . import cuda_trial, tune_cache
 from .layers import CallsSite, ChainForward, LeadForward, Swapped
 from .runtime import FusedLayer, Parts, record_inputs
 from .shapes import modes, run
@@ -73,10 +73,12 @@ def tune_layers(model: nn.Module, inputs: Any) -> list[TunedLayer]:
             key = json.dumps({**machine, "mode": mode, **_signature(layer, parts, x)}, sort_keys=True)
             cached = key in known
             if not cached:
-                with modes(model, training=mode == "training"):
+                with modes(model, training=mode == "training"), cuda_trial.forced(layer, parts, x):
                     measured[key] = known[key] = _measure(candidate, parts, x, mode)
             fused, original = known[key]["fused_ms"], known[key]["original_ms"]
             choice = "original" if original < fused else "fused"
+            if choice == "fused" and not cuda_trial.passed(layer, parts, x, candidate.original):
+                choice = "original"
             layer.choices[mode] = choice
             dtype = str(x.dtype).removeprefix("torch.")
             tuned.append(TunedLayer(layer.path, list(x.shape), dtype, mode, fused, original, choice, cached))
