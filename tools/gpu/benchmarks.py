@@ -46,7 +46,7 @@ def _configs(options: Options) -> list[Config]:
     kinds = ("network",) if options.what == "networks" else ("operator",)
     base = Config(kinds=kinds, device=options.device, rounds=7, slot_seconds=0.02, case_seconds=5.0)
     if options.rehearse:
-        tiny = dataclasses.replace(base, image_size=107, networks=("xception",), dtypes=("float32",), layers=1)
+        tiny = dataclasses.replace(base, image_size=71, networks=("xception",), dtypes=("float32",), layers=1)
         backends = ("eager", "channels_last", "inception_kernels")
         return [dataclasses.replace(tiny, passes=("inference",), batches=(1,), rounds=1, backends=backends)]
     base = dataclasses.replace(base, dtypes=("bfloat16",), backends=(*_EAGER, *_OURS))

@@ -97,6 +97,8 @@ def _execute(step: Step, settings: Settings, seconds: float) -> Outcome:
     command = [sys.executable, "-m", f"tools.gpu.{step.module}", *step.arguments]
     command += ["--output", str(folder), "--seconds", f"{own_seconds:g}", *flags]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": _python_path()}
+    if settings.rehearse:  # small tensors, on machines that do other things meanwhile
+        environment["OMP_NUM_THREADS"] = "1"
     begun = time.monotonic()
     with (folder / "log.txt").open("wb") as log:
         process = subprocess.Popen(

@@ -11,6 +11,7 @@ from collections import Counter
 from typing import Any
 
 import torch
+from torch import nn
 
 import inception_kernels as ik
 from inception_kernels.models import load
@@ -43,12 +44,19 @@ def _wanted(options: Options) -> list[tuple[str, int]]:
 def _tune(network: str, batch: int, options: Options) -> Any:
     size = 71 if options.rehearse else 299
     dtype = torch.float32 if options.rehearse else torch.bfloat16
-    extra = {"aux_logits": False} if network == "inception_v3" else {}
-    model = load(network, **extra).to(options.device, dtype).eval()
+    model = (_one_layer() if options.rehearse else _network(network)).to(options.device, dtype).eval()
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     x = torch.randn(batch, 3, size, size, device=options.device, dtype=dtype)
     x = x.contiguous(memory_format=torch.channels_last)
     return ik.swap(model, tune=x).tuning
+
+
+def _network(name: str) -> nn.Module:
+    return load(name, **({"aux_logits": False} if name == "inception_v3" else {}))
+
+
+def _one_layer() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU())
 
 
 if __name__ == "__main__":
