@@ -4,6 +4,8 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+# A selection may leave nothing of one of the two runs: pytest then exits with 5.
+NONE_IS_FINE = $(if $(PYTEST_ARGS),|| [ $$? -eq 5 ])
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
@@ -23,7 +25,8 @@ bench-full: .venv/bench  ## every layer shape, batch size and dtype (hours on a 
 	$(BIN)/python -m inception_kernels bench --output report
 
 test: .venv/test  ## all tests
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests -n 2 --require-third-party $(PYTEST_ARGS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests -n 2 --require-third-party $(PYTEST_ARGS) $(NONE_IS_FINE)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreted -n 2 $(PYTEST_ARGS) $(NONE_IS_FINE)
 
 lint: .venv/test  ## ruff, mypy and clang-format, changing nothing
 	$(BIN)/ruff check .

@@ -21,8 +21,13 @@ _MAX_SLICES = 512
 
 
 @triton.jit
-def combine_moments(partial, mean, var, M, K, rows, SLICES, CHANNELS: tl.constexpr):
-    """partial [SLICES, 2, K]: mean and sum of squared differences of `rows` pixels each, the last slice of the rest."""
+def combine_moments(
+    partial, counts, mean, var, M, K, rows, SLICES, COUNTED: tl.constexpr, CHANNELS: tl.constexpr
+):  # fmt: skip
+    """partial [SLICES, 2, K]: mean and sum of squared differences; COUNTED: of counts[slice] pixels, else of `rows`.
+
+    Without COUNTED the last slice has the rest of all M pixels.
+    """
     k = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     inside = k < K
     total_mean = tl.zeros((CHANNELS,), tl.float32)
@@ -31,7 +36,11 @@ def combine_moments(partial, mean, var, M, K, rows, SLICES, CHANNELS: tl.constex
     for i in range(SLICES):
         slice_mean = tl.load(partial + (2 * i) * K + k, mask=inside, other=0.0)
         slice_m2 = tl.load(partial + (2 * i + 1) * K + k, mask=inside, other=0.0)
-        here = tl.zeros((CHANNELS,), tl.float32) + tl.minimum(rows, M - i * rows)
+        here = tl.zeros((CHANNELS,), tl.float32)
+        if COUNTED:
+            here += tl.load(counts + i)
+        else:
+            here += tl.minimum(rows, M - i * rows)
         total_mean, total_m2, count = merge_moments(total_mean, total_m2, count, slice_mean, slice_m2, here)
     tl.store(mean + k, total_mean, mask=inside)
     tl.store(var + k, total_m2 / count, mask=inside)
@@ -219,11 +228,16 @@ def channels_last_like(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty(t.shape, dtype=dtype or t.dtype, device=t.device, memory_format=torch.channels_last)
 
 
-def statistics_of_partials(partial: Tensor, M: int, rows: int) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance [K] of partial [slices, 2, K], `rows` pixels a slice."""
+def statistics_of_partials(
+    partial: Tensor, M: int, rows: int, counts: Tensor | None = None
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Mean and biased variance [K] of partial [slices, 2, K], `rows` pixels a slice, or counts [slices] of them."""
     count, _, K = partial.shape
     mean, var = partial.new_empty(K), partial.new_empty(K)
-    combine_moments[(triton.cdiv(K, _CHANNELS),)](partial, mean, var, M, K, rows, count, CHANNELS=_CHANNELS)
+    combine_moments[(triton.cdiv(K, _CHANNELS),)](
+        partial, partial if counts is None else counts, mean, var, M, K, rows, count, COUNTED=counts is not None,
+        CHANNELS=_CHANNELS,
+    )  # fmt: skip
     return mean, var
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 import triton
 from torch import Tensor
 
 from . import batch_norm
 from ._convolution import Epilogue, adjacent_channels, choose_blocks, convolve, forward_taps, gradient_taps
+from ._convolution_descriptor import convolve_boxes, unsupported
 from ._counters import count_kernel
 from ._weight_gradient import weight_gradient
 
@@ -27,27 +30,48 @@ def taps_major(weight: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
     return packed, (R * S * C, C, 1)
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Per tile of pixels the mean and sum of squared differences [tiles, 2, K]; counts [tiles], or rows for each."""
+
+    partial: Tensor
+    rows: int
+    counts: Tensor | None = None
+
+    def statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance [K] float32 of z [N, K, P, Q]; 0 where it is empty."""
+        pixels = z.numel() // z.shape[1]
+        if pixels == 0:
+            return self.partial.new_zeros(z.shape[1]), self.partial.new_zeros(z.shape[1])
+        return batch_norm.statistics_of_partials(self.partial, pixels, self.rows, self.counts)
+
+
 def product(
     x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, epilogue: Epilogue, moments: bool = False
-) -> tuple[Tensor, Tensor | None, int]:
-    """(y channels-last, partial moments [tiles, 2, K] or None, rows of a tile)."""
+) -> tuple[Tensor, Moments | None]:
+    """(y channels-last, the tiles' moments or None); by tensor descriptors where they can, by pointers elsewhere."""
     N, C = x.shape[:2]
     K, _, R, S = weight.shape
     P, Q = output_size(x, (R, S), stride, padding, dilation)
+    x = adjacent_channels(x)
     y = torch.empty((N, K, P, Q), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+    if epilogue.residual is not None:
+        epilogue = replace(epilogue, residual=adjacent_channels(epilogue.residual))
+    if y.numel() and unsupported(x, epilogue.residual, K, stride) is None:
+        by_tap = weight.permute(2, 3, 0, 1).reshape(R * S, K, C).contiguous()
+        found = convolve_boxes(x, by_tap, y, (R, S), padding, dilation, epilogue, moments)
+        return y, None if found is None else Moments(found.partial, 0, found.counts)
     packed, strides = taps_major(weight)
     blocks = choose_blocks(N * P * Q, K, C, R * S, x.dtype)
     rows = blocks[0].m
-    partial = (
-        torch.empty((triton.cdiv(N * P * Q, rows), 2, K), dtype=torch.float32, device=x.device) if moments else None
+    tiles = triton.cdiv(N * P * Q, rows)
+    partial = torch.empty((tiles, 2, K), dtype=torch.float32, device=x.device) if moments else None
+    window = (
+        forward_taps(R, stride[0], padding[0], dilation[0]),
+        forward_taps(S, stride[1], padding[1], dilation[1]),
     )
-    taps = (
-        forward_taps(R, stride[0], padding[0], dilation[0]), forward_taps(S, stride[1], padding[1], dilation[1]),
-    )  # fmt: skip
-    if epilogue.residual is not None:
-        epilogue = Epilogue(**{**epilogue.__dict__, "residual": adjacent_channels(epilogue.residual)})
-    convolve(adjacent_channels(x), packed, strides, y, taps, epilogue, S, partial, blocks)
-    return y, partial, rows
+    convolve(x, packed, strides, y, window, epilogue, S, partial, blocks)
+    return y, None if partial is None else Moments(partial, rows)
 
 
 def conv2d_bn_act(
@@ -67,18 +91,11 @@ def conv2d_bn_act_training(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """(y, raw convolution z, batch mean, biased batch variance); moments are taken in the product's epilogue."""
     count_kernel(f"{_NAME}.forward.triton_training")
-    z, partial, rows = product(x, weight, stride, padding, dilation, Epilogue(bias=bias), moments=True)
-    mean, var = moments_of(z, partial, rows)
+    z, moments = product(x, weight, stride, padding, dilation, Epilogue(bias=bias), moments=True)
+    assert moments is not None
+    mean, var = moments.statistics(z)
     bn = batch_norm.BatchNorm(bn_weight, bn_bias, mean, var, eps)
     return batch_norm.normalise(z, bn, residual, activation), z, mean, var
-
-
-def moments_of(z: Tensor, partial: Tensor | None, rows: int) -> tuple[Tensor, Tensor]:
-    assert partial is not None
-    pixels = z.numel() // z.shape[1]
-    if pixels == 0:
-        return torch.zeros_like(partial.new_empty(z.shape[1])), torch.zeros_like(partial.new_empty(z.shape[1]))
-    return batch_norm.statistics_of_partials(partial, pixels, rows)
 
 
 def input_gradient(
@@ -90,14 +107,26 @@ def input_gradient(
     grad_x = torch.empty(shape, dtype=grad_z.dtype, device=grad_z.device, memory_format=torch.channels_last)
     packed, (by_k, by_tap, by_c) = taps_major(weight)
     grad_z = adjacent_channels(grad_z)
+    turned = (dilation[0] * (R - 1) - padding[0], dilation[1] * (S - 1) - padding[1])
+    if grad_x.numel() and grad_z.numel() and unsupported(grad_z, None, shape[1], stride) is None:
+        # With stride 1 the gradient is a convolution with the window turned round.
+        turned_weight = weight.flip(2, 3).permute(2, 3, 1, 0).reshape(R * S, shape[1], weight.shape[0]).contiguous()
+        convolve_boxes(grad_z, turned_weight, grad_x, (R, S), turned, dilation, Epilogue(), moments=False)
+        return grad_x
     for a in range(min(stride[0], H)):
         for b in range(min(stride[1], W)):
-            taps = (
+            window = (
                 gradient_taps(R, stride[0], padding[0], dilation[0], a),
                 gradient_taps(S, stride[1], padding[1], dilation[1], b),
             )
             convolve(
-                grad_z, packed, (by_c, by_tap, by_k), grad_x[:, :, a :: stride[0], b :: stride[1]], taps, Epilogue(), S
+                grad_z,
+                packed,
+                (by_c, by_tap, by_k),
+                grad_x[:, :, a :: stride[0], b :: stride[1]],
+                window,
+                Epilogue(),
+                S,
             )
     return grad_x
 

@@ -13,7 +13,7 @@ from ._counters import count_kernel
 from ._depthwise import Depthwise, depthwise_tile
 from ._device import activate
 from ._weight_gradient import weight_gradient
-from .conv2d_bn_act import input_gradient, moments_of, parameter_gradient, product
+from .conv2d_bn_act import Moments, input_gradient, parameter_gradient, product
 
 _NAME = "separable_conv2d"
 _MAX_FUSED = 128  # outputs of one tile: with more, the depthwise half would be computed several times
@@ -79,7 +79,7 @@ def is_memory_bound(C: int, K: int) -> bool:
 
 def _fused_product(
     d: Depthwise, pointwise: Tensor, epilogue: Epilogue, moments: bool
-) -> tuple[Tensor, Tensor | None, int]:  # fmt: skip
+) -> tuple[Tensor, Moments | None]:  # fmt: skip
     N, C = d.x.shape[:2]
     K = pointwise.shape[0]
     y = torch.empty((N, K, *d.size), dtype=d.x.dtype, device=d.x.device, memory_format=torch.channels_last)
@@ -87,7 +87,7 @@ def _fused_product(
     tiles = triton.cdiv(d.pixels, rows)
     partial = torch.empty((tiles, 2, K), dtype=torch.float32, device=y.device) if moments else None
     if d.pixels == 0:
-        return y, partial, rows
+        return y, None if partial is None else Moments(partial, rows)
     added = y if epilogue.residual is None else adjacent_channels(epilogue.residual)
     _fused[(tiles,)](
         d.x, _depthwise.taps_major(d.weight), y if d.bias is None else d.bias.contiguous(),
@@ -99,13 +99,13 @@ def _fused_product(
         BLOCK_K=max(16, triton.next_power_of_2(K)),
         BLOCK_C=16 if C <= 16 else 32, num_warps=4, num_stages=1,
     )  # fmt: skip
-    return y, partial, rows
+    return y, None if partial is None else Moments(partial, rows)
 
 
 def _forward(
     d: Depthwise, pointwise: Tensor, epilogue: Epilogue, moments: bool = False
-) -> tuple[Tensor, Tensor | None, int]:  # fmt: skip
-    """(y channels-last, partial moments or None, rows of a tile)."""
+) -> tuple[Tensor, Moments | None]:  # fmt: skip
+    """(y channels-last, the tiles' moments or None)."""
     if is_memory_bound(d.x.shape[1], pointwise.shape[0]):
         count_kernel(f"{_NAME}.forward.triton_fused")
         return _fused_product(d, pointwise, epilogue, moments)
@@ -137,8 +137,9 @@ def separable_conv2d_training(
     d = _depthwise.prepare(
         x, depthwise_weight, depthwise_bias, stride, padding, dilation, input_activation, mid_activation
     )
-    z, partial, rows = _forward(d, pointwise_weight, Epilogue(bias=bias), moments=True)
-    mean, var = moments_of(z, partial, rows)
+    z, moments = _forward(d, pointwise_weight, Epilogue(bias=bias), moments=True)
+    assert moments is not None
+    mean, var = moments.statistics(z)
     bn = batch_norm.BatchNorm(bn_weight, bn_bias, mean, var, eps)
     return batch_norm.normalise(z, bn, residual, activation), z, mean, var
 

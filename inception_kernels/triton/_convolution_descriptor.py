@@ -1,0 +1,276 @@
+"""The implicit product by tensor descriptors (TMA): stride 1, any window, padding and dilation, 16-bit types.
+
+Every operand is a box of a descriptor, so the loop has neither masks nor address arithmetic: a tap is a shifted box
+and the zero fill of boxes that leave the image is the padding. A tile's rows are BLOCK_M images at one pixel, or a
+patch of BLOCK_H x BLOCK_W pixels of one image. Only leading unit dimensions of a box fold away (any other sends the
+operand through registers), which is why the two orders of dimensions exist.
+
+BLOCK_K0 + BLOCK_K1 outputs: two accumulators share the pixels' operand, so that 192 = 128 + 64 wastes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from ._convolution import Epilogue, scale_shift
+from ._device import activate
+
+
+@triton.jit
+def _box(descriptor, n, h, w, c, IMAGES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr):
+    box = descriptor.load([h, w, n, c]) if IMAGES else descriptor.load([n, h, w, c])
+    return box.reshape(BLOCK_M, BLOCK_C)
+
+
+@triton.jit
+def _finish(
+    acc, y, residual, bias, gamma, beta, mean, var, moments, counts, tile, n0, h0, w0, k0, N, P, Q, K, eps,
+    BIAS: tl.constexpr, BN: tl.constexpr, GAMMA: tl.constexpr, BETA: tl.constexpr, RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr, MOMENTS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    k = k0 + tl.arange(0, BLOCK_K)
+    scale, shift = scale_shift(bias, gamma, beta, mean, var, k, k < K, eps, BIAS, BN, GAMMA, BETA)
+    u = acc * scale[None, :] + shift[None, :]
+    if RESIDUAL:
+        u += _box(residual, n0, h0, w0, k0, IMAGES, BLOCK_M, BLOCK_K).to(tl.float32)
+    stored = activate(u, ACTIVATION).to(y.dtype)
+    if MOMENTS:
+        m = tl.arange(0, BLOCK_M)
+        live = n0 + m < N if IMAGES else (h0 + m // BLOCK_W < P) & (w0 + m % BLOCK_W < Q)
+        count = tl.sum(tl.where(live, 1.0, 0.0), axis=0)
+        seen = stored.to(tl.float32)  # batch norm sees what is stored
+        mean_here = tl.sum(tl.where(live[:, None], seen, 0.0), axis=0) / count
+        difference = tl.where(live[:, None], seen - mean_here[None, :], 0.0)
+        tl.store(moments + 2 * tile * K + k, mean_here, mask=k < K)
+        tl.store(moments + (2 * tile + 1) * K + k, tl.sum(difference * difference, axis=0), mask=k < K)
+        if k0 == 0:
+            tl.store(counts + tile, count)
+    if IMAGES:
+        y.store([h0, w0, n0, k0], stored.reshape(1, 1, BLOCK_M, BLOCK_K))
+    else:
+        y.store([n0, h0, w0, k0], stored.reshape(1, BLOCK_H, BLOCK_W, BLOCK_K))
+
+
+@triton.jit
+def _convolution_descriptor(
+    x, weight0, weight1, y0, y1, residual0, residual1, bias, gamma, beta, mean, var, moments, counts,
+    N, H, W, C, P, Q, K, eps, TILES_H, TILES_W, TILES_K,
+    R: tl.constexpr, S: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr, DILATION_H: tl.constexpr,
+    DILATION_W: tl.constexpr, BIAS: tl.constexpr, BN: tl.constexpr, GAMMA: tl.constexpr, BETA: tl.constexpr,
+    RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, MOMENTS: tl.constexpr, IMAGES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K0: tl.constexpr,
+    BLOCK_K1: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    pid = tl.program_id(0)
+    k0 = pid % TILES_K * (BLOCK_K0 + BLOCK_K1)
+    tile = pid // TILES_K
+    w0 = tile % TILES_W * BLOCK_W
+    h0 = tile // TILES_W % TILES_H * BLOCK_H
+    n0 = tile // (TILES_W * TILES_H)
+    if IMAGES:
+        n0 = n0 * BLOCK_M
+    r = 0 * k0
+    s = 0 * k0
+    c = 0 * k0
+    acc0 = tl.zeros((BLOCK_M, BLOCK_K0), tl.float32)
+    if BLOCK_K1 > 0:
+        acc1 = tl.zeros((BLOCK_M, BLOCK_K1), tl.float32)
+    steps = R * S * tl.cdiv(C, BLOCK_C)
+    tl.assume(steps > 0)  # else the compiler waits after each product, in case the loop is empty
+    for _ in tl.range(0, steps, num_stages=STAGES):
+        a = _box(x, n0, h0 + r * DILATION_H - PAD_H, w0 + s * DILATION_W - PAD_W, c, IMAGES, BLOCK_M, BLOCK_C)
+        b0 = weight0.load([r * S + s, k0, c]).reshape(BLOCK_K0, BLOCK_C)
+        if BLOCK_K1 > 0:  # both loads before both products
+            b1 = weight1.load([r * S + s, k0 + BLOCK_K0, c]).reshape(BLOCK_K1, BLOCK_C)
+        acc0 = tl.dot(a, b0.T, acc0)
+        if BLOCK_K1 > 0:
+            acc1 = tl.dot(a, b1.T, acc1)
+        c += BLOCK_C  # counters, not divisions
+        next_tap = c >= C
+        c = tl.where(next_tap, 0, c)
+        s = tl.where(next_tap, s + 1, s)
+        next_row = s >= S
+        s = tl.where(next_row, 0, s)
+        r = tl.where(next_row, r + 1, r)
+    _finish(
+        acc0, y0, residual0, bias, gamma, beta, mean, var, moments, counts, tile, n0, h0, w0, k0, N, P, Q, K, eps,
+        BIAS, BN, GAMMA, BETA, RESIDUAL, ACTIVATION, MOMENTS, IMAGES, BLOCK_M, BLOCK_H, BLOCK_W, BLOCK_K0,
+    )  # fmt: skip
+    if BLOCK_K1 > 0:
+        _finish(
+            acc1, y1, residual1, bias, gamma, beta, mean, var, moments, counts, tile, n0, h0, w0, k0 + BLOCK_K0,
+            N, P, Q, K, eps, BIAS, BN, GAMMA, BETA, RESIDUAL, ACTIVATION, MOMENTS, IMAGES, BLOCK_M, BLOCK_H, BLOCK_W,
+            BLOCK_K1,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """A tile: `images` images at one pixel (or 1) x a patch of height x width pixels, times k0 + k1 outputs."""
+
+    images: int
+    height: int
+    width: int
+    k0: int
+    k1: int
+    c: int
+    warps: int
+    stages: int
+
+    @property
+    def m(self) -> int:
+        return self.images * self.height * self.width
+
+    @property
+    def by_images(self) -> bool:
+        return self.height * self.width == 1
+
+    def tiles(self, N: int, P: int, Q: int, K: int) -> tuple[int, int, int, int]:
+        """Tiles by (images, height, width, outputs)."""
+        return (
+            triton.cdiv(N, self.images), triton.cdiv(P, self.height), triton.cdiv(Q, self.width),
+            triton.cdiv(K, self.k0 + self.k1),
+        )  # fmt: skip
+
+
+_SHARED_LIMIT = 232448 - 4096  # bytes a block may have on sm_90, less what barriers and the epilogue take
+_SIZES = (
+    (128, 128, 0, 8),
+    (128, 128, 64, 8),
+    (128, 256, 0, 8),
+    (128, 64, 0, 4),
+    (64, 64, 0, 4),
+    (64, 128, 0, 4),
+    (64, 32, 0, 4),
+    (128, 32, 0, 4),
+)  # fmt: skip  (rows, first and second outputs, warps)
+_PATCHES = {64: ((8, 8), (4, 16), (2, 32), (1, 64)), 128: ((8, 16), (4, 32), (2, 64), (1, 128))}
+
+
+def configurations(N: int, P: int, Q: int, C: int, K: int) -> list[Boxes]:
+    """Every tile that may be chosen for this shape: pruned by waste and by shared memory."""
+    found = []
+    c = 64 if C > 32 else 32 if C > 16 else 16
+    for m, k0, k1, warps in _SIZES:
+        if k0 + k1 > max(32, 2 * K) or (k1 and k0 >= K):
+            continue
+        stages = 4 if 4 * (m + k0 + k1) * c * 2 <= _SHARED_LIMIT else 3
+        shapes = [(m, 1, 1)] if m // 4 <= N else []
+        if P * Q > 1:
+            shapes += [(1, h, w) for h, w in _PATCHES[m] if h < 2 * P and w < 2 * Q]
+        found += [Boxes(*shape, k0, k1, c, warps, stages) for shape in shapes or [(m, 1, 1)]]
+    return found
+
+
+def predicted_cost(boxes: Boxes, N: int, P: int, Q: int, K: int, multiprocessors: int) -> float:
+    """Multiply-adds of the busiest multiprocessor per unit of depth, empty rows included; small tiles reread more."""
+    i, h, w, k = boxes.tiles(N, P, Q, K)
+    waves = triton.cdiv(i * h * w * k, multiprocessors)
+    outputs = boxes.k0 + boxes.k1
+    # Operand bytes against products: a tile of m x n reads m + n for m n products.
+    traffic = 1.0 + 24.0 * (boxes.m + outputs) / (boxes.m * outputs)
+    return waves * boxes.m * outputs * traffic
+
+
+def choose_boxes(N: int, P: int, Q: int, C: int, K: int, multiprocessors: int) -> Boxes:
+    return min(
+        configurations(N, P, Q, C, K), key=lambda boxes: predicted_cost(boxes, N, P, Q, K, multiprocessors)
+    )  # fmt: skip
+
+
+def unsupported(x: Tensor, residual: Tensor | None, K: int, stride: tuple[int, int]) -> str | None:
+    """None where descriptors can read x [N, C, H, W] and the residual and write K channels, else the reason."""
+    if any(step != 1 for step in stride):
+        return "a box has no stride between its pixels"
+    if x.dtype not in (torch.bfloat16, torch.float16):
+        return "the descriptor kernel has 16-bit types only"
+    if x.shape[1] % 8 or K % 8:
+        return "rows of a descriptor are multiples of 16 bytes"
+    for t in (x,) if residual is None else (x, residual):
+        strides = [t.stride(d) for d in (0, 2, 3) if t.shape[d] > 1]
+        if t.data_ptr() % 16 or any(stride == 0 or stride % 8 for stride in strides):
+            return "a descriptor wants 16-byte aligned pixels, none of them expanded"
+    if x.is_cuda and torch.cuda.get_device_capability(x.device) < (9, 0):
+        return "the device has no tensor memory accelerator"
+    return None
+
+
+def _pixels(t: Tensor) -> Tensor:
+    """[N, C, H, W] as [N, H, W, C]; dimensions of one element get the stride of a dense tensor, any would do."""
+    N, C, H, W = t.shape
+    column = t.stride(3) if W > 1 else C
+    row = t.stride(2) if H > 1 else W * column
+    image = t.stride(0) if N > 1 else H * row
+    return t.as_strided((N, H, W, C), (image, row, column, 1))
+
+
+def _views(tensors: list[Tensor], window: tuple[int, int], padding: tuple[int, int]) -> list[Tensor]:
+    """[N, C, H, W] as [N, H, W, C], with dimensions that no tap crosses joined into the first where strides allow it.
+
+    The more images, the fuller the tiles: a 1 x 7 convolution has N H of them, a 1 x 1 convolution N H W.
+    """
+    views = [_pixels(t) for t in tensors]
+    if window[0] > 1 or padding[0] or any(t.stride(0) != t.shape[1] * t.stride(1) for t in views):
+        return views
+    if window[1] > 1 or padding[1] or any(t.stride(1) != t.shape[2] * t.stride(2) for t in views):
+        return [t.as_strided((t.shape[0] * t.shape[1], 1, *t.shape[2:]), (t.stride(1), *t.stride()[1:])) for t in views]
+    pixels = [t.stride(2) for t in views]
+    return [
+        t.as_strided((t.shape[:3].numel(), 1, 1, t.shape[3]), (stride, stride, stride, 1))
+        for t, stride in zip(views, pixels, strict=True)
+    ]
+
+
+def _describe(t: Tensor, boxes: Boxes, last: int) -> TensorDescriptor:
+    """A box of `last` channels of [N, H, W, C]; the dimensions in the order that folds."""
+    order = (1, 2, 0, 3) if boxes.by_images else (0, 1, 2, 3)
+    block = (boxes.images, boxes.height, boxes.width, last)
+    t = t.permute(order)
+    return TensorDescriptor(t, list(t.shape), list(t.stride()), [block[d] for d in order])
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Per tile the mean and sum of squared differences [tiles, 2, K], and its pixels [tiles]."""
+
+    partial: Tensor
+    counts: Tensor
+
+
+def convolve_boxes(
+    x: Tensor, weight: Tensor, y: Tensor, window: tuple[int, int], padding: tuple[int, int],
+    dilation: tuple[int, int], epilogue: Epilogue, moments: bool, boxes: Boxes | None = None,
+) -> Moments | None:  # fmt: skip
+    """Write y [N, K, P, Q] from x [N, C, H, W] and weight [R S, K, C] contiguous; channels are adjacent in both."""
+    residual = epilogue.residual
+    source, target, *rest = _views([t for t in (x, y, residual) if t is not None], window, padding)
+    added = rest[0] if rest else target
+    N, P, Q, K = target.shape
+    _, H, W, C = source.shape
+    processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
+    tile = boxes or choose_boxes(N, P, Q, C, K, processors)
+    i, h, w, k = tile.tiles(N, P, Q, K)
+    second = tile.k1 or tile.k0
+    partial = torch.empty((i * h * w, 2, K), dtype=torch.float32, device=x.device) if moments else None
+    counts = torch.empty(i * h * w, dtype=torch.float32, device=x.device) if moments else None
+    anything = weight
+    _convolution_descriptor[(i * h * w * k,)](
+        _describe(source, tile, tile.c),
+        *(TensorDescriptor.from_tensor(weight, [1, n, tile.c]) for n in (tile.k0, second)),
+        *(_describe(target, tile, n) for n in (tile.k0, second)),
+        *(_describe(added, tile, n) for n in (tile.k0, second)),
+        *epilogue.vectors(anything), anything if partial is None else partial, anything if counts is None else counts,
+        N, H, W, C, P, Q, K, epilogue.eps, h, w, k,
+        R=window[0], S=window[1], PAD_H=padding[0], PAD_W=padding[1], DILATION_H=dilation[0], DILATION_W=dilation[1],
+        **epilogue.flags(), MOMENTS=moments, IMAGES=tile.by_images, BLOCK_M=tile.m, BLOCK_H=tile.height,
+        BLOCK_W=tile.width, BLOCK_K0=tile.k0, BLOCK_K1=tile.k1, BLOCK_C=tile.c, STAGES=tile.stages,
+        num_warps=tile.warps,
+    )  # fmt: skip
+    return None if partial is None or counts is None else Moments(partial, counts)
