@@ -11,6 +11,7 @@ from inception_kernels.bench import columns
 from inception_kernels.bench.row import OURS, Row, flat, from_document, to_document
 
 ROWS = "rows.json"
+CORRECTNESS = "correctness.json"
 
 
 def write(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -29,13 +30,14 @@ def save(rows: Sequence[Row], path: Path) -> None:
 
 
 def load(path: Path) -> list[Row]:
-    """The rows of one file, or of every .json under a folder.
+    """The rows of one file, or of every .json under a folder but the verdicts of correctness that `make gpu` keeps.
 
     Raises:
         ValueError: a file does not hold rows of this version.
     """
     if path.is_dir():
-        return [row for each in sorted(path.rglob("*.json")) for row in load(each)]
+        files = [each for each in sorted(path.rglob("*.json")) if each.name != CORRECTNESS]
+        return [row for each in files for row in load(each)]
     try:
         return from_document(json.loads(path.read_text(encoding="utf-8")))
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:

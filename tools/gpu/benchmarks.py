@@ -78,8 +78,8 @@ def _write(options: Options, rows: Sequence[Row]) -> None:
         return
     assert rows[0].environment is not None
     folder = environment.slug(rows[0].environment)
-    report.save(rows, options.output / f"{options.what}.json")
-    options.write(summary, keep_as=f"benchmarks/results/{folder}/{options.what}.json")
+    report.save(rows, options.kept(f"benchmarks/results/{folder}/{options.what}.json"))
+    options.write(summary)
 
 
 if __name__ == "__main__":

@@ -40,10 +40,8 @@ def main(options: Options) -> int:
             wrong[case.label] = found
             print(f"{case.label}: {found}", flush=True)
     name = torch.cuda.get_device_name().lower().replace(" ", "-")
-    replay.save(options.output / f"{name}.npz", recorded)
-    options.write(
-        f"{len(recorded)} cases, {len(wrong)} unlike the model", wrong=wrong, keep_in="tests/conformance/recorded"
-    )
+    replay.save(options.kept(f"tests/conformance/recorded/{name}.npz"), recorded)
+    options.write(f"{len(recorded)} cases, {len(wrong)} unlike the model", wrong=wrong)
     return 1 if wrong else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from inception_kernels import backends
+from inception_kernels.bench import environment, report
 from tools.gpu import cases
 from tools.gpu.options import RESULT, Options, parse
 
@@ -75,6 +77,14 @@ def _write(options: Options, rows: list[dict[str, Any]], wanted: int) -> None:
     kernels = sorted({name for row in rows for name in row["kernels"]})
     verdicts = ", ".join(f"{counts[status]} {status}" for status in ("right", "wrong", "declined"))
     options.write(f"{len(rows)} of {wanted} calls: {verdicts}; {len(kernels)} kernels ran", kernels=kernels, rows=rows)
+    if options.rehearse:
+        return
+    where = environment.capture(options.device)
+    major, minor = torch.cuda.get_device_capability()
+    hardware = {"sm": 10 * major + minor, "device": where.device, "source_hash": where.source_hash}
+    document = {"hardware": hardware, "environment": dataclasses.asdict(where), "rows": rows}
+    path = options.kept(f"benchmarks/results/{environment.slug(where)}/{report.CORRECTNESS}")
+    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
 def _device_answers() -> bool:

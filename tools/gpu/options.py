@@ -10,6 +10,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 RESULT = "result.json"
+KEEP = "keep"  # what to commit: copy it over the repository
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,12 @@ class Options:
     @property
     def device(self) -> str:
         return "cpu" if self.rehearse else "cuda"
+
+    def kept(self, path: str) -> Path:
+        """Where to put a file that belongs into the repository at `path`: the run's folder `keep` is laid out alike."""
+        file = self.output.parent / KEEP / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        return file
 
     def write(self, summary: str, **data: Any) -> None:
         """The step's result so far; replaces what it wrote before. `summary` is one line for people."""
