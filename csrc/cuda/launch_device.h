@@ -2,8 +2,11 @@
 #pragma once
 #include <cuda_runtime.h>
 
+#include <map>
+#include <mutex>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 
 namespace ik::cuda {
 
@@ -47,12 +50,9 @@ void launch_kernel(const char* name, void (*kernel)(Parameters...), dim3 grid, d
   check_cuda(cudaLaunchKernelEx(&config, kernel, static_cast<Parameters>(arguments)...), name);
 }
 
-// Clusters that the device can hold at once: a persistent kernel launches no more.
-template <typename... Parameters>
-int resident_clusters(void (*kernel)(Parameters...), int cluster, dim3 block, size_t shared, const Context&) {
+inline int count_resident_clusters(const void* kernel, int cluster, dim3 block, size_t shared) {
   constexpr const char* kName = "cudaOccupancyMaxActiveClusters";
-  check_cuda(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  static_cast<int>(shared)),
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared)),
              kName);
   cudaLaunchAttribute attribute = {};
   attribute.id = cudaLaunchAttributeClusterDimension;
@@ -66,8 +66,22 @@ int resident_clusters(void (*kernel)(Parameters...), int cluster, dim3 block, si
   config.attrs = &attribute;
   config.numAttrs = 1;
   int clusters = 0;
-  check_cuda(cudaOccupancyMaxActiveClusters(&clusters, reinterpret_cast<const void*>(kernel), &config), kName);
+  check_cuda(cudaOccupancyMaxActiveClusters(&clusters, kernel, &config), kName);
   return clusters;
+}
+
+// Clusters that the current device can hold at once, asked once: a persistent kernel launches no more.
+template <typename... Parameters>
+int resident_clusters(void (*kernel)(Parameters...), int cluster, dim3 block, size_t shared, const Context&) {
+  static std::mutex mutex;
+  static std::map<std::tuple<const void*, int, int>, int> known;
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), "cudaGetDevice");
+  const void* const address = reinterpret_cast<const void*>(kernel);
+  const std::lock_guard<std::mutex> lock(mutex);
+  const auto [entry, missing] = known.try_emplace({address, cluster, device}, 0);
+  if (missing) entry->second = count_resident_clusters(address, cluster, block, shared);
+  return entry->second;
 }
 
 inline CUtensorMapDataType tensor_map_type(DType dtype) {

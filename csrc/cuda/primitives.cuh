@@ -122,10 +122,10 @@ IK_DEVICE void stg128(void* global, uint4 v IK_AT) {
   IK_HOST(host_cuda::store_global(global, &v, 16, at));
 }
 
-// The same value, which the compiler believes to be new: what is computed from it is not kept across a loop, where it
-// would cost registers.
-IK_DEVICE int recomputed(int value) {
-  IK_PTX("" : "+r"(value));
+// The same value, by way of an exchange of each lane with itself that the assembler does not see through: what is
+// computed from it is computed anew, where keeping it would cost registers. All lanes of the warp take part.
+IK_DEVICE uint32_t recomputed(uint32_t value) {
+  IK_PTX("shfl.sync.bfly.b32 %0, %0, 0, 31, 0xffffffff;" : "+r"(value));
   return value;
 }
 
@@ -371,6 +371,12 @@ IK_DEVICE void mbar_wait(uint32_t barrier, int parity IK_AT) {
       "DONE:\n}" : : "r"(barrier),
       "r"(parity) : "memory");
   IK_HOST(host_cuda::mbar_wait(barrier, parity, at));
+}
+// On another block's barrier, addressed through mapa, where no write of this thread has to be seen there: for a stage
+// that was only read. Costs no fence.
+IK_DEVICE void mbar_arrive_remote(uint32_t barrier IK_AT) {
+  IK_PTX("mbarrier.arrive.shared::cluster.b64 _, [%0];" : : "r"(barrier) : "memory");
+  IK_HOST(host_cuda::mbar_arrive(barrier, 0, at));
 }
 // On another block's barrier, addressed through mapa.
 IK_DEVICE void mbar_arrive_cluster(uint32_t barrier IK_AT) {

@@ -17,51 +17,82 @@ struct Channels {
   float2 bias;
 };
 
-// One column of inputs: opens the output column that begins at it, continues the one before, closes the one before
-// that.
-template <typename T, typename Tile, int kTurn>
-IK_DEVICE void depthwise_column(const Args& args, const Channels& channels, bool continues, bool closes, uint32_t halo,
-                                uint32_t a, uint32_t (&input)[kStripRows + kWindow - 1],
-                                float2 (&sums)[kWindow][kStripRows]) {
-  constexpr int kOpened = kTurn;
-  constexpr int kContinued = (kTurn + 2) % kWindow;
-  constexpr int kClosed = (kTurn + 1) % kWindow;
+constexpr int kInputRows = kStripRows + kWindow - 1;
+constexpr int kRowsAhead = 3;  // inputs are loaded before they are needed
+
+// Three columns of outputs are open: sums[column % 3].
+struct OpenColumns {
+  uint32_t input[kInputRows];
+  float2 sums[kWindow][kStripRows];
+};
+
+// What a strip is worked on with beside the taps: variants, because a bound or a bias costs registers.
+template <bool kInputRelu_, bool kExtras_>
+struct Variant {
+  static constexpr bool kInputRelu = kInputRelu_;
+  static constexpr bool kExtras = kExtras_;  // depthwise bias and an activation behind it
+};
+
+// One column of inputs opens the output column that begins at it, continues the one before, closes the one before that.
+template <typename T, typename Tile, typename Variant, int kTurn>
+IK_DEVICE void slide(const Channels& channels, bool mid_relu, uint32_t halo, uint32_t a, OpenColumns& columns) {
+  float2(&opened)[kStripRows] = columns.sums[kTurn];
+  float2(&continued)[kStripRows] = columns.sums[(kTurn + 2) % kWindow];
+  float2(&closed)[kStripRows] = columns.sums[(kTurn + 1) % kWindow];
 #pragma unroll
-  for (int i = 0; i < kStripRows + kWindow - 1; ++i) {
-    const float2 value = Pair<T>::unpack(Pair<T>::max(input[i], args.input_low));
-    // The next column, needed some sixty instructions later; behind the last one lies what nobody uses.
-    input[i] = lds32(halo + (i * Tile::kPitch + kTurn + 1) * kPixelBytes);
+  for (int i = 0; i < kInputRows; ++i) {
+    // Behind the last column lies what nobody uses.
+    const int ahead = (i + kRowsAhead) % kInputRows;
+    const int column = kTurn + (i + kRowsAhead) / kInputRows;
+    columns.input[ahead] = lds32(halo + (ahead * Tile::kPitch + column) * kPixelBytes);
+    const uint32_t bits = columns.input[i];
+    const float2 value = Pair<T>::unpack(Variant::kInputRelu ? Pair<T>::max(bits, 0u) : bits);
 #pragma unroll
     for (int r = 0; r < kWindow; ++r) {
       const int o = i - r;
       if (o < 0 || o >= kStripRows) continue;
-      const float2* taps = channels.taps + r * kWindow;
-      sums[kOpened][o] = multiply_add(taps[0], value, r == 0 ? channels.bias : sums[kOpened][o]);
-      if (continues) sums[kContinued][o] = multiply_add(taps[1], value, sums[kContinued][o]);
-      if (!closes) continue;
-      sums[kClosed][o] = multiply_add(taps[2], value, sums[kClosed][o]);
+      const float2* const taps = channels.taps + r * kWindow;
+      const float2 start = Variant::kExtras ? channels.bias : make_float2(0.0f, 0.0f);
+      opened[o] = multiply_add(taps[0], value, r == 0 ? start : opened[o]);
+      continued[o] = multiply_add(taps[1], value, continued[o]);
+      closed[o] = multiply_add(taps[2], value, closed[o]);
       if (r < kWindow - 1) continue;
-      const uint32_t packed = Pair<T>::pack(sums[kClosed][o].x, sums[kClosed][o].y);
-      sts32(a + (o * Tile::kColumns + kTurn - (kWindow - 1)) * 16, Pair<T>::max(packed, args.mid_low));
+      uint32_t packed = Pair<T>::pack(closed[o].x, closed[o].y);
+      if (Variant::kExtras && mid_relu) packed = Pair<T>::max(packed, 0u);
+      sts32(a + (o * Tile::kColumns + kTurn - (kWindow - 1)) * kRowBytes, packed);
     }
   }
 }
 
-// halo: the strip's first input pixel, this lane's channels; a: the strip's first row, this lane's channels.
+// halo: the strip's first input pixel, this lane's channels; a: the row of its first output pixel, this lane's
+// channels. The first step closes two columns in front of the strip: into slack rows, or where the next row's pixels
+// follow.
+template <typename T, typename Tile, typename Variant>
+IK_DEVICE void depthwise_strip(const Channels& channels, bool mid_relu, uint32_t halo, uint32_t a) {
+  OpenColumns columns = {};
+#pragma unroll
+  for (int i = 0; i < kRowsAhead; ++i) columns.input[i] = lds32(halo + i * Tile::kPitch * kPixelBytes);
+#pragma unroll 1
+  for (uint32_t step = uniform(0); step < Tile::kSteps; ++step) {  // gate: depthwise warps=2 trips=7/3
+    slide<T, Tile, Variant, 0>(channels, mid_relu, halo, a, columns);
+    slide<T, Tile, Variant, 1>(channels, mid_relu, halo, a, columns);
+    slide<T, Tile, Variant, 2>(channels, mid_relu, halo, a, columns);
+    halo += kWindow * kPixelBytes;
+    a += kWindow * kRowBytes;
+  }
+}
+
 template <typename T, typename Tile>
 IK_DEVICE void depthwise_strip(const Args& args, const Channels& channels, uint32_t halo, uint32_t a) {
-  uint32_t input[kStripRows + kWindow - 1];
-  float2 sums[kWindow][kStripRows];
-#pragma unroll
-  for (int i = 0; i < kStripRows + kWindow - 1; ++i) input[i] = lds32(halo + i * Tile::kPitch * kPixelBytes);
-#pragma unroll 1
-  for (int step = 0; step < Tile::kSteps; ++step) {  // gate: depthwise warps=2 trips=7
-    const bool first = step == 0;
-    depthwise_column<T, Tile, 0>(args, channels, !first, !first, halo, a, input, sums);
-    depthwise_column<T, Tile, 1>(args, channels, true, !first, halo, a, input, sums);
-    depthwise_column<T, Tile, 2>(args, channels, true, true, halo, a, input, sums);
-    halo += kWindow * kPixelBytes;
-    a += kWindow * 16;
+  const bool plain = !args.depthwise_bias && !args.mid_relu;
+  if (plain && args.input_relu) {
+    depthwise_strip<T, Tile, Variant<true, false>>(channels, false, halo, a);
+  } else if (plain) {
+    depthwise_strip<T, Tile, Variant<false, false>>(channels, false, halo, a);
+  } else if (args.input_relu) {
+    depthwise_strip<T, Tile, Variant<true, true>>(channels, args.mid_relu, halo, a);
+  } else {
+    depthwise_strip<T, Tile, Variant<false, true>>(channels, args.mid_relu, halo, a);
   }
 }
 
@@ -69,9 +100,8 @@ template <typename T, typename Tile>
 class Producer {
  public:
   IK_DEVICE Producer(const TensorMap* x_map, const TensorMap* taps_map, typename Tile::Shared& shared, const Args& args)
-      : x_map_(x_map), taps_map_(taps_map), args_(args), work_(Work::of(args)) {
-    const int warp = __shfl_sync(0xffffffffu, threadIdx.x / 32 % 4, 0);
-    lane_ = threadIdx.x % 32;
+      : x_map_(x_map), taps_map_(taps_map), args_(args), chunks_(Work::of(args).items * args.chunks) {
+    const uint32_t warp = uniform(threadIdx.x / 32 % 4);
     strip_ = warp % kStrips;
     team_ = warp / kStrips;
     input_ = smem_u32(shared.input[team_]);
@@ -81,28 +111,22 @@ class Producer {
     a_empty_ = smem_u32(shared.a_empty);
   }
 
-  IK_DEVICE void run() {
-    const bool leads = strip_ == 0 && lane_ == 0;
-    const uint32_t halo = input_ + strip_ * (kStripRows * Tile::kPitch * kPixelBytes) + lane_ * 4;
-    const uint32_t a = a_ + lane_ / 4 * Tile::kPlaneBytes + strip_ * (Tile::kRowsOfStrip * 16) + lane_ % 4 * 4;
-    const int stride = kTeams * args_.cluster;
-    int own = team_;  // this block's chunks, counted
-    int item = work_.first;
-    int chunk = chunk_of(own);
-    reduce(item, chunk);
-    if (leads && chunk_of(own) < work_.chunks) load_input(item, chunk);
-    for (; chunk_of(own) < work_.chunks; own += kTeams) {
-      const int stage = chunk_of(own) % kStagesA;
+  IK_DEVICE void run() const {
+    if (leads()) load_input(team_);
+    for (uint32_t own = team_; chunk_of(own) < chunks_; own += kTeams) {  // counts this block's chunks
+      const uint32_t lane = recomputed(threadIdx.x) % 32;                 // a register over the loop is one too many
+      const uint32_t halo = input_ + strip_ * (kStripRows * Tile::kPitch * kPixelBytes) + lane * 4;
+      const uint32_t a = a_ + chunk_of(own) % kStagesA * Tile::kBytesA + lane / 4 * Tile::kPlaneBytes + lane % 4 * 4 +
+                         (Tile::kSlackRows + strip_ * Tile::kRowsOfStrip) * kRowBytes;
+      wait_for_stage(own);
+      mbar_wait(input_full_, own / kTeams % 2);
       Channels channels;
-      load_channels(chunk, own / kTeams % 2, channels);
-      wait_for_stage(own, stage);
-      depthwise_strip<T, Tile>(args_, channels, halo, a + stage * Tile::kBytesA);
+      load_channels(own, channels);
+      depthwise_strip<T, Tile>(args_, channels, halo, a);
       fence_proxy_async();
       wait_for_team();  // the chunk is complete, the halo is free
-      chunk += stride;
-      reduce(item, chunk);
-      if (leads) {
-        if (chunk_of(own + kTeams) < work_.chunks) load_input(item, chunk);
+      if (leads()) {
+        load_input(own + kTeams);
         publish(chunk_of(own) % kStagesA);
       }
       __syncwarp();
@@ -110,44 +134,47 @@ class Producer {
   }
 
  private:
-  // The place of this block's chunks among the cluster's.
-  IK_DEVICE int chunk_of(int own) const { return own * args_.cluster + work_.rank; }
+  IK_DEVICE bool leads() const { return strip_ == 0 && threadIdx.x % 32 == 0; }
 
-  IK_DEVICE void reduce(int& item, int& chunk) const {
-    while (chunk >= args_.chunks) {
-      chunk -= args_.chunks;
-      item += args_.clusters;
-    }
+  // The place of this block's chunks among the cluster's, and in the item.
+  IK_DEVICE uint32_t chunk_of(uint32_t own) const { return own * args_.cluster + cluster_ctarank(); }
+  IK_DEVICE int first_channel(uint32_t own) const {
+    const uint32_t chunk = chunk_of(own);
+    return static_cast<int>(chunk - args_.by_chunks.quotient(chunk) * args_.chunks) * kChunk;
   }
 
-  IK_DEVICE void load_input(int item, int chunk) const {
-    const Place place = Place::of<Tile::kColumns, Tile::kN>(args_, item, work_.rank);
+  IK_DEVICE void load_input(uint32_t own) const {
+    const uint32_t chunk = chunk_of(own);
+    if (chunk >= chunks_) return;
+    const int c = first_channel(own);
+    const Place place = Place::of<Tile>(args_, Work::of(args_).item(args_, args_.by_chunks.quotient(chunk)));
     mbar_expect_tx(input_full_, Tile::kInputBytes);
-    tma_load_4d(x_map_, input_, input_full_, chunk * kChunk, place.column - args_.pad_w, place.row - args_.pad_h,
-                place.image);
-    tma_load_2d(taps_map_, input_ + Tile::kHaloBytes, input_full_, chunk * kChunk, 0);
+    tma_load_4d(x_map_, input_, input_full_, c, place.column - args_.pad_w, place.row - args_.pad_h, place.image);
+    tma_load_2d(taps_map_, input_ + Tile::kHaloBytes, input_full_, c, 0);
   }
 
-  IK_DEVICE void load_channels(int chunk, int parity, Channels& channels) const {
-    const int c = chunk * kChunk + lane_ * 2;
+  IK_DEVICE void load_channels(uint32_t own, Channels& channels) const {
+    const uint32_t lane = threadIdx.x % 32;
     channels.bias = make_float2(0.0f, 0.0f);
-    if (args_.depthwise_bias && c < args_.C) channels.bias = ldg64_ordered(args_.depthwise_bias + c);
-    mbar_wait(input_full_, parity);
-#pragma unroll
-    for (int tap = 0; tap < kTaps; ++tap) {
-      channels.taps[tap] = Pair<T>::unpack(lds32(input_ + Tile::kHaloBytes + tap * kPixelBytes + lane_ * 4));
+    if (args_.depthwise_bias) {
+      const int c = first_channel(own) + static_cast<int>(lane) * 2;
+      if (c < args_.C) channels.bias = ldg64_ordered(args_.depthwise_bias + c);
     }
+    const uint32_t taps = input_ + Tile::kHaloBytes + lane * 4;
+#pragma unroll
+    for (int tap = 0; tap < kTaps; ++tap) channels.taps[tap] = Pair<T>::unpack(lds32(taps + tap * kPixelBytes));
   }
 
   // Until every block of the cluster has consumed what this stage held four chunks ago. This block makes chunks of one
   // stage every kStagesA / gcd(kStagesA, cluster) of its own chunks: those are the rounds of its barrier, and it is the
   // same team that waits for all of them.
-  IK_DEVICE void wait_for_stage(int own, int stage) const {
-    if (chunk_of(own) < kStagesA) return;
-    const int shift = args_.cluster == 2 ? 1 : 2;
-    const int first = own & ((1 << shift) - 1);
-    const int unwaited = chunk_of(first) < kStagesA;
-    mbar_wait_cluster(a_empty_ + stage * 8, ((own >> shift) - unwaited) & 1);
+  IK_DEVICE void wait_for_stage(uint32_t own) const {
+    const uint32_t chunk = chunk_of(own);
+    if (chunk < kStagesA) return;
+    const uint32_t shift = args_.cluster == 2 ? 1 : 2;
+    const uint32_t first = own & ((1u << shift) - 1);
+    const uint32_t unwaited = chunk_of(first) < kStagesA ? 1 : 0;
+    mbar_wait(barrier_at(a_empty_, chunk % kStagesA), ((own >> shift) - unwaited) & 1);
   }
 
   IK_DEVICE void wait_for_team() const {
@@ -159,12 +186,12 @@ class Producer {
   }
 
   // By one thread: the chunk goes to the other blocks, and their consumers wait for its bytes, ours for this arrival.
-  IK_DEVICE void publish(int stage) const {
+  IK_DEVICE void publish(uint32_t stage) const {
     const uint32_t chunk = a_ + stage * Tile::kBytesA;
-    const uint32_t full = a_full_ + stage * 8;
-    for (int distance = 1; distance < args_.cluster; ++distance) {
-      const int sum = work_.rank + distance;
-      const uint32_t peer = static_cast<uint32_t>(sum < args_.cluster ? sum : sum - args_.cluster);
+    const uint32_t full = barrier_at(a_full_, stage);
+    for (uint32_t distance = 1; distance < args_.cluster; ++distance) {
+      const uint32_t sum = cluster_ctarank() + distance;
+      const uint32_t peer = sum < args_.cluster ? sum : sum - args_.cluster;
       bulk_copy_cluster(mapa(chunk, peer), chunk, Tile::kBytesA, mapa(full, peer));
     }
     mbar_arrive(full);
@@ -173,8 +200,8 @@ class Producer {
   const TensorMap* x_map_;
   const TensorMap* taps_map_;
   const Args& args_;
-  Work work_;
-  int lane_, strip_, team_;
+  uint32_t chunks_;  // of the cluster
+  uint32_t strip_, team_;
   uint32_t input_, input_full_;
   uint32_t a_, a_full_, a_empty_;
 };

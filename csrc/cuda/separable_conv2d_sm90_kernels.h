@@ -31,9 +31,9 @@ Kernel make_kernel() {
     return resident_clusters(forward<T, Tile>, cluster, dim3(kThreads), sizeof(typename Tile::Shared), context);
   };
   const auto launch = [](const Launch& with) {
-    IK_LAUNCH_CLUSTER((forward<T, Tile>), with.args.cluster, dim3(with.args.clusters * with.args.cluster),
-                      dim3(kThreads), sizeof(typename Tile::Shared), with.context, with.x_map, with.taps_map,
-                      with.weight_map, with.args);
+    IK_LAUNCH_CLUSTER((forward<T, Tile>), static_cast<int>(with.args.cluster),
+                      dim3(with.args.clusters * with.args.cluster), dim3(kThreads), sizeof(typename Tile::Shared),
+                      with.context, with.x_map, with.taps_map, with.weight_map, with.args);
   };
   return {Tile::kColumns, Tile::kRows, Tile::kN, Tile::kPitch, resident, launch};
 }
