@@ -58,7 +58,7 @@ class Overlay:
                 target.write_text(text)
 
     def _options(self) -> host_cuda.Options:
-        flags = ("-include", str(HERE / "mutant.h"))
+        flags = ("-include", str(HERE / "mutant.h"), "-Werror=vla")  # sizes of arrays are no place for mutants
         return host_cuda.Options(self.folder, flags, (HERE / "mutant.cpp",), always_checked=True)
 
     def _errors(self, kernels: Sequence[Path]) -> str:
