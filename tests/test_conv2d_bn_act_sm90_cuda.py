@@ -314,6 +314,25 @@ def test_unsupported_shapes(change: dict[str, object], reason: str) -> None:
     assert reason in host(True).unsupported(*given.tensors())
 
 
+@pytest.mark.parametrize(
+    ("case", "reason"),
+    [
+        (Case(1 << 11, 8, 1 << 10, 1 << 10, 8), "2^31 output pixels"),
+        (Case(1 << 10, 8, 1 << 10, 1 << 10, 1 << 14), "2^31 tiles"),
+        (Case(1 << 10, 8, 1 << 10, 1 << 10, 1 << 12), ""),
+    ],
+)
+def test_unsupported_sizes(case: Case, reason: str) -> None:
+    x, y = (
+        torch.empty(case.N, channels, case.H, case.W, dtype=torch.bfloat16, device="meta").to(
+            memory_format=torch.channels_last
+        )
+        for channels in (case.C, case.K)
+    )
+    answer = host(True).unsupported(x, None, None, None, None, "relu", y, case.geometry)
+    assert reason in answer and bool(reason) == bool(answer)
+
+
 def test_unsupported_layouts() -> None:
     def reason(given: Problem) -> str:
         return str(host(True).unsupported(*given.tensors()))

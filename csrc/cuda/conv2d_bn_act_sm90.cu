@@ -11,6 +11,8 @@ namespace {
 
 constexpr int64_t kVectorBytes = 16;
 constexpr int64_t kVectorElements = 8;
+constexpr int64_t kSmallestRows = 128;
+constexpr int64_t kSmallestColumns = 64;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -149,8 +151,11 @@ const char* conv2d_sm90_unsupported(const Conv2dForward& args, const Context& co
   if (args.dtype != DType::kBFloat16 && args.dtype != DType::kFloat16) return "the Hopper kernel is for 16-bit types";
   if (shape.C % kVectorElements || shape.K % kVectorElements) return "channels are not multiples of 8";
   if (!im2col_fits(shape)) return "padding, window or stride are beyond the copy engine's im2col mode";
-  constexpr int64_t kMostPixels = (int64_t{1} << 31) - 1024;
-  if (output_pixels(shape) > kMostPixels) return "more than 2^31 output pixels";
+  constexpr int64_t kMost = (int64_t{1} << 31) - (int64_t{1} << 20);  // tiles and pixels are counted past the last one
+  if (output_pixels(shape) > kMost) return "more than 2^31 output pixels";
+  if (ceil_div(output_pixels(shape), kSmallestRows) * ceil_div(shape.K, kSmallestColumns) > kMost) {
+    return "more than 2^31 tiles of the output";
+  }
   if (is_empty(shape)) return nullptr;
   if (!has_aligned_pixels(with_plain_strides(args.x, shape.N, shape.H, shape.W, shape.C))) {
     return "pixels of x do not begin at multiples of 16 bytes";

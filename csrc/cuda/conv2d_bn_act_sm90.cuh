@@ -242,6 +242,7 @@ __global__ void __launch_bounds__(kConvThreads, 1)
 
   if (warpgroup == kConvWarpgroups) {
     reg_dec<kProducerRegisters>();
+    // elect_one tells the compiler that one thread copies: under any other condition each copy becomes a loop.
     if (threadIdx.x / 32 == 4 * kConvWarpgroups && elect_one())
       conv2d_fill<kSlabs, kN>(&x_map, &weight_map, shared, args);
   } else {
