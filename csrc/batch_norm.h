@@ -83,7 +83,7 @@ struct StatisticsTiles {
   int64_t N, P, Q, K;
   int64_t tile_n, tile_p, tile_q;
   const float* counts = nullptr;  // [tiles]: their pixels, where they are not boxes; tile_n, tile_p and tile_q are 1
-  int64_t tiles = 0;              // with counts: how many
+  int64_t tiles = 0;              // with counts: how many, else 0
 };
 
 size_t combine_statistics_workspace_bytes(const StatisticsTiles& tiles);

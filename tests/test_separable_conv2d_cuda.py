@@ -32,6 +32,7 @@ class Case:
     spare: int = 0  # channels beside x, y and the residual in their memory
     multiprocessors: int = 2
     sm: int = 80
+    kernel: str = ""  # that must run; empty: whichever
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -130,38 +131,193 @@ def launch_tensors(host: host_cuda.Host, problem: Problem) -> dict[str, Tensor |
     }  # fmt: skip
 
 
-def run(case: Case, checked: bool, schedule: host_cuda.Schedule = CHECKED[0]) -> Tensor:
+def host_for(case: Case, checked: bool, schedule: host_cuda.Schedule) -> host_cuda.Host:
     host = host_cuda.load("separable_conv2d", checked, also=("batch_norm",)).on(schedule)
     host.context(case.sm, case.multiprocessors, case.dtype == "tf32")
+    host.reset_counted_kernels()
+    return host
+
+
+def run(case: Case, checked: bool, schedule: host_cuda.Schedule = CHECKED[0]) -> Tensor:
+    host = host_for(case, checked, schedule)
     problem = make_problem(case)
     tensors = launch_tensors(host, problem)
     arguments = (tensors, case.geometry, list(case.activations))
     assert host.unsupported(*arguments) == ""
     workspace = torch.empty(host.workspace_bytes(*arguments, False), dtype=torch.uint8)
     host.forward(*arguments, workspace)
+    if case.kernel:
+        assert host.counted_kernels() == f"separable_conv2d.forward.cuda_{case.kernel}_{case.dtype}=1\n"
     return tensors["y"]
+
+
+def run_statistics(case: Case, checked: bool, schedule: host_cuda.Schedule = CHECKED[0]) -> dict[str, Tensor]:
+    """y, mean and var of a convolution with a bias only."""
+    host = host_for(case, checked, schedule)
+    problem = make_problem(case)
+    tensors = launch_tensors(host, problem)
+    tensors["scale"] = None
+    arguments = (tensors, case.geometry, list(case.activations))
+    mean, var = torch.full((2, case.K), float("nan"))
+    workspace = torch.empty(host.workspace_bytes(*arguments, True), dtype=torch.uint8)
+    host.forward_statistics(*arguments, mean, var, workspace)
+    return {"y": tensors["y"], "mean": mean, "var": var}
+
+
+def rounded_to_tf32(tensor: Tensor) -> Tensor:
+    """To 10 bits of mantissa, to nearest with ties away from zero."""
+    bits = tensor.contiguous().view(torch.int32)
+    return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
+
+
+def evaluate_tf32(problem: Problem) -> Tensor:
+    """What PyTorch computes where TF32 is allowed: the operands of the product are rounded."""
+    case = problem.case
+    before, mid, after = case.activations
+    x = oracle.activate(problem.x, before)
+    sums = torch.nn.functional.conv2d(
+        x, problem.depthwise, problem.depthwise_bias, case.stride, case.padding, case.dilation, x.shape[1]
+    )
+    norm = (None, None, None, None)
+    if problem.scale is not None:
+        norm = (problem.scale, problem.shift, torch.zeros(case.K), torch.ones(case.K))
+    return oracle.conv2d_bn_act(
+        rounded_to_tf32(oracle.activate(sums, mid)), rounded_to_tf32(problem.pointwise), *norm,
+        residual=problem.residual, activation=after, eps=0.0,
+    )  # fmt: skip
 
 
 def check(case: Case, y: Tensor) -> None:
     problem = make_problem(case)
-    baseline = problem.evaluate(problem.x.dtype)
+    baseline = evaluate_tf32(problem) if case.dtype == "tf32" else problem.evaluate(problem.x.dtype)
     oracle.assert_as_accurate_as_torch(y, problem.evaluate(torch.float64), [baseline], name=repr(case))
 
 
+# What selects another path through the kernels; the checker looks at these under several schedules.
 SMALL = {
-    "default": Case(),
-    "square": Case((1, 72, 19, 19), 128, multiprocessors=1),
-    "wide": Case((1, 136, 9, 19), 200, multiprocessors=1),
-    "small": Case((1, 136, 9, 19), 72, multiprocessors=80),
+    "square tile": Case((1, 72, 19, 19), 128, multiprocessors=1),
+    "wide tile": Case((1, 136, 9, 19), 200, multiprocessors=1),
+    "small tile": Case((1, 136, 9, 19), 72, multiprocessors=80),
+    "gathered": Case((1, 20, 9, 11), 12, residual=True),
+    "separate activation": Case((1, 72, 7, 9), activations=("elu", "relu6", "silu")),
+    "spread window": Case((2, 16, 12, 13), stride=(2, 1), dilation=(1, 2), padding=(2, 0)),
+    "fp32": Case((1, 40, 7, 9), dtype="fp32", residual=True),
+    "tf32": Case((1, 40, 7, 9), dtype="tf32"),
 }
 
+SHAPES = {
+    "5x5": Case((1, 24, 13, 12), window=(5, 5), padding=(2, 2)),
+    "7x7 stride 2": Case((1, 16, 21, 23), window=(7, 7), padding=(3, 3), stride=(2, 2)),
+    "1x3": Case((2, 40, 6, 33), window=(1, 3), padding=(0, 1)),
+    "3x1": Case((2, 40, 6, 33), window=(3, 1), padding=(1, 0)),
+    "1x1": Case((2, 40, 5, 6), window=(1, 1), padding=(0, 0)),
+    "2x4": Case((1, 24, 9, 9), window=(2, 4), padding=(1, 3)),
+    "no padding": Case((1, 24, 9, 9), padding=(0, 0)),
+    "padding wider than the window": Case((1, 24, 4, 5), padding=(4, 3)),
+    "one output pixel": Case((3, 24, 3, 3), padding=(0, 0)),
+    "one row": Case((1, 24, 1, 300)),
+    "one column": Case((1, 24, 300, 1)),
+    "stride 2": Case((2, 72, 19, 18), 136, stride=(2, 2)),
+    "stride 3, dilation 2": Case((1, 24, 25, 31), stride=(3, 3), dilation=(2, 2), padding=(2, 2)),
+    "dilation 12": Case((1, 24, 30, 31), dilation=(12, 12), padding=(12, 12)),
+    "dilation 24": Case((1, 24, 50, 51), dilation=(24, 24), padding=(24, 24)),
+    "one channel": Case((2, 1, 7, 8), 1),
+    "3 channels": Case((2, 3, 17, 19), 32, stride=(2, 2)),
+    "odd channels": Case((1, 73, 8, 9), 67, residual=True),
+    "channels of a slice": Case((2, 24, 8, 9), 40, spare=8, residual=True),
+    "unaligned slice": Case((2, 24, 8, 9), 40, spare=3, residual=True),
+    "batch 3": Case((3, 72, 10, 10), 128),
+    "no vectors": Case((1, 24, 8, 9), vectors=False, activations=("none", "none", "none")),
+    "shared memory of compute capability 8.6": Case((1, 72, 19, 19), 264, sm=86, multiprocessors=1),
+}
 
-@pytest.mark.parametrize("case", SMALL.values(), ids=SMALL.keys())
-def test_numbers(case: Case) -> None:
+LAYERS = {
+    "728 -> 728 at 19": Case((1, 728, 19, 19), 728, multiprocessors=8, residual=True),
+    "728 -> 728 at 19, batch 1 on a whole GPU": Case((1, 728, 19, 19), 728, multiprocessors=108),
+    "1536 -> 2048 at 10": Case((1, 1536, 10, 10), 2048, multiprocessors=16, activations=("none", "none", "relu")),
+    "1024 -> 1536 at 10, stride 2": Case((1, 1024, 20, 20), 1536, stride=(2, 2), multiprocessors=16),
+}
+
+ACTIVATIONS = ("none", "relu", "relu6", "elu", "silu")
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "tf32", "fp32"])
+@pytest.mark.parametrize("case", SHAPES.values(), ids=SHAPES.keys())
+def test_shapes(case: Case, dtype: str) -> None:
+    case = replace(case, dtype=dtype)
     check(case, run(case, checked=False))
 
 
-@pytest.mark.parametrize("schedule", CHECKED, ids=str)
-@pytest.mark.parametrize("case", SMALL.values(), ids=SMALL.keys())
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "tf32", "fp32"])
+@pytest.mark.parametrize("place", range(3), ids=["input", "mid", "output"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(activation: str, place: int, dtype: str) -> None:
+    activations = ["none", "none", "none"]
+    activations[place] = activation
+    for sizes in ((1, 16, 9, 11), (1, 15, 9, 11)):
+        case = Case(sizes, activations=tuple(activations), dtype=dtype, residual=True)
+        check(case, run(case, checked=False))
+
+
+# The kernel for few channels and large images.
+ROWS = {
+    "64 -> 72, one chunk": Case((1, 64, 30, 37), 72, multiprocessors=1, kernel="sm80_rows"),
+    "128 -> 136, two passes": Case((1, 128, 21, 30), 136, multiprocessors=1, kernel="sm80_rows", residual=True, sm=90),
+    "40 -> 24, no padding, slice": Case((1, 40, 37, 40), 24, padding=(0, 0), spare=8, multiprocessors=1, kernel="sm80_rows"),
+    "72 -> 64, wide padding": Case((2, 72, 17, 19), 64, padding=(3, 2), multiprocessors=1, kernel="sm80_rows", activations=("none", "silu", "relu6")),
+    "narrow": Case((3, 64, 60, 3), 32, multiprocessors=1, kernel="sm80_rows", residual=True, activations=("none", "none", "relu")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("schedule", CHECKED, ids=lambda s: f"order{s.order}")
+@pytest.mark.parametrize("case", [*SMALL.values(), *ROWS.values()], ids=[*SMALL, *ROWS])
 def test_checker_is_silent(case: Case, schedule: host_cuda.Schedule) -> None:
     check(case, run(case, True, schedule))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("case", ROWS.values(), ids=ROWS.keys())
+def test_rows(case: Case, dtype: str) -> None:
+    case = replace(case, dtype=dtype)
+    check(case, run(case, checked=False))
+
+
+@pytest.mark.parametrize("case", LAYERS.values(), ids=LAYERS.keys())
+def test_layers(case: Case) -> None:
+    check(case, run(case, checked=False))
+
+
+STATISTICS = {
+    "wide tile": Case((2, 72, 19, 19), 136, multiprocessors=1),
+    "square tile, narrow strips": Case((1, 40, 9, 75), 40, multiprocessors=1),
+    "small tile, no output activation": Case((1, 136, 9, 19), 72, multiprocessors=80, activations=("silu", "relu", "none")),
+    "gathered": Case((2, 20, 9, 11), 13, stride=(2, 2)),
+    "fp32": Case((1, 40, 7, 9), 33, dtype="fp32"),
+    "tf32": Case((1, 40, 7, 9), 40, dtype="tf32"),
+    "shape of the kernel for few channels": Case((1, 64, 30, 37), 72, multiprocessors=1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("checked", [False, True], ids=["fast", "checked"])
+@pytest.mark.parametrize("case", STATISTICS.values(), ids=STATISTICS.keys())
+def test_statistics(case: Case, checked: bool) -> None:
+    found = run_statistics(case, checked)
+    problem = replace(make_problem(case), scale=None)
+    z = oracle.separable_conv2d(
+        problem.x.double(), problem.depthwise.double(), problem.pointwise.double(),
+        stride=case.stride, padding=case.padding, depthwise_bias=problem.depthwise_bias.double(),
+        bias=problem.shift.double(), input_activation=case.activations[0], mid_activation=case.activations[1],
+    )  # fmt: skip
+    scale = 4 * torch.finfo(torch.bfloat16 if case.dtype == "bf16" else torch.float32).eps * z.abs().max().item()
+    assert case.dtype == "tf32" or (found["y"].double() - z).abs().max().item() <= scale
+    stored = found["y"]
+    for name, exact, torchs in (
+        ("mean", stored.double().mean((0, 2, 3)), stored.float().mean((0, 2, 3))),
+        ("var", stored.double().var((0, 2, 3), unbiased=False), stored.float().var((0, 2, 3), unbiased=False)),
+    ):
+        oracle.assert_as_accurate_as_torch(found[name], exact, [torchs], name=name)
+
+
+def test_empty_batch() -> None:
+    case = Case((0, 16, 9, 11))
+    assert run(case, checked=False).shape == (0, 24, 9, 11)

@@ -20,7 +20,7 @@ TileCounts counts_of(const StatisticsTiles& tiles) {
 }
 
 int64_t number_of_tiles(const StatisticsTiles& tiles) {
-  if (tiles.counts != nullptr) return tiles.tiles;
+  if (tiles.tiles != 0) return tiles.tiles;
   const TileCounts counts = counts_of(tiles);
   return divide_up(tiles.N, tiles.tile_n) * counts.tiles_p * counts.tiles_q;
 }

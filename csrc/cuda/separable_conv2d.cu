@@ -1,10 +1,13 @@
 // The choice between the separable kernels, and what they share: the reasons to decline, and the packed weights.
+#include <algorithm>
 #include <limits>
 
+#include "batch_norm.h"
 #include "cuda/conv2d_pack.cuh"
 #include "cuda/launch.h"
 #include "cuda/separable_conv2d_kernels.h"
 #include "cuda/separable_conv2d_pack.cuh"
+#include "cuda/separable_conv2d_sm90.h"
 #include "separable_conv2d.h"
 
 namespace ik::cuda {
@@ -41,6 +44,32 @@ void pack(const ConvShape& shape, const WeightView& depthwise, const WeightView&
     IK_LAUNCH((conv2d_pack_kernel<Bits>), blocks(products, kPackThreads), dim3(kPackThreads), 0, context, pointwise, C,
               1, 1, padded, products, static_cast<Bits*>(packed_pointwise));
   }
+}
+
+enum class Kernel { kRows, kSm90, kTiles };
+
+// Few channels and large images are bound by memory: the kernel that reads every input row once, wherever it has enough
+// to do. Everything else is bound by the product: wgmma on Hopper where it fits, else mma.sync.
+Kernel choose_kernel(const SeparableForward& args, bool statistics, const Context& context) {
+  if (!statistics && separable::rows_can_run(args, context) && separable::rows_pay(args, context)) return Kernel::kRows;
+  if (context.sm == 90 && !separable_sm90_unsupported(args, context)) return Kernel::kSm90;
+  return Kernel::kTiles;
+}
+
+// In the workspace: [runs][2][K] of mean and deviations, then [runs] counts, then what the combination needs.
+StatisticsTiles statistics_tiles(const SeparableForward& args, float* partial, const Context& context) {
+  const ConvShape& shape = args.shape;
+  const int64_t runs = separable::statistics_runs(args, context);
+  StatisticsTiles tiles = {partial, shape.N, shape.P(), shape.Q(), shape.K, 1, 1, 1};
+  tiles.counts = partial ? partial + runs * 2 * shape.K : nullptr;
+  tiles.tiles = runs;
+  return tiles;
+}
+
+size_t partial_bytes(const StatisticsTiles& tiles) {
+  constexpr size_t kAlignment = 16;
+  const size_t bytes = static_cast<size_t>(tiles.tiles * (2 * tiles.K + 1)) * sizeof(float);
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
 }
 
 }  // namespace
@@ -84,15 +113,35 @@ void separable_pack(const ConvShape& shape, DType dtype, const WeightView& depth
 }
 
 size_t separable_workspace_bytes(const SeparableForward& args, bool statistics, const Context& context) {
-  static_cast<void>(args);
-  static_cast<void>(statistics);
-  static_cast<void>(context);
-  return 0;
+  if (is_empty(args.shape)) return 0;
+  const Kernel kernel = choose_kernel(args, statistics, context);
+  if (kernel == Kernel::kSm90) return separable_sm90_workspace_bytes(args, statistics, context);
+  if (!statistics) return 0;
+  const StatisticsTiles tiles = statistics_tiles(args, nullptr, context);
+  return partial_bytes(tiles) + combine_statistics_workspace_bytes(tiles);
 }
 
-void separable_forward(const SeparableForward& args, void*, const Context& context) {
+void separable_forward(const SeparableForward& args, void* workspace, const Context& context) {
   if (is_empty(args.shape)) return;
-  separable::tiles_forward(args, nullptr, nullptr, context);
+  switch (choose_kernel(args, false, context)) {
+    case Kernel::kRows:
+      return separable::rows_forward(args, context);
+    case Kernel::kSm90:
+      return separable_sm90_forward(args, workspace, context);
+    case Kernel::kTiles:
+      return separable::tiles_forward(args, nullptr, nullptr, context);
+  }
+}
+
+void separable_forward_statistics(const SeparableForward& args, float* mean, float* var, void* workspace,
+                                  const Context& context) {
+  if (is_empty(args.shape)) return;
+  if (choose_kernel(args, true, context) == Kernel::kSm90) {
+    return separable_sm90_forward_statistics(args, mean, var, workspace, context);
+  }
+  const StatisticsTiles tiles = statistics_tiles(args, static_cast<float*>(workspace), context);
+  separable::tiles_forward(args, static_cast<float*>(workspace), const_cast<float*>(tiles.counts), context);
+  combine_statistics(tiles, mean, var, static_cast<char*>(workspace) + partial_bytes(tiles), context);
 }
 
 }  // namespace ik::cuda

@@ -52,6 +52,7 @@ struct Format {
     if constexpr (kMath == Math::kTf32) return Format<Math::kFp32>::pack(values);
     return pack(values);
   }
+  static constexpr uint32_t kMinusInfinities = kMath == Math::kBf16 ? 0xff80ff80u : 0xfc00fc00u;  // two halves
   static IK_DEVICE uint4 relu(uint4 bits) {
     if constexpr (kIsFloat) {
       float values[kVector];

@@ -113,4 +113,40 @@ TilePlan choose_tile(const ConvShape& shape, int64_t pixel_bytes, const TileSize
   return best;
 }
 
+// ---- the kernel for few channels
+
+// Workers go down the strips of all images, in segments of a multiple of `step_rows` rows.
+struct RowsPlan {
+  int64_t workers = 0;  // of a block; fewer than kFewestWorkers: the kernel does not pay
+  int64_t strips = 0, segments = 0, segment_rows = 0;
+};
+
+constexpr int64_t kFewestWorkers = 2;  // while one waits for memory the other computes
+
+struct RowsSize {
+  int64_t width, step_rows;
+  int64_t shared_without_workers, shared_of_worker;
+  int64_t most_workers;
+};
+
+// The length with the least time for the worker that has most to do: its first loads, before which it cannot compute,
+// cost about as much as a step.
+inline RowsPlan plan_rows(const ConvShape& shape, const RowsSize& size, const Context& context) {
+  RowsPlan plan;
+  const int64_t room = shared_limit(context.sm) - size.shared_without_workers;
+  plan.workers = std::clamp<int64_t>(room / size.shared_of_worker, 0, size.most_workers);
+  plan.strips = divide_up(shape.Q(), size.width);
+  const int64_t workers = std::max<int64_t>(plan.workers, 1) * context.multiprocessors;
+  int64_t best_time = 0;
+  for (int64_t rows = round_up(shape.P(), size.step_rows); rows > 0; rows -= size.step_rows) {
+    const int64_t segments = divide_up(shape.P(), rows);
+    const int64_t time = divide_up(shape.N * plan.strips * segments, workers) * (rows + size.step_rows);
+    if (plan.segment_rows != 0 && time >= best_time) continue;
+    plan.segments = segments;
+    plan.segment_rows = rows;
+    best_time = time;
+  }
+  return plan;
+}
+
 }  // namespace ik::cuda::separable

@@ -2,7 +2,7 @@
 
 #include "common/counters.h"
 #include "cuda/launch.h"
-#include "cuda/pixels.cuh"
+#include "cuda/separable_conv2d_args.h"
 #include "cuda/separable_conv2d_kernels.h"
 #include "cuda/separable_conv2d_plan.h"
 #include "cuda/separable_conv2d_tiles.cuh"
@@ -19,17 +19,12 @@ using SmallTile = TileConfig<kMath, 64, 64, 2, 2, 3>;
 
 enum SizeIndex { kSquare, kWide, kSmall };
 
+constexpr int64_t kNever = int64_t{1} << 30;  // clocks
+
 template <typename Config>
 TileSize size_of_tile(const ConvShape& shape, int64_t chunk_clocks, bool can_gather) {
   const TileShared<Config> shared(0, static_cast<int>(shape.R * shape.S));
   return {Config::kRows, Config::kColumns, shared.end, chunk_clocks, can_gather};
-}
-
-bool is_half(DType dtype) { return dtype != DType::kFloat32; }
-
-bool vectors_are_whole(const SeparableForward& args) {
-  const int64_t vector = is_half(args.dtype) ? 8 : 4;
-  return args.shape.C % vector == 0 && (is_half(args.dtype) ? is_aligned<bf16>(args.x) : is_aligned<float>(args.x));
 }
 
 TilePlan plan_of(const SeparableForward& args, const Context& context) {
@@ -39,7 +34,8 @@ TilePlan plan_of(const SeparableForward& args, const Context& context) {
   if (!is_half(args.dtype)) {
     return choose_tile<1>(shape, kRowBytes, {square}, kGroup, can_load_halo, context);
   }
-  const TileSize wide = size_of_tile<WideTile<Math::kBf16>>(shape, 2276, false);
+  const int64_t wide_clocks = can_stage(epilogue_of(args)) ? 2276 : kNever;
+  const TileSize wide = size_of_tile<WideTile<Math::kBf16>>(shape, wide_clocks, false);
   const TileSize small = size_of_tile<SmallTile<Math::kBf16>>(shape, 930, false);
   return choose_tile<3>(shape, kRowBytes, {square, wide, small}, kGroup, can_load_halo, context);
 }
@@ -57,22 +53,10 @@ StripTiling tiling_of(const TilePlan& plan) {
           FastDivide(strips.strips)};
 }
 
-template <typename T>
-Epilogue epilogue_of(const SeparableForward& args) {
-  const bool whole = args.shape.K % kBlockColumns == 0;
-  return {static_cast<const float*>(args.scale),
-          static_cast<const float*>(args.shift),
-          args.residual.data,
-          args.y.data,
-          static_cast<int>(args.shape.K),
-          args.activation,
-          whole && is_aligned<T>(args.residual),
-          whole && is_aligned<T>(args.y)};
-}
-
 TileArgs tile_args(const SeparableForward& args, const TilePlan& plan, float* partial, float* counts) {
   const ConvShape& shape = args.shape;
   const bool separate = args.input_activation != Activation::kNone && args.input_activation != Activation::kRelu;
+  const Epilogue epilogue = epilogue_of(args);
   return {args.x.data,
           args.x.stride_n,
           static_cast<int>(args.x.stride_h),
@@ -101,7 +85,8 @@ TileArgs tile_args(const SeparableForward& args, const TilePlan& plan, float* pa
           args.residual.stride_n,
           args.residual.stride_h,
           args.residual.stride_w,
-          is_half(args.dtype) ? epilogue_of<bf16>(args) : epilogue_of<float>(args),
+          epilogue,
+          can_stage(epilogue),
           partial,
           counts};
 }

@@ -5,9 +5,9 @@
 // steps of all tiles of a block form one sequence: the first loads of a tile overlap with the end of the tile before
 // it.
 #pragma once
-#include "cuda/epilogue.cuh"
 #include "cuda/fast_divide.h"
 #include "cuda/separable_conv2d_depthwise.cuh"
+#include "cuda/separable_conv2d_epilogue.cuh"
 
 namespace ik::cuda::separable {
 
@@ -38,6 +38,7 @@ struct TileArgs {
   int64_t y_stride_n, y_stride_h, y_stride_w;
   int64_t residual_stride_n, residual_stride_h, residual_stride_w;
   Epilogue epilogue;
+  bool staged;     // rows of y and of the residual are accessed 16 bytes at a time
   float* partial;  // [runs of pixels][2][K]: mean and sum of squared deviations of y; null = not wanted
   float* counts;   // [runs of pixels]: pixels in the image
 };
@@ -54,6 +55,8 @@ struct TileConfig {
   static constexpr int kThreads = 32 * kWarps;
   static constexpr int kRowTiles = kRows / kWarpRows / kFragmentRows;
   static constexpr int kColumnTiles = kColumns / kWarpColumns / kBlockColumns;
+  // With so many accumulators there are no registers for a second epilogue.
+  static constexpr bool kOnlyStaged = kRowTiles * kColumnTiles > 16;
   static_assert(kRows / kGroup * kRowVectors == kThreads, "one group and vector per thread");
 };
 
@@ -318,15 +321,43 @@ struct TileKernel {
             place.image * args.residual_stride_n + p * args.residual_stride_h + q * args.residual_stride_w};
   }
 
-  IK_DEVICE void store(const typename Product::Sums& sums, const TileStep& step) const {
+  // stage: of the last product, whose weights nobody needs any more once all warps are here.
+  IK_DEVICE void store(const typename Product::Sums& sums, const TileStep& step, int stage) const {
     const TilePlace place(args.tiling, step.tile, Config::kRows, Config::kColumns);
     const Vectors& scale_shift = vectors(step.parity);
     if (args.partial) store_statistics(sums, place, scale_shift);
+    if constexpr (!Form::kIsFloat) {
+      if (Config::kOnlyStaged || args.staged) {
+        __syncthreads();
+        store_staged(sums, place, scale_shift, stage);
+        return;
+      }
+    }
+    if constexpr (!Config::kOnlyStaged) store_directly(sums, place, scale_shift);
+  }
+
+  IK_DEVICE void store_directly(const typename Product::Sums& sums, const TilePlace& place,
+                                const Vectors& scale_shift) const {
 #pragma unroll
     for (int f = 0; f < Config::kRowTiles; ++f) {
       const OutputPixel pixel[2] = {output_pixel(place, fragment_row(f, 0)), output_pixel(place, fragment_row(f, 1))};
       store_fragment<Type, Config::kColumnTiles>(sums[f], pixel, place.column0 + warp_column0(), scale_shift,
                                                  warp_column0(), args.epilogue);
+    }
+  }
+
+  IK_DEVICE void store_staged(const typename Product::Sums& sums, const TilePlace& place, const Vectors& scale_shift,
+                              int stage) const {
+    using Staged = StagedFragment<Config::kColumnTiles>;
+    static_assert(Config::kWarps * Staged::kBytes <= TileShared<Config>::kPointwiseBytes,
+                  "in the place of the weights");
+    const uint32_t staged =
+        base + shared.pointwise + stage * TileShared<Config>::kPointwiseBytes + warp() * Staged::kBytes;
+#pragma unroll
+    for (int f = 0; f < Config::kRowTiles; ++f) {
+      const auto pixel_of = [&](int row) { return output_pixel(place, warp_row0() + f * kFragmentRows + row); };
+      store_fragment_staged<Type, Config::kColumnTiles>(sums[f], staged, pixel_of, place.column0 + warp_column0(),
+                                                        scale_shift, warp_column0(), args.epilogue);
     }
   }
 
@@ -422,7 +453,7 @@ struct TileKernel {
       if (has_next) next.advance(chunks);
       if (i < 0) continue;
       if (current.chunk == chunks - 1) {
-        store(sums, current);
+        store(sums, current, stage);
         clear(sums);
       }
       current.advance(chunks);

@@ -1,3 +1,4 @@
+#include "common/counters.h"
 #include "host_cuda/bind.h"
 #include "separable_conv2d.h"
 
@@ -85,6 +86,15 @@ PYBIND11_MODULE(IK_HOST_MODULE, module) {
     cuda::separable_forward(forward_args(tensors, geometry, activations, Use::kLaunch), scratch(workspace, "workspace"),
                             context());
   });
+  module.def("forward_statistics", [](const py::dict& tensors, const py::dict& geometry,
+                                      const std::vector<std::string>& activations, const py::object& mean,
+                                      const py::object& var, const py::object& workspace) {
+    cuda::separable_forward_statistics(
+        forward_args(tensors, geometry, activations, Use::kLaunch), static_cast<float*>(output(mean, "mean")),
+        static_cast<float*>(output(var, "var")), scratch(workspace, "workspace"), context());
+  });
+  module.def("counted_kernels", &counted_kernels);
+  module.def("reset_counted_kernels", &reset_counted_kernels);
 }
 
 }  // namespace ik::host_cuda
