@@ -50,6 +50,7 @@ SHAPES = {
     "window_of_the_image": Shape(2, 40, 3, 3, 9, (3, 3)),
     "padding_beyond_the_window": Shape(1, 8, 2, 3, 8, (1, 1), padding=(2, 1)),
     "3_channels": Shape(2, 3, 17, 15, 32, (3, 3), (2, 2)),
+    "4_channels": Shape(1, 4, 9, 9, 33, (3, 3), padding=(1, 1)),
     "1_channel": Shape(1, 1, 9, 9, 5, (7, 7), (2, 2), (3, 3)),
     "20_channels": Shape(1, 20, 9, 9, 70, (1, 3), padding=(0, 1)),
     "5_outputs": Shape(1, 72, 5, 6, 5, (1, 1)),
@@ -187,6 +188,7 @@ TILES = {
     "128x64": (1, Shape(1, 40, 9, 8, 56, (3, 3), padding=(1, 1))),
     "64x64": (1000, Shape(2, 40, 9, 8, 136, (3, 3), padding=(1, 1))),
     "128x64_gathered": (1, Shape(2, 37, 9, 8, 70, (3, 3), padding=(1, 1))),
+    "256x32_gathered": (1, Shape(2, 3, 25, 27, 40, (7, 7), (2, 2), padding=(3, 3))),
 }
 
 

@@ -17,6 +17,9 @@ using LargeTile = TileShape<128, 128, 2, 2>;
 using TallTile = TileShape<256, 64, 4, 1>;
 using MediumTile = TileShape<128, 64, 2, 2>;
 using SmallTile = TileShape<64, 64, 2, 2>;
+using StemTile = TileShape<256, 32, 4, 1>;
+
+constexpr int kStemChannels = 4;
 
 struct TileSize {
   int64_t rows, columns;
@@ -25,7 +28,7 @@ struct TileSize {
 template <typename Tile>
 constexpr TileSize kSizeOf = {Tile::kRows, Tile::kColumns};
 
-enum class Plan { kLarge, kTall, kMedium, kSmall, kGathered };
+enum class Plan { kLarge, kTall, kMedium, kSmall, kGathered, kStem };
 
 struct Choice {
   Plan plan;
@@ -38,6 +41,7 @@ constexpr Choice kTall = {Plan::kTall, kSizeOf<TallTile>, 1.05};
 constexpr Choice kMedium = {Plan::kMedium, kSizeOf<MediumTile>, 1.15};
 constexpr Choice kSmall = {Plan::kSmall, kSizeOf<SmallTile>, 1.5};
 constexpr Choice kGathered = {Plan::kGathered, kSizeOf<MediumTile>, 1.0};
+constexpr Choice kStem = {Plan::kStem, kSizeOf<StemTile>, 1.0};
 
 // A product's cost on the busiest multiprocessor.
 double cost(const ConvShape& shape, const Choice& choice, int multiprocessors) {
@@ -48,7 +52,7 @@ double cost(const ConvShape& shape, const Choice& choice, int multiprocessors) {
 
 // Every plan adds up a pixel's products in the same order: the choice does not change a bit of the result.
 Choice choose(const Conv2dForward& args, bool tensor_cores, const Context& context) {
-  if (!has_vectors(args.x, args.shape.C, args.dtype)) return kGathered;
+  if (!has_vectors(args.x, args.shape.C, args.dtype)) return args.shape.C <= kStemChannels ? kStem : kGathered;
   Choice best = kMedium;
   for (const Choice& each : {kLarge, kTall, kSmall}) {
     if (!tensor_cores && each.plan != Plan::kSmall) continue;
@@ -106,6 +110,9 @@ void launch_plan(const Conv2dForward& args, Plan plan, float* partials, const Co
   }
   if (plan == Plan::kSmall) return launch<Product, SmallTile, VectorLoader<SmallTile, T>>(args, partials, context);
   if (plan == Plan::kMedium) return launch<Product, MediumTile, VectorLoader<MediumTile, T>>(args, partials, context);
+  if (plan == Plan::kStem) {
+    return launch<Product, StemTile, ElementLoader<StemTile, T, kStemChannels>>(args, partials, context);
+  }
   launch<Product, MediumTile, ElementLoader<MediumTile, T>>(args, partials, context);
 }
 

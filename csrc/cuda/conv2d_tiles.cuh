@@ -137,8 +137,9 @@ struct VectorLoader {
   IK_DEVICE void store(uint32_t) {}
 };
 
-// Collects vectors element by element through registers: fetch before a stage's product, store after it.
-template <typename Tile, typename T>
+// Collects vectors element by element through registers: fetch before a stage's product, store after it. Only the first
+// kChannels elements of a vector may be channels.
+template <typename Tile, typename T, int kChannels = kVectorBytes / sizeof(T)>
 struct ElementLoader {
   static constexpr int kElements = kVectorBytes / sizeof(T);
   LeftRows<Tile> rows;
@@ -173,20 +174,25 @@ struct ElementLoader {
   static IK_DEVICE uint4 collect(const char* from, int channels) {
     if constexpr (sizeof(T) == 4) {
       const uint32_t* elements = reinterpret_cast<const uint32_t*>(from);
-      return make_uint4(element(elements, 0, channels), element(elements, 1, channels), element(elements, 2, channels),
-                        element(elements, 3, channels));
+      return make_uint4(element<0>(elements, channels), element<1>(elements, channels), element<2>(elements, channels),
+                        element<3>(elements, channels));
     } else {
       const uint16_t* elements = reinterpret_cast<const uint16_t*>(from);
-      return make_uint4(pair(elements, 0, channels), pair(elements, 2, channels), pair(elements, 4, channels),
-                        pair(elements, 6, channels));
+      return make_uint4(pair<0>(elements, channels), pair<2>(elements, channels), pair<4>(elements, channels),
+                        pair<6>(elements, channels));
     }
   }
-  template <typename Bits>
-  static IK_DEVICE uint32_t element(const Bits* elements, int i, int channels) {
-    return i < channels ? elements[i] : 0;
+  template <int i, typename Bits>
+  static IK_DEVICE uint32_t element(const Bits* elements, int channels) {
+    if constexpr (i < kChannels) {
+      return i < channels ? elements[i] : 0;
+    } else {
+      return 0;
+    }
   }
-  static IK_DEVICE uint32_t pair(const uint16_t* elements, int i, int channels) {
-    return element(elements, i, channels) | element(elements, i + 1, channels) << 16;
+  template <int i>
+  static IK_DEVICE uint32_t pair(const uint16_t* elements, int channels) {
+    return element<i>(elements, channels) | element<i + 1>(elements, channels) << 16;
   }
 };
 

@@ -30,8 +30,8 @@ RATIOS = (
     Ratio(r"conv2d.*sm90|Hopper", SM90A, 1.0, "dense: tensor cores busy all the time, were there no latency"),
     Ratio(r"conv2d_kernel<.*TileShape<128, 128", SM80, 1.0, "dense, the tile of the large layers"),
     Ratio(r"conv2d_kernel<.*VectorLoader", SM80, 1.5, "smaller tiles read their operands more often"),
-    Ratio(r"conv2d_kernel<.*ElementLoader", SM80, 1.7, "gathered loads, for channels that are no multiple of 8"),
-    Ratio(r"separable", SM90A, 1.2, "728 -> 728: wgmma re-reads its operands from shared memory"),
+    Ratio(r"conv2d_kernel<.*ElementLoader", SM80, 1.9, "gathered loads, for channels that are no multiple of 8"),
+    Ratio(r"separable_sm90::.*Tile<19, 3, 256>", SM90A, 1.2, "728 -> 728 in clusters of three"),
     Ratio(r"separable", SM80, 1.2, "728 -> 728"),
 )
 
