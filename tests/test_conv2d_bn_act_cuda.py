@@ -104,7 +104,7 @@ class Problem:
         def normal(*sizes: int) -> Tensor:
             return torch.randn(*sizes, generator=generator)
 
-        fan_in = shape.C * shape.window[0] * shape.window[1]
+        fan_in = max(1, shape.C * shape.window[0] * shape.window[1])
         problem = Problem(
             shape,
             dense(normal(shape.N, shape.C, shape.H, shape.W).to(dtype)),
@@ -326,6 +326,7 @@ def test_reasons(host):
     assert reason(host, double) == "float64 runs on the reference backend"
     wide = Problem.random(Shape(1, 8, 3, 20, 8, (1, 16)), "bf16")
     assert reason(host, wide) == "a window side above 15"
+    assert reason(host, Problem.random(Shape(1, 0, 3, 3, 8, (1, 1)), "bf16", epilogue=False)) == "no input channels"
 
 
 def test_kernels_count_themselves(host):

@@ -33,8 +33,13 @@ bool has_octets(const NhwcView<Pointer>& view, int64_t channels, DType dtype) {
 inline const char* geometry_unsupported(const ConvShape& shape, DType dtype, const NhwcInput& x) {
   constexpr int64_t kInt32 = int64_t{1} << 31;
   if (dtype == DType::kFloat64) return "float64 runs on the reference backend";
+  if (shape.C == 0) return "no input channels";
   if (shape.R > kMaxWindow || shape.S > kMaxWindow) return "a window side above 15";
   if (pixel_count(shape) > kInt32 - 256) return "2^31 output pixels or more";
+  constexpr int64_t kSmallestRows = 64;
+  constexpr int64_t kSmallestColumns = 32;
+  const int64_t tiles = divide_up(pixel_count(shape), kSmallestRows) * divide_up(shape.K, kSmallestColumns);
+  if (tiles >= kInt32) return "2^31 tiles or more";
   const int64_t reach = (shape.R - 1) * shape.dilation_h * x.stride_h + (shape.S - 1) * shape.dilation_w * x.stride_w;
   if ((reach + shape.C) * element_bytes(dtype) > kInt32 / 2) return "a window that spans 2^30 bytes or more";
   if (shape.R * shape.S * round_up(shape.C, kChannelStep) > kInt32 / 8) return "a window of too many weights";
