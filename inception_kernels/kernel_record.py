@@ -10,10 +10,11 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _COUNTED = re.compile(r'"(\w+\.(?:forward|backward)\.cuda_\w+)"')
 _KERNEL = re.compile(r"\b\w+\.(?:forward|backward)\.cuda_\w+")
+_VERDICTS = {"right": True, "ok": True, "wrong": False, "withheld": False}  # by a row's status
 _SOURCES = {".cu", ".cuh", ".cpp", ".h"}
 
 
@@ -26,33 +27,39 @@ def kernel_names(root: Path) -> list[str]:
 def hardware_runs(root: Path) -> list[dict[str, Any]]:
     """Runs on GPUs whose results were right: `kernel`, `sm` (the GPU's architecture), `device`, `source_hash`.
 
-    They come from the JSON files in benchmarks/results: rows of `bench`, and of the correctness step of `make gpu`.
+    They come from the JSON files in benchmarks/results: rows of `bench`, and of the correctness step of `make gpu`. A
+    kernel that was wrong in one call of these sources on this device has no run there.
     """
-    found: dict[tuple[str, int, str, str], dict[str, Any]] = {}
+    right: set[_Run] = set()
+    wrong: set[_Run] = set()
     for path in sorted((root / "benchmarks" / "results").glob("*/*.json")):
         document = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(document, dict) and isinstance(document.get("rows"), list):
-            for kernel, hardware in _runs(document):
-                run = {"kernel": kernel, **hardware}
-                found[kernel, hardware["sm"], hardware["device"], hardware["source_hash"]] = run
-    return list(found.values())
+            for run, is_right in _runs(document):
+                (right if is_right else wrong).add(run)
+    return [run._asdict() for run in sorted(right - wrong)]
 
 
-def _runs(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+class _Run(NamedTuple):
+    kernel: str
+    sm: int
+    device: str
+    source_hash: str
+
+
+def _runs(document: dict[str, Any]) -> Iterator[tuple[_Run, bool]]:
+    """Every kernel of every row that has a verdict."""
     checked = document.get("hardware")  # correctness: one machine for all rows
     for row in document["rows"]:
         if checked is not None:
-            names = row.get("kernels", {}) if row.get("status") == "right" else {}
-            hardware = {key: checked[key] for key in ("sm", "device", "source_hash")}
+            names, hardware = row.get("kernels", {}), (checked["sm"], checked["device"], checked["source_hash"])
         else:
             environment = document["environments"][row["environment"]]
             architecture = re.search(r"\bsm_(\d+)", environment["isa"])
-            if environment["device_type"] != "cuda" or row["status"] != "ok" or architecture is None:
+            if environment["device_type"] != "cuda" or architecture is None:
                 continue
             names = _KERNEL.findall(row["ran"])
-            hardware = {
-                "sm": int(architecture[1]), "device": environment["device"], "source_hash": environment["source_hash"],
-            }  # fmt: skip
-        for name in names:
-            if _KERNEL.fullmatch(name):
-                yield name, hardware
+            hardware = (int(architecture[1]), environment["device"], environment["source_hash"])
+        if row.get("status") in _VERDICTS:
+            for name in filter(_KERNEL.fullmatch, names):
+                yield _Run(name, *hardware), _VERDICTS[row["status"]]

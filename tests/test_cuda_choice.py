@@ -11,6 +11,7 @@ import inception_kernels as ik
 from inception_kernels import _extension, backends, cuda_kernels, kernel_record, source_hash
 from inception_kernels.swap import cuda_trial
 from inception_kernels.swap.runtime import FusedLayer, Parts
+from inception_kernels.swap.stamp import Stamp
 
 ROOT = Path(__file__).resolve().parent.parent
 DENSE = (2, 8, 9, 9, 16, 3, 3, 1, 1, 1, 1, 1, 1)
@@ -106,6 +107,19 @@ def test_trusted_kernels_are_chosen_for_their_dtype_alone():
     assert backends.decide("separable_conv2d", on_cuda())[0] == "reference"
 
 
+@pytest.mark.usefixtures("hopper")
+def test_swapped_layers_prepare_their_weights_for_kernels_that_are_chosen(monkeypatch):
+    conv = torch.nn.Conv2d(8, 16, 3, padding=1).requires_grad_(False)
+    fused, parts = FusedLayer("conv", "conv2d_bn_act", "none", "none", "relu"), Parts(None, conv, None, (conv,))
+    monkeypatch.setattr(FusedLayer, "_build", lambda *_: "prepared")
+    monkeypatch.setattr(Stamp, "possible", lambda tensors: True)
+    assert fused._prepare(on_cuda(), parts) is None
+    cuda_kernels.trust("conv2d_bn_act", torch.bfloat16, torch.device("cuda"))
+    assert fused._prepare(on_cuda(), parts) == "prepared"
+    with ik.use_backend("reference"):
+        assert fused._prepare(on_cuda(), parts) is None
+
+
 def test_what_a_run_on_hardware_proves():
     runs = [
         {"kernel": "conv2d_bn_act.forward.cuda_sm80_bf16", "sm": 90},
@@ -197,6 +211,14 @@ def test_marks_come_from_committed_rows(checkout):
     assert len(cuda_kernels.table(checkout)) == 2, "PyTorch's own gradient is no kernel of ours"
     table = cuda_kernels.markdown(checkout).splitlines()
     assert "bf16, fp16 | yes | bf16: A100 (sm_80); bf16: H200" in table[-1]
+
+
+def test_a_kernel_that_was_wrong_once_has_no_mark(checkout):
+    path = checkout / "benchmarks/results/a100/correctness.json"
+    document = json.loads(path.read_text())
+    document["rows"].append({"status": "wrong", "kernels": dict.fromkeys(document["rows"][0]["kernels"], 1)})
+    path.write_text(json.dumps(document))
+    assert cuda_kernels.table(checkout)[0].runs == ("H200 (sm_90, before later changes)",)
 
 
 def test_every_kernel_of_the_sources_is_in_the_table():
