@@ -27,7 +27,8 @@ from tools.mutation.sites import Site, find_sites  # noqa: E402
 # Instructions and launches are the machine's, not a kernel's.
 NOT_KERNELS = {"primitives.cuh", "wgmma.cuh", "launch.h", "launch_device.h"}
 OPERATORS = tuple(
-    path.stem.removeprefix("test_").removesuffix("_cuda") for path in sorted((ROOT / "tests").glob("test_*_cuda.py"))
+    path.name.removeprefix("bind_").removesuffix(".cpp")
+    for path in sorted((host_cuda.CSRC / "host_cuda").glob("bind_*.cpp"))
 )
 
 

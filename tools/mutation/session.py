@@ -79,11 +79,11 @@ class Session:
     verdicts: list[Verdict] = field(default_factory=list)
 
     def run(self, tests: Sequence[str]) -> int:
-        torch.set_num_threads(1)
         self._switch = _Switch()
         return pytest.main(["-q", "-p", "no:cacheprovider", "-p", "no:xdist", *tests], plugins=[self])
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        torch.set_num_threads(1)  # threads do not survive a fork
         numbers = sorted(self.sites)
         passing = list(self._baseline(session.items, numbers))
         passing.sort(key=lambda timed: timed.seconds)
