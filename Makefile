@@ -4,16 +4,19 @@
 PYTHON ?= python3
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+OUT ?= gpu-results
+GPU_ARGS ?=
 # A selection may leave nothing of one of the two runs: pytest then exits with 5.
 NONE_IS_FINE = $(if $(PYTEST_ARGS),|| [ $$? -eq 5 ])
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 NATIVE := $(shell find csrc \( -name '*.cpp' -o -name '*.h' -o -name '*.inl' -o -name '*.cu' -o -name '*.cuh' \))
+FORMATTED := $(NATIVE) $(wildcard tests/kernels/* $(addprefix tests/conformance/,*.cu *.cpp *.h) tools/gpu/*.cu)
 BUILT_FROM := pyproject.toml constraints.txt setup.py $(NATIVE) $(wildcard build_backend/*.py) csrc/cpu/isa_flags.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help bench bench-full test lint format clean
+.PHONY: help bench bench-full gpu gates test lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
@@ -24,6 +27,13 @@ bench: .venv/bench  ## the fused operators against PyTorch and its peers: table,
 bench-full: .venv/bench  ## every layer shape, batch size and dtype (hours on a small machine)
 	$(BIN)/python -m inception_kernels bench --output report
 
+gpu:  ## on a GPU, with $(PYTHON)'s own torch: build, check, measure; OUT=folder, GPU_ARGS="--quick --parts check --resume"
+	$(PYTHON) -m tools.gpu $(OUT) $(GPU_ARGS)
+
+gates: .venv/test  ## check the CUDA kernels as compiled and write benchmarks/cuda_kernels.md (needs nvcc, no GPU)
+	$(BIN)/python -m tools.cubin_gates --table
+	$(BIN)/python -m tools.cubin_gates --check
+
 test: .venv/test  ## all tests
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests -n 2 --require-third-party $(PYTEST_ARGS) $(NONE_IS_FINE)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreted -n 2 $(PYTEST_ARGS) $(NONE_IS_FINE)
@@ -32,12 +42,12 @@ lint: .venv/test  ## ruff, mypy and clang-format, changing nothing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run -Werror $(NATIVE) $(wildcard tests/kernels/*)
+	$(BIN)/clang-format --dry-run -Werror $(FORMATTED)
 
 format: .venv/test  ## rewrite the sources in the project's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(BIN)/clang-format -i $(NATIVE) $(wildcard tests/kernels/*)
+	$(BIN)/clang-format -i $(FORMATTED)
 
 clean:  ## remove everything that make made
 	rm -rf .venv build report *.egg-info inception_kernels/*.so
