@@ -31,8 +31,7 @@ Conv2dGradients convolution_backward(const ConvShape& shape, const Tensor& grad_
                                      from(output_padding),
                                      from(int64_t{1}),
                                      from(torch::headeronly::HeaderOnlyArrayRef<bool>(wanted.data(), wanted.size()))};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::convolution_backward", "", stack.data(), TORCH_ABI_VERSION));
   // Undefined where not wanted; taken all the same, because the stack owns them.
   const Tensor grad_x = to<Tensor>(stack[0]), grad_weight = to<Tensor>(stack[1]), grad_bias = to<Tensor>(stack[2]);
   Conv2dGradients gradients;

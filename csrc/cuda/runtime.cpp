@@ -25,7 +25,7 @@ void* current_stream(int device) {
   static const CurrentStream function = find_current_stream();
   STD_TORCH_CHECK(function != nullptr, "this PyTorch has no CUDA streams: install a CUDA build of it");
   void* stream = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(function(device, &stream));
+  TORCH_ERROR_CODE_CHECK(function(device, &stream));
   return stream;
 }
 
