@@ -17,10 +17,19 @@ struct DepthwiseWindow {
 template <Math kMath>
 using GroupSums = float[kGroup][Format<kMath>::kVector];
 
-template <Math kMath, bool kRelu>
-IK_DEVICE void load_shared_vector(uint32_t address, float (&values)[Format<kMath>::kVector]) {
+template <Math kMath>
+IK_DEVICE void load_weights(uint32_t address, float (&values)[Format<kMath>::kVector]) {
+  Format<kMath>::unpack(lds128(address), values);
+}
+
+// bound: of Format::lower_bound.
+template <Math kMath>
+IK_DEVICE void load_input(uint32_t address, uint32_t bound, float (&values)[Format<kMath>::kVector]) {
+  using Form = Format<kMath>;
   const uint4 bits = lds128(address);
-  Format<kMath>::unpack(kRelu ? Format<kMath>::relu(bits) : bits, values);
+  Form::unpack(make_uint4(Form::at_least(bits.x, bound), Form::at_least(bits.y, bound), Form::at_least(bits.z, bound),
+                          Form::at_least(bits.w, bound)),
+               values);
 }
 
 template <int kCount>
@@ -31,18 +40,19 @@ IK_DEVICE void multiply_add(float (&sums)[kCount], const float (&weights)[kCount
 
 // Windows of kS adjacent columns, stride 1: each input vector is read once for all four pixels. halo: the first input
 // pixel of the group; row_bytes: between the window's rows.
-template <Math kMath, bool kRelu, int kS>
-IK_DEVICE void sum_adjacent(GroupSums<kMath>& sums, int R, uint32_t halo, int row_bytes, uint32_t weights) {
+template <Math kMath, int kS>
+IK_DEVICE void sum_adjacent(GroupSums<kMath>& sums, int R, uint32_t bound, uint32_t halo, int row_bytes,
+                            uint32_t weights) {
   constexpr int kVector = Format<kMath>::kVector;
 #pragma unroll 1
-  for (int r = 0; r < R; ++r) {
+  for (int r = 0; r < R; ++r) {  // gate: depthwise trips=3
     float taps[kS][kVector];
 #pragma unroll
-    for (int s = 0; s < kS; ++s) load_shared_vector<kMath, false>(weights + s * kRowBytes, taps[s]);
+    for (int s = 0; s < kS; ++s) load_weights<kMath>(weights + s * kRowBytes, taps[s]);
 #pragma unroll
     for (int column = 0; column < kGroup + kS - 1; ++column) {
       float values[kVector];
-      load_shared_vector<kMath, kRelu>(halo + column * kRowBytes, values);
+      load_input<kMath>(halo + column * kRowBytes, bound, values);
 #pragma unroll
       for (int s = 0; s < kS; ++s) {
         const int pixel = column - s;
@@ -55,9 +65,9 @@ IK_DEVICE void sum_adjacent(GroupSums<kMath>& sums, int R, uint32_t halo, int ro
 }
 
 // Any window, stride and dilation.
-template <Math kMath, bool kRelu>
-IK_DEVICE void sum_spread(GroupSums<kMath>& sums, const DepthwiseWindow& window, uint32_t halo, int row_bytes,
-                          uint32_t weights) {
+template <Math kMath>
+IK_DEVICE void sum_spread(GroupSums<kMath>& sums, const DepthwiseWindow& window, uint32_t bound, uint32_t halo,
+                          int row_bytes, uint32_t weights) {
   constexpr int kVector = Format<kMath>::kVector;
   const int pixel_bytes = window.stride_w * kRowBytes;
   const int column_bytes = window.dilation_w * kRowBytes;
@@ -67,11 +77,11 @@ IK_DEVICE void sum_spread(GroupSums<kMath>& sums, const DepthwiseWindow& window,
 #pragma unroll 1
     for (int s = 0; s < window.S; ++s) {
       float weight[kVector];
-      load_shared_vector<kMath, false>(weights, weight);
+      load_weights<kMath>(weights, weight);
 #pragma unroll
       for (int pixel = 0; pixel < kGroup; ++pixel) {
         float values[kVector];
-        load_shared_vector<kMath, kRelu>(tap + pixel * pixel_bytes, values);
+        load_input<kMath>(tap + pixel * pixel_bytes, bound, values);
         multiply_add(sums[pixel], weight, values);
       }
       tap += column_bytes;
@@ -81,14 +91,14 @@ IK_DEVICE void sum_spread(GroupSums<kMath>& sums, const DepthwiseWindow& window,
   }
 }
 
-template <Math kMath, bool kRelu>
-IK_DEVICE void sum_window(GroupSums<kMath>& sums, const DepthwiseWindow& window, uint32_t halo, int row_bytes,
-                          uint32_t weights) {
+template <Math kMath>
+IK_DEVICE void sum_window(GroupSums<kMath>& sums, const DepthwiseWindow& window, uint32_t bound, uint32_t halo,
+                          int row_bytes, uint32_t weights) {
   constexpr int kAdjacent = 3;
   if (window.S == kAdjacent && window.stride_w == 1 && window.dilation_w == 1) {
-    sum_adjacent<kMath, kRelu, kAdjacent>(sums, window.R, halo, row_bytes, weights);
+    sum_adjacent<kMath, kAdjacent>(sums, window.R, bound, halo, row_bytes, weights);
   } else {
-    sum_spread<kMath, kRelu>(sums, window, halo, row_bytes, weights);
+    sum_spread<kMath>(sums, window, bound, halo, row_bytes, weights);
   }
 }
 
@@ -127,7 +137,7 @@ IK_DEVICE void sum_gathered(GroupSums<kMath>& sums, const DepthwiseWindow& windo
 #pragma unroll 1
     for (int s = 0; s < window.S; ++s) {
       float weight[kVector];
-      load_shared_vector<kMath, false>(weights, weight);
+      load_weights<kMath>(weights, weight);
       weights += kRowBytes;
       if (h < 0 || h >= image.H) continue;
 #pragma unroll

@@ -1,6 +1,7 @@
 // What the separable kernels know of a number format: 16-byte vectors of channels, and the product of two tiles whose
 // rows are 128 bytes of channels in shared memory, vector v of row r lying at place v ^ (r % 8).
 #pragma once
+#include <cmath>
 #include <type_traits>
 
 #include "cuda/activation.cuh"
@@ -52,17 +53,21 @@ struct Format {
     if constexpr (kMath == Math::kTf32) return Format<Math::kFp32>::pack(values);
     return pack(values);
   }
-  static constexpr uint32_t kMinusInfinities = kMath == Math::kBf16 ? 0xff80ff80u : 0xfc00fc00u;  // two halves
-  static IK_DEVICE uint4 relu(uint4 bits) {
+  // A bound for at_least: ReLU's zero, or what is not above any number.
+  static IK_DEVICE uint32_t lower_bound(bool relu) {
+    const float value = relu ? 0.0f : -INFINITY;
     if constexpr (kIsFloat) {
-      float values[kVector];
-      unpack(bits, values);
-      activate(Activation::kRelu, values);
-      return pack_storage(values);
-    } else if constexpr (kMath == Math::kBf16) {
-      return make_uint4(bf2_max0(bits.x), bf2_max0(bits.y), bf2_max0(bits.z), bf2_max0(bits.w));
+      return __float_as_uint(value);
     } else {
-      return make_uint4(h2_max0(bits.x), h2_max0(bits.y), h2_max0(bits.z), h2_max0(bits.w));
+      return Pair<Type>::pack(value, value);
+    }
+  }
+  // The larger of a word's numbers and the bound; a NaN stays NaN.
+  static IK_DEVICE uint32_t at_least(uint32_t word, uint32_t bound) {
+    if constexpr (kIsFloat) {
+      return __uint_as_float(word) < __uint_as_float(bound) ? bound : word;
+    } else {
+      return Pair<Type>::max(word, bound);
     }
   }
 };

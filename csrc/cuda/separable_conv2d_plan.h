@@ -69,8 +69,8 @@ inline Strips choose_strips(const ConvShape& shape, int64_t rows, int64_t group,
 struct TileSize {
   int64_t rows, columns;
   int64_t shared_without_halo;  // bytes
-  // Clocks of a multiprocessor for one tile and 128 bytes of channels: the busiest pipe, counted for a 3 x 3 window on
-  // sm_80. Tensor cores for 128 x 256, else shared memory.
+  // Clocks of a multiprocessor for one tile and 128 bytes of channels: of shared memory, the busiest pipe, counted in
+  // the compiled loops for a 3 x 3 window.
   int64_t chunk_clocks;
   bool can_gather;
 };

@@ -166,7 +166,8 @@ struct TileKernel {
     const int row_step = kAtOnce / columns;
     const int column_step = kAtOnce - row_step * columns;
     uint32_t to = base + shared.halo + stage * shared.halo_bytes + thread * 16;
-    for (; pixel < pixels; pixel += kAtOnce) {
+#pragma unroll 1
+    for (; pixel < pixels; pixel += kAtOnce) {  // gate: halo trips=7
       const int h = halo_h0 + row;
       const int w = halo_w0 + column;
       const bool inside = has_channel && static_cast<unsigned>(h) < static_cast<unsigned>(args.H) &&
@@ -188,6 +189,7 @@ struct TileKernel {
     const bool inside = channel < args.packed_C;
     const Type* from = static_cast<const Type*>(args.depthwise) + (inside ? channel : 0);
     const uint32_t to = base + shared.weights + stage * shared.weight_bytes + vector * 16;
+#pragma unroll 1
     for (int tap = thread / kRowVectors; tap < args.window.R * args.window.S; tap += Config::kThreads / kRowVectors) {
       cp_async16(to + tap * kRowBytes, from + static_cast<int64_t>(tap) * args.packed_C, inside ? 16 : 0);
     }
@@ -277,11 +279,8 @@ struct TileKernel {
     } else {
       const uint32_t halo = base + shared.halo + stage * shared.halo_bytes + group_halo;
       const int row_bytes = args.window.dilation_h * args.tiling.halo_columns * kRowBytes;
-      if (args.input_activation == Activation::kRelu) {
-        sum_window<Config::kMath, true>(sums, args.window, halo, row_bytes, weights);
-      } else {
-        sum_window<Config::kMath, false>(sums, args.window, halo, row_bytes, weights);
-      }
+      const uint32_t bound = Form::lower_bound(args.input_activation == Activation::kRelu);
+      sum_window<Config::kMath>(sums, args.window, bound, halo, row_bytes, weights);
     }
   }
 
@@ -443,7 +442,7 @@ struct TileKernel {
       }
       const int product_turn = warp() < Config::kWarps / 2 ? 0 : 1;
 #pragma unroll 1
-      for (int turn = 0; turn < 2; ++turn) {
+      for (int turn = 0; turn < 2; ++turn) {  // gate: product
         if (turn == product_turn) {
           if (i >= 0) multiply(sums, stage);
         } else if (has_next) {
