@@ -32,7 +32,7 @@ RATIOS = (
     Ratio(r"conv2d_kernel<.*VectorLoader", SM80, 1.5, "smaller tiles read their operands more often"),
     Ratio(r"conv2d_kernel<.*ElementLoader", SM80, 1.9, "gathered loads, for channels that are no multiple of 8"),
     Ratio(r"separable_sm90::.*Tile<19, 3, 256>", SM90A, 1.2, "728 -> 728 in clusters of three"),
-    Ratio(r"separable", SM80, 1.2, "728 -> 728"),
+    Ratio(r"separable::tile_kernel<.*128, 256", SM80, 1.2, "728 -> 728"),
 )
 
 
