@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,7 +19,22 @@ from inception_kernels.bench import environment, report
 from tools.gpu import cases
 from tools.gpu.options import RESULT, Options, parse
 
-_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+@dataclass(frozen=True)
+class Precision:
+    """`tf32`: whether PyTorch's convolutions, and so ours, may use it."""
+
+    name: str
+    dtype: torch.dtype
+    tf32: bool = False
+
+
+_PRECISIONS = (
+    Precision("bfloat16", torch.bfloat16),
+    Precision("float16", torch.float16),
+    Precision("float32", torch.float32),
+    Precision("float32 with TF32", torch.float32, tf32=True),
+)
 _BATCH, _QUICK_BATCH = 3, 1
 _WRITE_EVERY_SECONDS = 5.0
 _CONTINUE = "continue"
@@ -33,10 +49,11 @@ def main(options: Options) -> int:
     wanted = list(_calls(options))
     begun = written = time.monotonic()
     rows: list[dict[str, Any]] = _earlier_rows(options)
-    for call, dtype in wanted[len(rows) :]:
+    for call, precision in wanted[len(rows) :]:
         if time.monotonic() - begun > options.seconds:
             break
-        rows.append(_row(call, dtype, options.device, backend))
+        torch.backends.cudnn.allow_tf32 = precision.tf32
+        rows.append(_row(call, precision, options.device, backend))
         if rows[-1]["status"] == "wrong":
             print(f"{rows[-1]['case']} {rows[-1]['dtype']}: {rows[-1]['reason']}", flush=True)
             if options.device == "cuda" and not _device_answers():
@@ -49,20 +66,20 @@ def main(options: Options) -> int:
     return 0 if all(row["status"] != "wrong" for row in rows) else 1
 
 
-def _calls(options: Options) -> list[tuple[cases.Call, torch.dtype]]:
-    """The odd ones in every dtype first, then the networks' layers."""
+def _calls(options: Options) -> list[tuple[cases.Call, Precision]]:
+    """The odd ones in every precision first, then the networks' layers."""
     if options.rehearse:
-        return list(itertools.product(list(cases.ragged())[:4], (torch.bfloat16,)))
-    odd = itertools.product(cases.ragged(), _DTYPES)
-    layers = itertools.product(cases.layers(_QUICK_BATCH if options.quick else _BATCH), _DTYPES)
+        return list(itertools.product(list(cases.ragged())[:4], _PRECISIONS[:1]))
+    odd = itertools.product(cases.ragged(), _PRECISIONS)
+    layers = itertools.product(cases.layers(_QUICK_BATCH if options.quick else _BATCH), _PRECISIONS)
     return [*odd, *layers]
 
 
-def _row(call: cases.Call, dtype: torch.dtype, device: str, backend: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"case": call.name, "dtype": str(dtype).removeprefix("torch."), "training": call.training}
+def _row(call: cases.Call, precision: Precision, device: str, backend: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"case": call.name, "dtype": precision.name, "training": call.training}
     backends.reset_counters()
     try:
-        call.check(dtype, device, backend)
+        call.check(precision.dtype, device, backend)
         row["status"] = "right"
     except backends.BackendUnavailableError as error:
         row |= {"status": "declined", "reason": str(error)}
