@@ -19,6 +19,8 @@ from inception_kernels.ops.prepared import PreparedConv2dBNAct, PreparedSeparabl
 BN = ("bn_weight", "bn_bias", "running_mean", "running_var")
 SM = int(os.environ["IK_TEST_SM"])
 
+pytestmark = pytest.mark.usefixtures("poisoned_memory")  # workspace, too
+
 CONVOLUTIONS = {
     "1x7": dict(C=16, K=24, window=(1, 7), padding=(0, 3)),
     "3x3 stride 2": dict(C=8, K=16, window=(3, 3), stride=2, padding=1, residual=True),
@@ -132,6 +134,35 @@ def test_tf32_as_the_context_allows(operator):
         evaluate_on("cuda", case)
         names = {name for name, count in backends.counters().items() if count and ".forward.cuda_" in name}
         assert any(name.endswith("_tf32" if allowed else "_fp32") for name in names), names
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+@pytest.mark.parametrize("maker", [conv_case, separable_case])
+def test_vectors_of_another_dtype_and_stride(maker, training):
+    """float32 batch norm beside bfloat16 activations, its vectors columns of one matrix."""
+    case = maker(C=16, K=24, dtype=torch.bfloat16, bn_dtype=torch.float32, bias=True, training=training)
+    matrix = torch.stack([case.tensors[name] for name in BN], 1)
+    case = case.but(**{name: matrix[:, i] for i, name in enumerate(BN)})
+    assert case.tensors["running_var"].stride() == (4,)
+    check(case, "cuda")
+
+
+@pytest.mark.parametrize("layout", ["channel_slice", "spatial_slice", "every_other_image", "expanded_everywhere"])
+@pytest.mark.parametrize("maker", [conv_case, separable_case])
+def test_views(maker, layout):
+    case = maker(C=16, K=24, H=9, W=10, residual=True, padding=1, dtype=torch.bfloat16)
+    views = {name: in_layout(case.tensors[name], layout) for name in ("x", "residual")}
+    check(case.but(**views), "cuda", grad_layout=layout)
+
+
+@pytest.mark.parametrize("operator", MAKERS)
+def test_the_same_bits_again(operator):
+    case = MAKERS[operator](C=16, K=24, dtype=torch.bfloat16, training=True)
+    y = evaluate_on("reference", case).y
+    first, second = (evaluate_on("cuda", case, torch.ones_like(y)) for _ in range(2))
+    assert torch.equal(first.y, second.y)
+    for name, gradient in first.grads.items():
+        assert torch.equal(gradient, second.grads[name]), name
 
 
 @pytest.mark.parametrize("operator", MAKERS)
