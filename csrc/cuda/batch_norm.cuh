@@ -219,7 +219,7 @@ IK_DEVICE void finish_statistics(const CombineArgs& args, int64_t k, double firs
   args.var[k] = static_cast<float>(var < 0.0 ? 0.0 : var);
 }
 
-__global__ void __launch_bounds__(kColumnThreads) combine_statistics_kernel(CombineArgs args) {
+__global__ void __launch_bounds__(kColumnThreads, 2) combine_statistics_kernel(CombineArgs args) {
   const int64_t k = static_cast<int64_t>(blockIdx.x) * kColumns + threadIdx.x;
   const int64_t begin = static_cast<int64_t>(blockIdx.y) * args.section;
   const int64_t end = begin + args.section < args.tiles ? begin + args.section : args.tiles;

@@ -124,14 +124,11 @@ __global__ void __launch_bounds__(kChannelThreads, kBlocksPerMultiprocessor)
     }
   }
   if (!kReduce) return;
-  add_block_rows(sums);
-  if (!place.inside || threadIdx.y != 0) return;
-  float* partial = args.partial + place.tile * 2 * static_cast<int64_t>(args.K) + place.k;
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) {
-    partial[i] = sums[i];
-    partial[args.K + i] = sums[kCount + i];
-  }
+  float* partial = args.partial + place.tile * 2 * static_cast<int64_t>(args.K) + place.first;
+  reduce_rows(sums, [&](int term, int lane, float sum) {
+    const int channel = lane * kCount + term % kCount;
+    if (place.first + channel < args.K) partial[term / kCount * args.K + channel] = sum;
+  });
 }
 
 struct NormSumsArgs {

@@ -15,10 +15,10 @@ struct ChannelLanes {
   int lanes;   // a power of two
   int groups;  // of lanes * kCount channels
 
-  ChannelLanes(int64_t K, int count) {
+  ChannelLanes(int64_t K, int count, int most_lanes = kMostLanes) {
     const int64_t packets = (K + count - 1) / count;
     lanes = 1;
-    while (lanes < kMostLanes && lanes < packets) lanes *= 2;
+    while (lanes < most_lanes && lanes < packets) lanes *= 2;
     groups = static_cast<int>((packets + lanes - 1) / lanes);
   }
   int rows() const { return kChannelThreads / lanes; }
@@ -30,14 +30,14 @@ inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Pixels cut into tiles, one for a block of each channel group. The cut depends on the shape alone, not on the device,
 // and so do the bits of what is summed by tile.
 struct TiledPixels {
-  static constexpr int64_t kBlocks = 2048;
+  static constexpr int64_t kBlocks = 2048;  // about as many of them as there is work for
   int64_t tile_pixels;
   int64_t tiles;
 
   // Every thread takes a multiple of `step` pixels.
-  TiledPixels(int64_t pixels, const ChannelLanes& threads, int64_t step) {
+  TiledPixels(int64_t pixels, const ChannelLanes& threads, int64_t step, int64_t blocks = kBlocks) {
     const int64_t unit = threads.rows() * step;
-    const int64_t wanted = std::max<int64_t>(1, kBlocks / threads.groups);
+    const int64_t wanted = std::max<int64_t>(1, blocks / threads.groups);
     tile_pixels = std::max<int64_t>(1, divide_up(divide_up(pixels, wanted), unit)) * unit;
     tiles = divide_up(pixels, tile_pixels);
   }
@@ -50,13 +50,15 @@ inline dim3 tile_grid(int64_t tiles, int groups) { return dim3(static_cast<unsig
 template <int kCount>
 struct Place {
   int k;        // first channel
+  int first;    // first channel of the block
   int tile;     // of pixels
   bool inside;  // k < K
 
   IK_DEVICE Place(int K, int groups) {
     const int group = static_cast<int>(blockIdx.x) % groups;
     tile = static_cast<int>(blockIdx.x) / groups;
-    k = (group * static_cast<int>(blockDim.x) + static_cast<int>(threadIdx.x)) * kCount;
+    first = group * static_cast<int>(blockDim.x) * kCount;
+    k = first + static_cast<int>(threadIdx.x) * kCount;
     inside = k < K;
   }
 };

@@ -13,7 +13,6 @@ namespace {
 
 constexpr int64_t kInt32 = int64_t{1} << 31;
 constexpr int64_t kPitchStep = 8;
-constexpr int64_t kBackwardStep = 16;  // output pixels: a thread's are a multiple
 
 int64_t element_bytes(DType dtype) { return dtype == DType::kFloat32 ? 4 : 2; }
 int64_t input_pixels(const ConvShape& s) { return s.N * s.H * s.W; }
@@ -53,14 +52,38 @@ PointwiseWeightGradient pointwise_weight(const SeparableBackward& args, const vo
   return {s.N, s.P(), s.Q(), s.K, s.C, args.dtype, args.grad_z, input, pitch_of(s), args.grad_pointwise_weight};
 }
 
-// Tiles of the depthwise backward kernel; how many channels a thread takes depends on the tensors' alignment.
-TiledPixels backward_tiles(const ConvShape& s, int count) {
-  return TiledPixels(output_pixels(s), ChannelLanes(s.C, count), kBackwardStep);
+// Stride and dilation 1, and an activation that is one instruction for two channels.
+bool is_3x3(const SeparableBackward& args, int count) {
+  const ConvShape& s = args.shape;
+  const bool window =
+      s.R == kSide && s.S == kSide && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 && s.dilation_w == 1;
+  return count > 1 && window &&
+         (args.input_activation == Activation::kNone || args.input_activation == Activation::kRelu);
 }
 
-int64_t depthwise_partial_floats(const ConvShape& s) {
+// How the depthwise backward kernel cuts the output. What a block reads should stay in its cache for the next pass: few
+// channels, in whole lines of 128 bytes, and few pixels.
+struct BackwardPlan {
+  static constexpr int kLanes = 8;
+  static constexpr int kPixels = 8;  // of a thread
+  static constexpr int64_t kBlocks = 16384;
+  bool neighbours;  // units of four pixels
+  ChannelLanes threads;
+  TiledPixels tiled;
+
+  BackwardPlan(const SeparableBackward& args, int count)
+      : neighbours(is_3x3(args, count)),
+        threads(args.shape.C, count, kLanes),
+        tiled(args.shape.N * args.shape.P() * columns(args.shape.Q()), threads,
+              neighbours ? kPixels / kGatherPixels : kPixels, kBlocks) {}
+  int64_t columns(int64_t width) const { return neighbours ? divide_up(width, kGatherPixels) : width; }
+};
+
+// How many channels a thread takes depends on the tensors' alignment.
+int64_t depthwise_partial_floats(const SeparableBackward& args) {
+  const ConvShape& s = args.shape;
   int64_t tiles = 0;
-  for (int count : {1, 4, 8}) tiles = std::max(tiles, backward_tiles(s, count).tiles);
+  for (int count : {1, 4, 8}) tiles = std::max(tiles, BackwardPlan(args, count).tiled.tiles);
   return tiles * (s.R * s.S + 1) * s.C;
 }
 
@@ -84,7 +107,7 @@ struct Layout {
       sums = pointwise_weight_workspace_bytes(pointwise_weight(args, nullptr), context);
     }
     if (wants_depthwise(args)) {
-      sums = std::max(sums, static_cast<size_t>(depthwise_partial_floats(s)) * sizeof(float));
+      sums = std::max(sums, static_cast<size_t>(depthwise_partial_floats(args)) * sizeof(float));
     }
     partial = take(sums);
   }
@@ -111,14 +134,6 @@ void pack_weights(const SeparableBackward& args, float* packed, const Context& c
 template <typename T>
 constexpr int kPacketOf = 16 / static_cast<int>(sizeof(T));
 
-// Stride and dilation 1, and an activation that is one instruction for two channels.
-bool is_3x3(const SeparableBackward& args) {
-  const ConvShape& s = args.shape;
-  const bool window =
-      s.R == kSide && s.S == kSide && s.stride_h == 1 && s.stride_w == 1 && s.dilation_h == 1 && s.dilation_w == 1;
-  return window && (args.input_activation == Activation::kNone || args.input_activation == Activation::kRelu);
-}
-
 template <typename T, int kCount>
 void depthwise_forward(const SeparableBackward& args, const float* weights, void* d, void* activated,
                        const Context& context) {
@@ -138,7 +153,7 @@ void depthwise_forward(const SeparableBackward& args, const float* weights, void
   kernel.C = static_cast<int>(s.C);
   kernel.pitch = static_cast<int>(pitch_of(s));
   kernel.groups = threads.groups;
-  kernel.is_3x3 = kCount > 1 && is_3x3(args);
+  kernel.is_3x3 = is_3x3(args, kCount);
   const int64_t quads = divide_up(s.Q(), kGatherPixels);
   kernel.quads = PixelGrid{FastDivide(s.P()), FastDivide(quads)};
   const int64_t units = kernel.is_3x3 ? s.N * s.P() * quads : divide_up(output_pixels(s), kGatherPixels);
@@ -176,19 +191,17 @@ template <typename T, int kCount>
 void depthwise_backward(const SeparableBackward& args, const float* weights, void* gradient, float* partial,
                         const Context& context) {
   const ConvShape& s = args.shape;
-  const ChannelLanes threads(s.C, kCount);
-  const TiledPixels tiled = backward_tiles(s, kCount);
+  const BackwardPlan plan(args, kCount);
+  const int64_t tiles = plan.tiled.tiles;
   DepthwiseBackward<T> kernel{};
   kernel.window = depthwise_window(s);
-  kernel.is_3x3 = kCount > 1 && is_3x3(args);
-  const int64_t input_columns = kernel.is_3x3 ? divide_up(s.W, kGatherPixels) : s.W;
-  const int64_t output_columns = kernel.is_3x3 ? divide_up(s.Q(), kGatherPixels) : s.Q();
-  kernel.input = PixelGrid{FastDivide(s.H), FastDivide(input_columns)};
-  kernel.output = PixelGrid{FastDivide(s.P()), FastDivide(output_columns)};
-  kernel.input_units = static_cast<int>(s.N * s.H * input_columns);
-  kernel.output_units = static_cast<int>(s.N * s.P() * output_columns);
-  kernel.input_tile = static_cast<int>(divide_up(kernel.input_units, tiled.tiles));
-  kernel.output_tile = static_cast<int>(divide_up(kernel.output_units, tiled.tiles));
+  kernel.is_3x3 = plan.neighbours;
+  kernel.input = PixelGrid{FastDivide(s.H), FastDivide(plan.columns(s.W))};
+  kernel.output = PixelGrid{FastDivide(s.P()), FastDivide(plan.columns(s.Q()))};
+  kernel.input_units = static_cast<int>(s.N * s.H * plan.columns(s.W));
+  kernel.output_units = static_cast<int>(s.N * s.P() * plan.columns(s.Q()));
+  kernel.input_tile = static_cast<int>(divide_up(kernel.input_units, tiles));
+  kernel.output_tile = static_cast<int>(plan.tiled.tile_pixels);
   kernel.gradient = pixels_of<T>(as_input(dense_view(s, gradient)));
   kernel.x = pixels_of<T>(args.x);
   kernel.grad_x = pixels_of<T>(args.grad_x);
@@ -197,10 +210,10 @@ void depthwise_backward(const SeparableBackward& args, const float* weights, voi
   kernel.partial = wants_depthwise(args) ? partial : nullptr;
   kernel.C = static_cast<int>(s.C);
   kernel.pitch = static_cast<int>(pitch_of(s));
-  kernel.groups = threads.groups;
-  IK_LAUNCH((depthwise_backward_kernel<T, kCount>), tile_grid(tiled.tiles, threads.groups), threads.block(), 0, context,
-            kernel);
-  if (wants_depthwise(args)) add_depthwise_sums<T>(args, partial, tiled.tiles, context);
+  kernel.groups = plan.threads.groups;
+  IK_LAUNCH((depthwise_backward_kernel<T, kCount>), tile_grid(tiles, plan.threads.groups), plan.threads.block(), 0,
+            context, kernel);
+  if (wants_depthwise(args)) add_depthwise_sums<T>(args, partial, tiles, context);
 }
 
 template <typename T>

@@ -171,9 +171,11 @@ struct alignas(16) Tap {
   int unused;
 };
 
-constexpr int kTapGroup = 9;       // taps whose sums a thread keeps at a time
-constexpr int kOutside = 1 << 29;  // no image is so high
-constexpr int kTapTable = kMostTaps + kTapGroup;
+// Taps whose sums a thread keeps at a time: as many as the registers hold.
+template <int kCount>
+constexpr int kTapGroup = kCount == 8 ? 5 : 9;
+constexpr int kOutside = 1 << 29;         // no image is so high
+constexpr int kTapTable = kMostTaps + 9;  // the last group may reach beyond the window
 
 template <typename T>
 IK_DEVICE void fill_tap_table(const DepthwiseBackward<T>& args, Tap* table) {
@@ -189,10 +191,10 @@ IK_DEVICE void fill_tap_table(const DepthwiseBackward<T>& args, Tap* table) {
   __syncthreads();
 }
 
-// Sums over the block's output pixels of gradient times x under kTapGroup taps, and of the gradient.
+// Sums over the block's output pixels of gradient times x under a group of taps, and of the gradient.
 template <typename T, int kCount>
 IK_DEVICE void add_weight_gradients(const DepthwiseBackward<T>& args, const Place<kCount>& place, const Tap* taps,
-                                    float (&sums)[kTapGroup][kCount], float (&bias)[kCount]) {
+                                    float (&sums)[kTapGroup<kCount>][kCount], float (&bias)[kCount]) {
   const int begin = place.tile * args.output_tile;
   const int end = args.output_units - begin > args.output_tile ? begin + args.output_tile : args.output_units;
   const TapAxis& down = args.window.y;
@@ -207,7 +209,7 @@ IK_DEVICE void add_weight_gradients(const DepthwiseBackward<T>& args, const Plac
     const int x = pixel.q * static_cast<int>(across.stride.divisor) - across.pad;
     const T* corner = args.x.data + pixel.n * args.x.stride_n + y * args.x.stride_h + x * args.x.stride_w + place.k;
 #pragma unroll
-    for (int j = 0; j < kTapGroup; ++j) {
+    for (int j = 0; j < kTapGroup<kCount>; ++j) {
       const Tap tap = taps[j];
       Packet<T, kCount> packet = {};
       if (static_cast<unsigned>(y + tap.y) < static_cast<unsigned>(down.input) &&
@@ -305,37 +307,46 @@ IK_DEVICE void write_grad_x_3x3(const DepthwiseBackward<T>& args, const Place<kC
   }
 }
 
-// Writes the tile's sums [R * S + 1][C] from `partial` on.
+// The tile's sums of one tap: row `tap` of [R * S + 1][C], the last row being the bias.
 template <typename T, int kCount>
-IK_DEVICE void reduce_weights_3x3(const DepthwiseBackward<T>& args, const Place<kCount>& place, float* partial) {
-  const bool writes = place.inside && threadIdx.y == 0;
+IK_DEVICE void store_sums(const DepthwiseBackward<T>& args, const Place<kCount>& place, int tap,
+                          const float (&sums)[kCount]) {
+  const int64_t row = static_cast<int64_t>(place.tile) * (args.window.R * args.window.S + 1) + tap;
+  float* partial = args.partial + row * args.C + place.first;
+  reduce_rows(sums, [&](int term, int lane, float sum) {
+    const int channel = lane * kCount + term;
+    if (place.first + channel < args.C) partial[channel] = sum;
+  });
+}
+
+template <typename T, int kCount>
+IK_DEVICE void reduce_weights_3x3(const DepthwiseBackward<T>& args, const Place<kCount>& place) {
   float bias[kCount] = {};
 #pragma unroll 1
   for (int r = 0; r < kSide; ++r) {
     float sums[kSide][kCount] = {};
     if (place.inside) add_weight_row_3x3(args, place, r, sums, bias);
 #pragma unroll
-    for (int s = 0; s < kSide; ++s) add_and_store(sums[s], writes, partial + (r * kSide + s) * args.C);
+    for (int s = 0; s < kSide; ++s) store_sums(args, place, r * kSide + s, sums[s]);
   }
-  add_and_store(bias, writes, partial + kSide * kSide * args.C);
+  store_sums(args, place, kSide * kSide, bias);
 }
 
 template <typename T, int kCount>
-IK_DEVICE void reduce_weights(const DepthwiseBackward<T>& args, const Place<kCount>& place, float* partial) {
+IK_DEVICE void reduce_weights(const DepthwiseBackward<T>& args, const Place<kCount>& place) {
   IK_SHARED(Tap, table, [kTapTable]);
   fill_tap_table(args, table);
-  const bool writes = place.inside && threadIdx.y == 0;
   const int taps = args.window.R * args.window.S;
 #pragma unroll 1
-  for (int tap0 = 0; tap0 < taps; tap0 += kTapGroup) {
-    float sums[kTapGroup][kCount] = {};
+  for (int tap0 = 0; tap0 < taps; tap0 += kTapGroup<kCount>) {
+    float sums[kTapGroup<kCount>][kCount] = {};
     float bias[kCount] = {};
     if (place.inside) add_weight_gradients(args, place, table + tap0, sums, bias);
 #pragma unroll
-    for (int j = 0; j < kTapGroup; ++j) {
-      if (tap0 + j < taps) add_and_store(sums[j], writes, partial + (tap0 + j) * args.C);
+    for (int j = 0; j < kTapGroup<kCount>; ++j) {
+      if (tap0 + j < taps) store_sums(args, place, tap0 + j, sums[j]);
     }
-    if (tap0 == 0) add_and_store(bias, writes, partial + taps * args.C);
+    if (tap0 == 0) store_sums(args, place, taps, bias);
   }
 }
 
@@ -343,17 +354,16 @@ template <typename T, int kCount>
 __global__ void __launch_bounds__(kChannelThreads, kBlocksPerMultiprocessor)
     depthwise_backward_kernel(DepthwiseBackward<T> args) {
   const Place<kCount> place(args.C, args.groups);
-  const int64_t columns = static_cast<int64_t>(args.window.R * args.window.S + 1) * args.C;
-  float* partial = args.partial == nullptr ? nullptr : args.partial + place.tile * columns + place.k;
+  const bool wants_weights = args.partial != nullptr;
   const bool wants_grad_x = args.grad_x.data != nullptr && place.inside;
   if constexpr (kCount > 1) {
     if (args.is_3x3) {
-      if (partial != nullptr) reduce_weights_3x3(args, place, partial);
+      if (wants_weights) reduce_weights_3x3(args, place);
       if (wants_grad_x) write_grad_x_3x3(args, place);
       return;
     }
   }
-  if (partial != nullptr) reduce_weights(args, place, partial);
+  if (wants_weights) reduce_weights(args, place);
   if (wants_grad_x) write_grad_x(args, place);
 }
 
@@ -373,7 +383,7 @@ __global__ void __launch_bounds__(kColumnThreads) depthwise_sums_kernel(Depthwis
   const int column = static_cast<int>(blockIdx.x) * kColumns + static_cast<int>(threadIdx.x);
   double sums[1] = {};
   if (column < columns) {
-#pragma unroll 4
+#pragma unroll 8
     for (int64_t tile = threadIdx.y; tile < args.tiles; tile += kColumnRows) {
       sums[0] += args.partial[tile * columns + column];
     }
