@@ -136,13 +136,14 @@ def in_front(source: Path) -> Path:
 
 
 def common_flags() -> list[str]:
-    include = [f"-I{folder}" for folder in (options.include, CSRC) if folder] + [f"-isystem{cuda_include()}"]
+    include = [f"-I{CSRC}", f"-isystem{cuda_include()}"]
     return ["-std=c++20", "-g1", "-fPIC", "-Wall", "-Wno-unknown-pragmas", "-Wno-psabi", *vector_flags(), *include]
 
 
 def kernel_flags(checked: bool) -> list[str]:
     flags = ["-O1", *CHECKED_FLAGS] if checked else ["-O2"]
-    return ["-x", "c++", *common_flags(), "-ffp-contract=off", *flags, *options.kernel_flags]
+    in_front_of_all = [f"-I{options.include}"] if options.include else []
+    return ["-x", "c++", *in_front_of_all, *common_flags(), "-ffp-contract=off", *flags, *options.kernel_flags]
 
 
 # The sanitizers' own runtimes are not linked: the hooks that they put into the kernels are ours.
