@@ -165,10 +165,36 @@ def test_tiles_are_those_of_the_cases() -> None:
     assert load(checked=False).tiles() == [tuple(map(int, name.split(" x "))) for name in TILES]
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
-@pytest.mark.parametrize("case", CHECKED.values(), ids=CHECKED.keys())
-def test_checker_is_silent(case: Case, schedule: host_cuda.Schedule) -> None:
-    problem = make_problem(case)
+@pytest.mark.parametrize(
+    ("sizes", "K", "tile", "cluster"),
+    [
+        ((256, 128, 147, 147), 128, "19 x 128", 1),
+        ((256, 256, 74, 74), 256, "19 x 256", 1),
+        ((256, 728, 19, 19), 728, "19 x 256", 3),
+        ((256, 728, 19, 19), 1024, "19 x 256", 2),
+        ((256, 1024, 10, 10), 1536, "10 x 256", 3),
+        ((256, 1536, 10, 10), 2048, "10 x 256", 2),
+    ],
+    ids=str,
+)
+def test_choice_for_the_layers_of_xception(sizes: tuple[int, int, int, int], K: int, tile: str, cluster: int) -> None:
+    host = load(checked=False)
+    host.context(sm=90, multiprocessors=132)
+    n, c, h, w = sizes
+    one = torch.empty(max(c, K), dtype=torch.bfloat16)
+    call = make_problem(Case((1, c, 1, 1), K)).call()
+    call["x"] = one.as_strided((n, c, h, w), (0, 1, 0, 0))
+    call["y"] = one.as_strided((n, K, h, w), (0, 1, 0, 0))
+    assert tuple(host.choice(call)) == (TILES[tile], cluster)
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule"),
+    [(name, schedule) for name, case in CHECKED.items() for schedule in SCHEDULES[: 4 if case.cluster == 3 else 2]],
+    ids=str,
+)
+def test_checker_is_silent(name: str, schedule: host_cuda.Schedule) -> None:
+    problem = make_problem(CHECKED[name])
     run(problem, load(checked=True).on(schedule))
     problem.check()
 

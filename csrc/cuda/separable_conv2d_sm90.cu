@@ -67,20 +67,28 @@ struct Choice {
   int clusters;
 };
 
-// Predicted clocks of one launch. A chunk takes what shared memory needs beside the tensor cores, or, where the blocks
-// of a cluster share it among few, the depthwise part.
-double predicted_clocks(const ConvShape& shape, const Kernel& kernel, int cluster, int clusters) {
+// Clocks that a block spends on a chunk of 64 channels: of the tensor cores, of shared memory and of the schedulers,
+// counted as in separable_conv2d_sm90.cuh. The last ones are given for a column of the halo.
+double clocks_of_chunk(const Kernel& kernel, int cluster) {
   constexpr double kProductsPerClock = 2048;
-  constexpr double kSharedOverTensor = 1.17;
-  constexpr double kDepthwiseClocksPerColumn = 85;
+  constexpr double kHaloShared = 36;
+  constexpr double kHaloSlots = 65;
+  constexpr double kProductSlots = 1050;
+  const double rows = kernel.rows_of_a;
+  const double halo = static_cast<double>(kernel.pitch) / cluster;
+  const double tensor = rows * kernel.channels * kChunk / kProductsPerClock;
+  const double reads_of_a = rows > kConsumers * kSlabRows ? 256 : 128;  // a third slab is read by both warpgroups
+  const double copies = 2.0 * rows * (cluster - 1) / cluster;
+  const double shared = tensor / 2 + reads_of_a + kernel.channels + kHaloShared * halo + copies;
+  return std::max({tensor, shared, kProductSlots + kHaloSlots * halo});
+}
+
+double predicted_clocks(const ConvShape& shape, const Kernel& kernel, int cluster, int clusters) {
   constexpr double kOutputsPerClock = 24;
-  constexpr double kStartClocks = 2500;
   const double outputs = static_cast<double>(kernel.rows_of_a) * kernel.channels;
-  const double product = outputs * kChunk / kProductsPerClock * kSharedOverTensor;
-  const double depthwise = kDepthwiseClocksPerColumn * kernel.pitch / cluster;
   const double waves = static_cast<double>(ceil_div(Cut(shape, kernel, cluster).items(shape), clusters));
   const double chunks = static_cast<double>(ceil_div(shape.C, kChunk));
-  return kStartClocks + waves * (chunks * std::max(product, depthwise) + outputs / kOutputsPerClock);
+  return waves * (chunks * clocks_of_chunk(kernel, cluster) + outputs / kOutputsPerClock);
 }
 
 Choice choose(const SeparableForward& args, const Context& context) {
@@ -232,6 +240,11 @@ size_t separable_sm90_workspace_bytes(const SeparableForward& args, bool statist
 int separable_sm90_tiles() { return kKernels; }
 
 SeparableSm90Tile separable_sm90_tile(int index) { return {kernels_bf16[index].columns, kernels_bf16[index].channels}; }
+
+SeparableSm90Choice separable_sm90_choice(const SeparableForward& args, const Context& context) {
+  const Choice choice = choose(args, context);
+  return {static_cast<int>(choice.kernel - table_of(args.dtype)), choice.cluster};
+}
 
 void separable_sm90_forward_tiled(const SeparableForward& args, int tile, int cluster, const Context& context) {
   if (is_empty(args.shape)) return;

@@ -18,7 +18,7 @@
 //
 // So the cluster is what makes the depthwise part cheap enough; it also divides the traffic of the input. A block alone
 // has no room for a better tile: the accumulators fill the registers (192 of them leave 32 to a consumer, so producers
-// live on 64), and operand A straight from registers would need each input nine times where a strip of five rows reads
+// live on 56), and operand A straight from registers would need each input nine times where a strip of five rows reads
 // it 1.4 times.
 #pragma once
 #include "cuda/separable_conv2d_sm90_depthwise.cuh"

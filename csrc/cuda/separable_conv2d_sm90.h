@@ -17,6 +17,10 @@ struct SeparableSm90Tile {
 int separable_sm90_tiles();
 SeparableSm90Tile separable_sm90_tile(int index);
 constexpr int kSeparableSm90MaxCluster = 3;
+struct SeparableSm90Choice {
+  int tile, cluster;
+};
+SeparableSm90Choice separable_sm90_choice(const SeparableForward& args, const Context& context);
 void separable_sm90_forward_tiled(const SeparableForward& args, int tile, int cluster, const Context& context);
 
 void separable_sm90_forward(const SeparableForward& args, void* workspace, const Context& context);

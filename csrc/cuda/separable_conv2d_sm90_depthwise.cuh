@@ -18,7 +18,7 @@ struct Channels {
 };
 
 constexpr int kInputRows = kStripRows + kWindow - 1;
-constexpr int kRowsAhead = 3;  // inputs are loaded before they are needed
+constexpr int kRowsAhead = 1;  // an input is loaded so much before it is needed: a register each
 
 // Three columns of outputs are open: sums[column % 3].
 struct OpenColumns {

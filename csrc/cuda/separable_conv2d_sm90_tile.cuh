@@ -55,10 +55,11 @@ struct Tile {
   static constexpr int kBytesA = kChunk / 8 * kPlaneBytes;
   static constexpr int kBytesB = kN * kWeightRowBytes;
 
-  // A multiprocessor has 512 for each thread of a warpgroup.
+  // The warpgroups share out what the block is launched with: as much for each thread, in steps of 8.
+  static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
   static constexpr int kAccumulators = kN / 2 + (kHasSharedSlab ? kSharedN / 2 : 0);
   static constexpr int kConsumerRegisters = kAccumulators > 160 ? 224 : 216;
-  static constexpr int kProducerRegisters = 512 - kConsumers * kConsumerRegisters;
+  static constexpr int kProducerRegisters = (1 + kConsumers) * kLaunchRegisters - kConsumers * kConsumerRegisters;
 
   static_assert(kColumns == kWindow * kSteps - (kWindow - 1), "the window slides in whole steps");
   static_assert(kStripRows * kColumns <= kRowsOfStrip - kSlackRows, "a strip's pixels need rows of A");

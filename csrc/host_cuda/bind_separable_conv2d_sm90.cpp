@@ -58,6 +58,10 @@ PYBIND11_MODULE(IK_HOST_MODULE, module) {
     const char* reason = cuda::separable_sm90_unsupported(forward_args(call), context());
     return std::string(reason ? reason : "");
   });
+  module.def("choice", [](const py::dict& call) {
+    const cuda::SeparableSm90Choice choice = cuda::separable_sm90_choice(forward_args(call), context());
+    return Pair(choice.tile, choice.cluster);
+  });
   module.def("workspace_bytes", [](const py::dict& call, bool statistics) {
     return cuda::separable_sm90_workspace_bytes(forward_args(call), statistics, context());
   });
