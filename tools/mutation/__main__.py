@@ -1,6 +1,6 @@
 """Mutation test of the CUDA kernels, executed on the host by the tests of their operators.
 
-python -m tools.mutation --output benchmarks/results/mutation.json      # everything (hours on a small machine)
+python -m tools.mutation --output tools/mutation/results.json      # everything (hours on a small machine)
 python -m tools.mutation --op batch_norm --sample 0.1 --seed 3          # a quick look
 """
 
