@@ -29,7 +29,8 @@ class Case:
     cluster: int = 1
     padding: tuple[int, int] = (1, 1)
     activations: tuple[str, str, str] = ("relu", "none", "none")
-    vectors: bool = True  # depthwise bias, scale and shift
+    bias: bool = False  # of the depthwise part
+    vectors: bool = True  # scale and shift
     residual: bool = False
     spare: int = 0
     multiprocessors: int = 3
@@ -44,12 +45,14 @@ class Case:
 CHECKED = {
     "19 x 256, alone": Case((1, 200, 12, 21), 264, TILES["19 x 256"], multiprocessors=1, residual=True),
     "19 x 256, pair": Case((1, 328, 11, 7), 520, TILES["19 x 256"], 2, multiprocessors=2),
-    "19 x 256, three": Case((1, 456, 3, 20), 520, TILES["19 x 256"], 3, activations=("none", "relu", "relu6")),
+    "19 x 256, three": Case(
+        (1, 456, 3, 20), 520, TILES["19 x 256"], 3, activations=("none", "relu", "relu6"), bias=True
+    ),
     "19 x 128, alone": Case((3, 72, 4, 5), 136, TILES["19 x 128"], multiprocessors=2, vectors=False),
     "19 x 128, three": Case((2, 392, 2, 3), 264, TILES["19 x 128"], 3),
     "10 x 256, alone": Case((2, 136, 10, 10), 40, TILES["10 x 256"], multiprocessors=1, padding=(0, 2)),
     "10 x 256, pair": Case((1, 648, 3, 11), 264, TILES["10 x 256"], 2, multiprocessors=2, residual=True, spare=8),
-    "10 x 256, three": Case((3, 200, 2, 2), 776, TILES["10 x 256"], 3),
+    "10 x 256, three": Case((3, 200, 2, 2), 776, TILES["10 x 256"], 3, activations=("none", "none", "relu")),
 }
 
 SHAPES = {
@@ -62,7 +65,8 @@ SHAPES = {
     "no padding": Case((2, 72, 12, 23), 136, padding=(0, 0)),
     "padding wider than the window": Case((1, 72, 4, 5), 136, padding=(4, 3)),
     "window larger than the image": Case((1, 40, 1, 2), 24, padding=(1, 1)),
-    "batch 3": Case((3, 72, 11, 10), 256),
+    "batch 3": Case((3, 72, 11, 10), 256, bias=True),
+    "bias without vectors": Case((1, 72, 5, 10), 24, bias=True, vectors=False),
     "slices": Case((2, 72, 11, 21), 136, residual=True, spare=24),
     "no vectors": Case((2, 72, 11, 21), 136, vectors=False, activations=("none", "none", "none")),
     "many clusters": Case((2, 72, 31, 40), 520, multiprocessors=132),
@@ -146,8 +150,10 @@ def make_problem(case: Case, dtype: torch.dtype = torch.bfloat16) -> Problem:
     bias, scale, shift = random(c).float() * 0.3, random(case.K).float() * 0.2 + 1, random(case.K).float() * 0.3
     residual = channels_last(random(*case.output_sizes), case.spare) if case.residual else None
     y = channels_last(torch.full(case.output_sizes, float("nan"), dtype=dtype), case.spare)
-    vectors = (bias, scale, shift) if case.vectors else (None, None, None)
-    return Problem(case, x, depthwise, pointwise, *vectors, residual, y)
+    return Problem(
+        case, x, depthwise, pointwise, bias if case.bias else None,
+        scale if case.vectors else None, shift if case.vectors else None, residual, y,
+    )  # fmt: skip
 
 
 def run(problem: Problem, host: Host) -> Tensor:
@@ -220,9 +226,11 @@ def test_layers(case: Case, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("mid", ["none", "relu"])
 @pytest.mark.parametrize("after", ["none", "relu", "relu6"])
 def test_activations(before: str, mid: str, after: str, dtype: torch.dtype) -> None:
-    problem = make_problem(Case((1, 40, 5, 6), 24, activations=(before, mid, after), residual=True), dtype)
-    run(problem, load(checked=False))
-    problem.check()
+    for bias in (False, True):
+        case = Case((1, 40, 5, 6), 24, activations=(before, mid, after), residual=True, bias=bias)
+        problem = make_problem(case, dtype)
+        run(problem, load(checked=False))
+        problem.check()
 
 
 def test_each_tile_gives_the_same_bits() -> None:
