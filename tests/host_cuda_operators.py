@@ -14,6 +14,7 @@ from operator_cases import DTYPES, MAKERS, check, conv_case, evaluate_on, in_lay
 
 import inception_kernels as ik
 from inception_kernels import backends
+from inception_kernels.backends import BackendUnavailableError
 from inception_kernels.ops.prepared import PreparedConv2dBNAct, PreparedSeparableConv2d
 
 BN = ("bn_weight", "bn_bias", "running_mean", "running_var")
@@ -175,9 +176,12 @@ def test_empty_batch(operator):
 
 
 @pytest.mark.parametrize("operator", ["conv2d_bn_act", "separable_conv2d"])
-def test_float64_is_refused_before_anything_runs(operator):
+def test_float64_is_refused_before_anything_runs(operator, monkeypatch):
     case = MAKERS[operator](dtype=torch.float64)
-    with pytest.raises(RuntimeError, match="float64 runs on the reference backend"):
+    with pytest.raises(BackendUnavailableError, match="float64 runs on the reference backend"):
+        evaluate_on("cuda", case)
+    monkeypatch.setitem(backends._predicates, "cuda", lambda *_: None)
+    with pytest.raises(RuntimeError, match="float64 runs on the reference backend, not on"):
         evaluate_on("cuda", case)
 
 
@@ -204,7 +208,7 @@ def test_training_step_of_a_swapped_network():
     model = torch.nn.Sequential(conv, norms[0], torch.nn.ReLU(), depthwise, pointwise, norms[1], torch.nn.ReLU())
     x = torch.randn(2, 16, 9, 7)
     plain = copy.deepcopy(model)
-    with ik.use_backend("reference"):  # the swap compares in float64
+    with ik.use_backend("cuda"):
         assert len(ik.swap(model).swapped) == 2
     steps = []
     for network, backend in ((plain, "reference"), (model, "cuda")):

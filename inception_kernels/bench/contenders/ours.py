@@ -72,8 +72,9 @@ class Ours:
         # Contiguous weights, as a user has them: the layout that the kernels want is their own business.
         module = problem.copy_of_module()
         plain = cast(Fusable, module)
-        host_kernels = torch.device(problem.device).type == "cpu" and self.backend in (None, "cpu")
-        function = plain.prepared() if host_kernels and not problem.case.training else plain.fused()
+        device = torch.device(problem.device).type
+        compiled = self.backend == device or (self.backend is None and device == "cpu")
+        function = plain.prepared() if compiled and not problem.case.training else plain.fused()
         return problem.step(function, problem.copy_of_input(channels_last=True), tuple(module.parameters()))
 
 
