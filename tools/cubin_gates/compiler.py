@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -62,12 +63,11 @@ def cubin_of(source: Path, arch: str, defines: tuple[str, ...] = ()) -> Cubin:
     key = _key(source, arch, (*FLAGS, *defines))
     cubin = CACHE / f"{source.stem}.sm_{arch}.{key}.cubin"
     log = cubin.with_suffix(".json")
-    if cubin.exists():
-        return Cubin(source, arch, cubin, _remarks(log))
     CACHE.mkdir(parents=True, exist_ok=True)
-    if not defines and _extract(source, arch, cubin):
-        return Cubin(source, arch, cubin, None)
-    _compile(source, arch, cubin, log, defines)
+    with open(cubin.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another process may be compiling the same
+        if not cubin.exists() and (defines or not _extract(source, arch, cubin)):
+            _compile(source, arch, cubin, log, defines)
     return Cubin(source, arch, cubin, _remarks(log))
 
 
