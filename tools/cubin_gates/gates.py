@@ -31,6 +31,8 @@ RATIOS = (
     Ratio(r"conv2d_kernel<.*TileShape<128, 128", SM80, 1.0, "dense, the tile of the large layers"),
     Ratio(r"conv2d_kernel<.*VectorLoader", SM80, 1.5, "smaller tiles read their operands more often"),
     Ratio(r"conv2d_kernel<.*ElementLoader", SM80, 1.9, "gathered loads, for channels that are no multiple of 8"),
+    Ratio(r"weight_gradient_kernel<.*true>", SM80, 1.0, "dense: the gradient of the pointwise weight"),
+    Ratio(r"weight_gradient_kernel<.*false>", SM80, 1.1, "gathered loads, for channels that are no multiple of 8"),
     Ratio(r"separable_sm90::.*Tile<19, 3, 256>", SM90A, 1.2, "728 -> 728 in clusters of three"),
     Ratio(r"separable::tile_kernel<.*128, 256", SM80, 1.2, "728 -> 728"),
 )
