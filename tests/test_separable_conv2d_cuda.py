@@ -132,7 +132,7 @@ def launch_tensors(host: host_cuda.Host, problem: Problem) -> dict[str, Tensor |
 
 
 def host_for(case: Case, checked: bool, schedule: host_cuda.Schedule) -> host_cuda.Host:
-    host = host_cuda.load("separable_conv2d", checked, also=("batch_norm",)).on(schedule)
+    host = host_cuda.load("separable_conv2d", checked, also=("batch_norm", "conv2d_bn_act")).on(schedule)
     host.context(case.sm, case.multiprocessors, case.dtype == "tf32")
     host.reset_counted_kernels()
     return host
