@@ -75,6 +75,18 @@ def _declined_shapes(operator: str, dtype: str, shapes: tuple[int, ...], sm: int
 
 def architecture(device: torch.device) -> int:
     """80 for compute capability 8.0, and so on."""
+    if torch.compiler.is_compiling():  # a constant of the graph
+        return _query_architecture(device)
+    found = _architectures.get(device)
+    if found is None:
+        found = _architectures[device] = _query_architecture(device)
+    return found
+
+
+_architectures: dict[torch.device, int] = {}
+
+
+def _query_architecture(device: torch.device) -> int:
     properties = torch.cuda.get_device_properties(device)
     return properties.major * 10 + properties.minor
 
@@ -173,4 +185,3 @@ def unproven(x: Tensor, operator: str) -> str | None:
         f"{operator} in {str(x.dtype).removeprefix('torch.')} has no committed run on hardware of sm_{sm}: "
         "`tune` measures it here, use_backend('cuda') runs it"
     )
-

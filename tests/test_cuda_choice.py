@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -66,6 +67,20 @@ def test_old_gpus_and_shapes_that_a_kernel_declines(monkeypatch):
     monkeypatch.setattr(cuda_kernels, "architecture", lambda device: 75)
     reason = backends.can_run_cuda(on_cuda(), "conv2d_bn_act", lambda: DENSE)
     assert reason == "the CUDA kernels need compute capability 8.0, this device has 7.5"
+
+
+def test_the_driver_is_asked_once_for_each_device(monkeypatch):
+    asked = []
+
+    def properties(device):
+        asked.append(device)
+        return SimpleNamespace(major=9, minor=0)
+
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.setattr(cuda_kernels, "_architectures", {})
+    devices = [torch.device("cuda", index) for index in (0, 1, 0, 1)]
+    assert [cuda_kernels.architecture(device) for device in devices] == [90] * 4
+    assert asked == devices[:2]
 
 
 def test_every_operator_describes_its_shapes(monkeypatch):
