@@ -256,6 +256,20 @@ def tf32(t: torch.Tensor) -> torch.Tensor:
     return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+def test_the_data_gradient_of_the_pointwise_part_on_hopper(host, dtype):
+    case = Case(**{**SMALL, "C": 72, "K": 64}, dtype=DTYPES[dtype], input_activation="relu", mid_activation="relu")
+    host.context(sm=90, multiprocessors=2)
+    host.reset_counted_kernels()
+    try:
+        check(case, host)
+        counted = host.counted_kernels()
+    finally:
+        host.context(sm=80, multiprocessors=2)
+    assert f"separable_conv2d.backward.cuda_{dtype}=1" in counted
+    assert "conv2d_bn_act.forward.cuda_sm90" in counted
+
+
 def test_what_cannot_run_says_why(host):
     case = Case(**{**SMALL, "window": (9, 9), "padding": 4})
     call = case.call(host, case.empty())

@@ -1,3 +1,4 @@
+#include "common/counters.h"
 #include "host_cuda/bind.h"
 #include "separable_conv2d.h"
 
@@ -50,6 +51,8 @@ SeparableBackward arguments(const Call& call, bool announced) {
 
 PYBIND11_MODULE(IK_HOST_MODULE, module) {
   bind_runtime(module);
+  module.def("counted_kernels", &counted_kernels);
+  module.def("reset_counted_kernels", &reset_counted_kernels);
   py::class_<Call>(module, "Call")
       .def(py::init<py::object, py::object, py::object, py::object, py::object, Pair, Pair, Pair, std::string,
                     std::string, py::dict>());
