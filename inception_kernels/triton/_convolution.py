@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._device import activate, load_vector
+from ._device import activate, load_vector, unit_of
 
 
 @triton.jit
@@ -51,25 +51,33 @@ def tile_order(pid, TILES_M, TILES_K, GROUP: tl.constexpr):
 @triton.jit
 def _convolution(
     x, weight, y, residual, bias, gamma, beta, mean, var, partial,
-    M, H, W, C, ROWS, COLUMNS, K, x_n, x_h, x_w, w_k, w_t, w_c, y_n, y_i, y_j, r_n, r_i, r_j, eps, TILES_M, TILES_K,
+    M, H, W, C, ROWS, COLUMNS, K, x_n, x_h, x_w, w_outer, w_t, y_n, y_i, y_j, r_n, r_i, r_j, eps, TILES_M, TILES_K,
     TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STEP_H: tl.constexpr, STEP_W: tl.constexpr,
     FIRST_H: tl.constexpr, FIRST_W: tl.constexpr, DELTA_H: tl.constexpr, DELTA_W: tl.constexpr,
     TAP_0: tl.constexpr, TAP_H: tl.constexpr, TAP_W: tl.constexpr,
     BIAS: tl.constexpr, BN: tl.constexpr, GAMMA: tl.constexpr, BETA: tl.constexpr, RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr, MOMENTS: tl.constexpr, FLAT: tl.constexpr, PRECISION: tl.constexpr,
+    C_UNIT: tl.constexpr, K_UNIT: tl.constexpr, W_UNIT: tl.constexpr, W_INNER_K: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
+    C = C * C_UNIT
+    K = K * K_UNIT
+    w_t = w_t * W_UNIT
+    w_k = 1 if W_INNER_K else w_outer * W_UNIT
+    w_c = w_outer * W_UNIT if W_INNER_K else 1
     tile, tile_k = tile_order(tl.program_id(0), TILES_M, TILES_K, GROUP)
-    m = tile.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     live = m < M
-    n = m // (ROWS * COLUMNS)
-    i = (m // COLUMNS % ROWS).to(tl.int32)
-    j = (m % COLUMNS).to(tl.int32)
+    n = (m // (ROWS * COLUMNS)).to(tl.int64)
+    i = m // COLUMNS % ROWS
+    j = m % COLUMNS
     h0 = i * STEP_H + FIRST_H
     w0 = j * STEP_W + FIRST_W
     k = tile_k * BLOCK_K + tl.arange(0, BLOCK_K)
     c = tl.arange(0, BLOCK_C)
-    image = x + n * x_n
+    image = x + n * (x_n * C_UNIT)
+    x_h = x_h * C_UNIT
+    x_w = x_w * C_UNIT
     column = weight + k.to(tl.int64) * w_k
     acc = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
     if FLAT:
@@ -107,13 +115,13 @@ def _convolution(
     u = acc * scale[None, :] + shift[None, :]
     inside = live[:, None] & (k < K)[None, :]
     if RESIDUAL:
-        at = n * r_n + i * r_i + j * r_j
+        at = n * (r_n * K_UNIT) + i.to(tl.int64) * (r_i * K_UNIT) + j * (r_j * K_UNIT)
         u += tl.load(residual + at[:, None] + k[None, :], mask=inside, other=0.0).to(tl.float32)
     u = activate(u, ACTIVATION)
     if MOMENTS:
         rounded = u.to(y.dtype.element_ty).to(tl.float32)  # batch norm sees what is stored
         tile_moments(partial, rounded, tl.minimum(BLOCK_M, M - tile * BLOCK_M), tile, k, K, BLOCK_M)
-    at = n * y_n + i * y_i + j * y_j
+    at = n * (y_n * K_UNIT) + i.to(tl.int64) * (y_i * K_UNIT) + j * (y_j * K_UNIT)
     tl.store(y + at[:, None] + k[None, :], u.to(y.dtype.element_ty), mask=inside)
 
 
@@ -173,6 +181,12 @@ def adjacent_channels(x: Tensor) -> Tensor:
     return x if x.shape[1] == 1 or x.stride(1) == 1 else x.contiguous(memory_format=torch.channels_last)
 
 
+def pixel_strides(t: Tensor) -> tuple[int, int, int]:
+    """Of [N, C, H, W]: from image to image, row to row and pixel to pixel; 0 where there is but one."""
+    image, row, pixel = (t.stride(d) if t.shape[d] > 1 else 0 for d in (0, 2, 3))
+    return image, row, pixel
+
+
 def precision_of(x: Tensor) -> str:
     """How float32 is multiplied: as PyTorch's own flag for cuDNN's convolutions says."""
     return "tf32" if x.dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
@@ -208,11 +222,16 @@ def convolve(
     tiles_m, tiles_k = triton.cdiv(M, chosen.m), triton.cdiv(K, chosen.k)
     residual = epilogue.residual
     added = y if residual is None else residual
+    x_strides, y_strides, added_strides = (pixel_strides(t) for t in (x, y, added))
+    by_k, by_tap, by_c = weight_strides
+    outer = by_c if by_k == 1 else by_k
+    c_unit, k_unit = unit_of(C, *x_strides), unit_of(K, *y_strides, *added_strides)
+    w_unit = unit_of(outer, by_tap)
     _convolution[(tiles_m * tiles_k,)](
         x, weight, y, added, *epilogue.vectors(weight), weight if partial is None else partial,
-        M, H, W, C, ROWS, COLUMNS, K, x.stride(0), x.stride(2), x.stride(3), *weight_strides,
-        y.stride(0), y.stride(2), y.stride(3), added.stride(0), added.stride(2), added.stride(3), epilogue.eps,
-        tiles_m, tiles_k,
+        M, H, W, C // c_unit, ROWS, COLUMNS, K // k_unit, *(stride // c_unit for stride in x_strides),
+        outer // w_unit, by_tap // w_unit, *(stride // k_unit for stride in (*y_strides, *added_strides)),
+        epilogue.eps, tiles_m, tiles_k, C_UNIT=c_unit, K_UNIT=k_unit, W_UNIT=w_unit, W_INNER_K=by_k == 1,
         TAPS_H=down.count, TAPS_W=across.count, STEP_H=down.step, STEP_W=across.step,
         FIRST_H=down.first, FIRST_W=across.first, DELTA_H=down.delta, DELTA_W=across.delta,
         TAP_0=down.tap_first * window_width + across.tap_first, TAP_H=down.tap * window_width, TAP_W=across.tap,

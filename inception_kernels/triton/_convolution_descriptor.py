@@ -20,6 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from ._convolution import Epilogue, scale_shift
 from ._device import activate
+from .runtime import Device, device_of
 
 
 @triton.jit
@@ -154,13 +155,16 @@ _SIZES = (
 _PATCHES = {64: ((8, 8), (4, 16), (2, 32), (1, 64)), 128: ((8, 16), (4, 32), (2, 64), (1, 128))}
 
 
-def configurations(N: int, P: int, Q: int, C: int, K: int) -> list[Boxes]:
-    """Every tile that may be chosen for this shape: pruned by waste and by shared memory."""
+def configurations(N: int, P: int, Q: int, C: int, K: int, moments: bool, capability: tuple[int, int]) -> list[Boxes]:
+    """Every tile that may be chosen for this shape: pruned by waste, by shared memory and by what spills."""
     found = []
     c = 64 if C > 32 else 32 if C > 16 else 16
     for m, k0, k1, warps in _SIZES:
         if k0 + k1 > max(32, 2 * K) or (k1 and k0 >= K):
             continue
+        blackwell = capability >= (10, 0)
+        if (k0 == 256 and (moments or blackwell)) or ((m, k0) == (128, 32) and moments and blackwell):
+            continue  # it spills
         stages = 4 if 4 * (m + k0 + k1) * c * 2 <= _SHARED_LIMIT else 3
         shapes = [(m, 1, 1)] if m // 4 <= N else []
         if P * Q > 1:
@@ -179,10 +183,12 @@ def predicted_cost(boxes: Boxes, N: int, P: int, Q: int, K: int, multiprocessors
     return waves * boxes.m * outputs * traffic
 
 
-def choose_boxes(N: int, P: int, Q: int, C: int, K: int, multiprocessors: int) -> Boxes:
+def choose_boxes(N: int, P: int, Q: int, C: int, K: int, moments: bool, device: Device) -> Boxes:
+    """The tile with the least predicted cost."""
     return min(
-        configurations(N, P, Q, C, K), key=lambda boxes: predicted_cost(boxes, N, P, Q, K, multiprocessors)
-    )  # fmt: skip
+        configurations(N, P, Q, C, K, moments, device.capability),
+        key=lambda boxes: predicted_cost(boxes, N, P, Q, K, device.multiprocessors),
+    )
 
 
 def unsupported(x: Tensor, residual: Tensor | None, K: int, stride: tuple[int, int]) -> str | None:
@@ -197,7 +203,7 @@ def unsupported(x: Tensor, residual: Tensor | None, K: int, stride: tuple[int, i
         strides = [t.stride(d) for d in (0, 2, 3) if t.shape[d] > 1]
         if t.data_ptr() % 16 or any(stride == 0 or stride % 8 for stride in strides):
             return "a descriptor wants 16-byte aligned pixels, none of them expanded"
-    if x.is_cuda and torch.cuda.get_device_capability(x.device) < (9, 0):
+    if device_of(x).capability < (9, 0):
         return "the device has no tensor memory accelerator"
     return None
 
@@ -254,8 +260,7 @@ def convolve_boxes(
     added = rest[0] if rest else target
     N, P, Q, K = target.shape
     _, H, W, C = source.shape
-    processors = torch.cuda.get_device_properties(x.device).multi_processor_count if x.is_cuda else 1
-    tile = boxes or choose_boxes(N, P, Q, C, K, processors)
+    tile = boxes or choose_boxes(N, P, Q, C, K, moments, device_of(x))
     i, h, w, k = tile.tiles(N, P, Q, K)
     second = tile.k1 or tile.k0
     partial = torch.empty((i * h * w, 2, K), dtype=torch.float32, device=x.device) if moments else None

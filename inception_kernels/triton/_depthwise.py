@@ -13,8 +13,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._convolution import adjacent_channels
-from ._device import activate, activation_gradient, load_vector
+from ._convolution import adjacent_channels, pixel_strides
+from ._device import activate, activation_gradient, load_vector, unit_of
 from ._weight_gradient import sum_of_slices
 
 _PIXELS = 32
@@ -45,22 +45,26 @@ def depthwise_tile(
 
 @triton.jit
 def _forward(
-    x, weight, bias, y, grad, M, H, W, C, P, Q, x_n, x_h, x_w,
+    x, weight, bias, y, grad, M, H, W, C, P, Q, x_n, x_h, x_w, UNIT: tl.constexpr,
     R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr,
     PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, BIAS: tl.constexpr,
     INPUT: tl.constexpr, MID: tl.constexpr, GRAD: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """y [M, C] = mid(depthwise(input(x)) + bias); with GRAD also grad [M, C] *= mid' there. weight is [R S, C]."""
-    m = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
+    C = C * UNIT
+    x_n = x_n * UNIT
+    x_h = x_h * UNIT
+    x_w = x_w * UNIT
+    m = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    n = m // (P * Q)
-    h0 = (m // Q % P).to(tl.int32) * STRIDE_H - PAD_H
-    w0 = (m % Q).to(tl.int32) * STRIDE_W - PAD_W
+    n = (m // (P * Q)).to(tl.int64)
+    h0 = m // Q % P * STRIDE_H - PAD_H
+    w0 = m % Q * STRIDE_W - PAD_W
     u = depthwise_tile(
         x, weight, bias, n, h0, w0, m < M, c, H, W, C, x_n, x_h, x_w, R, S, DILATION_H, DILATION_W, BIAS, INPUT
     )
     live = (m < M)[:, None] & (c < C)[None, :]
-    at = m[:, None] * C + c[None, :]
+    at = m.to(tl.int64)[:, None] * C + c[None, :]
     tl.store(y + at, activate(u, MID).to(y.dtype.element_ty), mask=live)
     if GRAD:
         masked = activation_gradient(tl.load(grad + at, mask=live, other=0.0).to(tl.float32), u, MID)
@@ -69,18 +73,22 @@ def _forward(
 
 @triton.jit
 def _input_gradient(
-    grad, weight, x, grad_x, M, H, W, C, P, Q, x_n, x_h, x_w,
+    grad, weight, x, grad_x, M, H, W, C, P, Q, x_n, x_h, x_w, UNIT: tl.constexpr,
     R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr,
     PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, INPUT: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """grad_x [N H W, C] = input'(x) times the sum over the outputs that read the pixel; grad is [N P Q, C]."""
-    m = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
+    C = C * UNIT
+    x_n = x_n * UNIT
+    x_h = x_h * UNIT
+    x_w = x_w * UNIT
+    m = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     inside = c < C
-    n = m // (H * W)
-    h = (m // W % H).to(tl.int32)
-    w = (m % W).to(tl.int32)
+    n = (m // (H * W)).to(tl.int64)
+    h = m // W % H
+    w = m % W
     acc = tl.zeros((PIXELS, CHANNELS), tl.float32)
     for r in tl.static_range(R):
         for s in tl.static_range(S):
@@ -102,21 +110,25 @@ def _input_gradient(
         at = n * x_n + h.to(tl.int64) * x_h + w * x_w
         v = tl.load(x + at[:, None] + c[None, :], mask=live, other=0.0).to(tl.float32)
         acc = activation_gradient(acc, v, INPUT)
-    tl.store(grad_x + m[:, None] * C + c[None, :], acc.to(grad_x.dtype.element_ty), mask=live)
+    tl.store(grad_x + m.to(tl.int64)[:, None] * C + c[None, :], acc.to(grad_x.dtype.element_ty), mask=live)
 
 
 @triton.jit
 def _slice_weight_gradient(
-    grad, x, partial, M, H, W, C, P, Q, x_n, x_h, x_w, rows,
+    grad, x, partial, M, H, W, C, P, Q, x_n, x_h, x_w, rows, UNIT: tl.constexpr,
     R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr,
     PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, INPUT: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """partial [slices, R S + 1, C]: per tap the sum of grad times input(x) over a slice; the last is grad's own sum."""
+    C = C * UNIT
+    x_n = x_n * UNIT
+    x_h = x_h * UNIT
+    x_w = x_w * UNIT
     c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     piece = tl.program_id(1)
     tap = tl.program_id(2)
-    begin = piece.to(tl.int64) * rows
+    begin = piece * rows
     end = tl.minimum(begin + rows, M)
     acc = tl.zeros((PIXELS, CHANNELS), tl.float32)
     for first in range(begin, end, PIXELS):
@@ -124,9 +136,9 @@ def _slice_weight_gradient(
         live = (m < end)[:, None] & (c < C)[None, :]
         g = tl.load(grad + m.to(tl.int64)[:, None] * C + c[None, :], mask=live, other=0.0).to(tl.float32)
         if tap < R * S:
-            n = m // (P * Q)
-            h = (m // Q % P).to(tl.int32) * STRIDE_H - PAD_H + tap // S * DILATION_H
-            w = (m % Q).to(tl.int32) * STRIDE_W - PAD_W + tap % S * DILATION_W
+            n = (m // (P * Q)).to(tl.int64)
+            h = m // Q % P * STRIDE_H - PAD_H + tap // S * DILATION_H
+            w = m % Q * STRIDE_W - PAD_W + tap % S * DILATION_W
             ok = live & ((h >= 0) & (h < H) & (w >= 0) & (w < W))[:, None]
             at = n * x_n + h.to(tl.int64) * x_h + w * x_w
             g = g * activate(tl.load(x + at[:, None] + c[None, :], mask=ok, other=0.0).to(tl.float32), INPUT)
@@ -160,10 +172,14 @@ class Depthwise:
             "PAD_W": self.padding[1], "DILATION_H": self.dilation[0], "DILATION_W": self.dilation[1],
         }  # fmt: skip
 
+    @property
+    def unit(self) -> int:
+        return unit_of(self.x.shape[1], *pixel_strides(self.x))
+
     def shape(self) -> tuple[int, ...]:
-        """H, W, C, P, Q and the strides of x's images, rows and columns."""
+        """H, W, C, P, Q and the strides of x's images, rows and columns; C and the strides in units."""
         _, C, H, W = self.x.shape
-        return H, W, C, *self.size, self.x.stride(0), self.x.stride(2), self.x.stride(3)
+        return H, W, C // self.unit, *self.size, *(stride // self.unit for stride in pixel_strides(self.x))
 
 
 def taps_major(weight: Tensor) -> Tensor:
@@ -191,7 +207,7 @@ def forward(d: Depthwise, grad: Tensor | None = None) -> Tensor:
     y = torch.empty((N, C, *d.size), dtype=d.x.dtype, device=d.x.device, memory_format=torch.channels_last)
     _forward[(triton.cdiv(d.pixels, _PIXELS), triton.cdiv(C, _CHANNELS))](
         d.x, taps_major(d.weight), d.weight if d.bias is None else d.bias.contiguous(), y,
-        y if grad is None else grad, d.pixels, *d.shape(), **d.window(), BIAS=d.bias is not None,
+        y if grad is None else grad, d.pixels, *d.shape(), UNIT=d.unit, **d.window(), BIAS=d.bias is not None,
         INPUT=d.input_activation, MID=d.mid_activation, GRAD=grad is not None, PIXELS=_PIXELS, CHANNELS=_CHANNELS,
     )  # fmt: skip
     return y
@@ -202,9 +218,9 @@ def input_gradient(d: Depthwise, grad: Tensor) -> Tensor:
     N, C, H, W = d.x.shape
     grad_x = torch.empty((N, C, H, W), dtype=d.x.dtype, device=d.x.device, memory_format=torch.channels_last)
     pixels = N * H * W
-    _input_gradient[(triton.cdiv(pixels, _PIXELS), triton.cdiv(C, _CHANNELS))](
-        grad, taps_major(d.weight), d.x, grad_x, pixels, *d.shape(), **d.window(), INPUT=d.input_activation,
-        PIXELS=_PIXELS, CHANNELS=_CHANNELS,
+    _input_gradient[(triton.cdiv(pixels, _PIXELS // 2), triton.cdiv(C, _CHANNELS))](
+        grad, taps_major(d.weight), d.x, grad_x, pixels, *d.shape(), UNIT=d.unit, **d.window(),
+        INPUT=d.input_activation, PIXELS=_PIXELS // 2, CHANNELS=_CHANNELS,
     )  # fmt: skip
     return grad_x
 
@@ -218,7 +234,7 @@ def weight_gradient(d: Depthwise, grad: Tensor) -> tuple[Tensor, Tensor]:
     count = triton.cdiv(d.pixels, rows)
     partial = torch.empty((count, R * S + 1, C), dtype=torch.float32, device=grad.device)
     _slice_weight_gradient[(tiles, count, R * S + 1)](
-        grad, d.x, partial, d.pixels, *d.shape(), rows, **d.window(), INPUT=d.input_activation,
+        grad, d.x, partial, d.pixels, *d.shape(), rows, UNIT=d.unit, **d.window(), INPUT=d.input_activation,
         PIXELS=_PIXELS, CHANNELS=_CHANNELS,
     )  # fmt: skip
     sums = sum_of_slices(partial, torch.float32)

@@ -11,7 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._convolution import precision_of
+from ._convolution import pixel_strides, precision_of
+from ._device import unit_of
 
 _ELEMENTS = 1024  # elements a program of the final sum
 _MAX_SLICES = 64
@@ -20,10 +21,13 @@ _MAX_SLICES = 64
 @triton.jit
 def _slice_product(
     grad_z, x, partial, M, H, W, C, P, Q, K, g_n, g_p, g_q, x_n, x_h, x_w, rows, TILES_C,
-    S: tl.constexpr, TAPS: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, PRECISION: tl.constexpr,
+    C_UNIT: tl.constexpr, K_UNIT: tl.constexpr, S: tl.constexpr, TAPS: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
+    C = C * C_UNIT
+    K = K * K_UNIT
     tile_k = tl.program_id(0) // TILES_C
     tap = tl.program_id(1)
     piece = tl.program_id(2)
@@ -31,24 +35,24 @@ def _slice_product(
     c = tl.program_id(0) % TILES_C * BLOCK_C + tl.arange(0, BLOCK_C)
     down = tap // S * DILATION_H - PAD_H
     across = tap % S * DILATION_W - PAD_W
-    begin = piece.to(tl.int64) * rows
+    begin = piece * rows
     end = tl.minimum(begin + rows, M)
     acc = tl.zeros((BLOCK_K, BLOCK_C), tl.float32)
     for first in range(begin, end, BLOCK_M):
         m = first + tl.arange(0, BLOCK_M)
         live = m < end
-        n = m // (P * Q)
-        p = (m // Q % P).to(tl.int32)
-        q = (m % Q).to(tl.int32)
+        n = (m // (P * Q)).to(tl.int64)
+        p = m // Q % P
+        q = m % Q
         h = p * STRIDE_H + down
         w = q * STRIDE_W + across
         ok = live & (h >= 0) & (h < H) & (w >= 0) & (w < W)
         a = tl.load(
-            grad_z + (n * g_n + p * g_p + q * g_q)[None, :] + k[:, None],
+            grad_z + (n * (g_n * K_UNIT) + p.to(tl.int64) * (g_p * K_UNIT) + q * (g_q * K_UNIT))[None, :] + k[:, None],
             mask=live[None, :] & (k < K)[:, None], other=0.0,
         )  # fmt: skip
         b = tl.load(
-            x + (n * x_n + h.to(tl.int64) * x_h + w * x_w)[:, None] + c[None, :],
+            x + (n * (x_n * C_UNIT) + h.to(tl.int64) * (x_h * C_UNIT) + w * (x_w * C_UNIT))[:, None] + c[None, :],
             mask=ok[:, None] & (c < C)[None, :], other=0.0,
         )  # fmt: skip
         acc = tl.dot(a, b, acc, input_precision=PRECISION)
@@ -91,10 +95,12 @@ def weight_gradient(
     wanted = max(1, min(_MAX_SLICES, 512 // (tiles_k * tiles_c * R * S), triton.cdiv(M, 8 * block_m)))
     rows = triton.cdiv(triton.cdiv(M, wanted), block_m) * block_m
     slices = triton.cdiv(M, rows)
+    x_strides, z_strides = pixel_strides(x), pixel_strides(grad_z)
+    c_unit, k_unit = unit_of(C, *x_strides), unit_of(K, *z_strides)
     partial = torch.empty((slices, K, R, S, C), dtype=torch.float32, device=x.device)
     _slice_product[(tiles_k * tiles_c, R * S, slices)](
-        grad_z, x, partial, M, H, W, C, P, Q, K, grad_z.stride(0), grad_z.stride(2), grad_z.stride(3),
-        x.stride(0), x.stride(2), x.stride(3), rows, tiles_c,
+        grad_z, x, partial, M, H, W, C // c_unit, P, Q, K // k_unit, *(stride // k_unit for stride in z_strides),
+        *(stride // c_unit for stride in x_strides), rows, tiles_c, C_UNIT=c_unit, K_UNIT=k_unit,
         S=S, TAPS=R * S, STRIDE_H=stride[0], STRIDE_W=stride[1], PAD_H=padding[0], PAD_W=padding[1],
         DILATION_H=dilation[0], DILATION_W=dilation[1], PRECISION=precision_of(x),
         BLOCK_K=block_k, BLOCK_C=block_c, BLOCK_M=block_m,

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._device import activate, activation_gradient, load_vector, merge_moments
+from ._device import activate, activation_gradient, load_vector, merge_moments, unit_of
 
 _CHANNELS = 64  # channels a program
 _PIXELS = 32  # pixels a step
@@ -47,7 +47,11 @@ def combine_moments(
 
 
 @triton.jit
-def _slice_moments(z, partial, M, K, stride, rows, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
+def _slice_moments(
+    z, partial, M, K, stride, rows, UNIT: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
+):  # fmt: skip
+    K = K * UNIT
+    stride = stride * UNIT
     k = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     begin = tl.program_id(1) * rows
     end = tl.minimum(begin + rows, M)
@@ -69,10 +73,14 @@ def _slice_moments(z, partial, M, K, stride, rows, PIXELS: tl.constexpr, CHANNEL
 
 @triton.jit
 def _normalise(
-    z, mean, var, gamma, beta, residual, y, M, K, z_stride, residual_stride, y_stride, eps,
+    z, mean, var, gamma, beta, residual, y, M, K, z_stride, residual_stride, y_stride, eps, UNIT: tl.constexpr,
     BN: tl.constexpr, GAMMA: tl.constexpr, BETA: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
+    K = K * UNIT
+    z_stride = z_stride * UNIT
+    residual_stride = residual_stride * UNIT
+    y_stride = y_stride * UNIT
     k = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     m = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
     inside = (m < M)[:, None] & (k < K)[None, :]
@@ -114,10 +122,14 @@ def _grad_u(
 @triton.jit
 def _slice_sums(
     grad_y, z, residual, mean, var, gamma, beta, partial, M, K, grad_stride, z_stride, residual_stride, rows, eps,
-    BN: tl.constexpr, GAMMA: tl.constexpr, BETA: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
-    PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    UNIT: tl.constexpr, BN: tl.constexpr, GAMMA: tl.constexpr, BETA: tl.constexpr, RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Per slice of pixels: the sums of grad_u and of grad_u times normalised z."""
+    K = K * UNIT
+    grad_stride = grad_stride * UNIT
+    z_stride = z_stride * UNIT
+    residual_stride = residual_stride * UNIT
     k = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     begin = tl.program_id(1) * rows
     end = tl.minimum(begin + rows, M)
@@ -152,10 +164,14 @@ def _combine_sums(partial, sums, K, SLICES, CHANNELS: tl.constexpr):
 @triton.jit
 def _input_gradient(
     grad_y, z, residual, mean, var, gamma, beta, sums, grad_z, grad_residual, M, K, grad_stride, z_stride,
-    residual_stride, eps, BN: tl.constexpr, GAMMA: tl.constexpr, BETA: tl.constexpr, RESIDUAL: tl.constexpr,
-    ACTIVATION: tl.constexpr, TRAINING: tl.constexpr, GRAD_Z: tl.constexpr, GRAD_RESIDUAL: tl.constexpr,
-    PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
+    residual_stride, eps, UNIT: tl.constexpr, BN: tl.constexpr, GAMMA: tl.constexpr, BETA: tl.constexpr,
+    RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, TRAINING: tl.constexpr, GRAD_Z: tl.constexpr,
+    GRAD_RESIDUAL: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
+    K = K * UNIT
+    grad_stride = grad_stride * UNIT
+    z_stride = z_stride * UNIT
+    residual_stride = residual_stride * UNIT
     k = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     m = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
     inside = (m < M)[:, None] & (k < K)[None, :]
@@ -247,8 +263,9 @@ def batch_statistics(z: Tensor) -> tuple[Tensor, Tensor]:
     M, K = flat.shape
     rows, count = slices(M, K)
     partial = torch.empty((count, 2, K), dtype=torch.float32, device=z.device)
+    unit = unit_of(K, flat.stride(0))
     _slice_moments[(triton.cdiv(K, _CHANNELS), count)](
-        flat, partial, M, K, flat.stride(0), rows, PIXELS=_PIXELS, CHANNELS=_CHANNELS
+        flat, partial, M, K // unit, flat.stride(0) // unit, rows, UNIT=unit, PIXELS=_PIXELS, CHANNELS=_CHANNELS
     )
     return statistics_of_partials(partial, M, rows)
 
@@ -262,9 +279,11 @@ def normalise(z: Tensor, bn: BatchNorm, residual: Tensor | None, activation: str
     if M == 0:
         return y
     anything = flat
+    strides = (flat.stride(0), added.stride(0), out.stride(0))
+    unit = unit_of(K, *strides)
     _normalise[(triton.cdiv(M, _PIXELS), triton.cdiv(K, _CHANNELS))](
         flat, _or(bn.mean, anything), _or(bn.var, anything), _or(bn.gamma, anything), _or(bn.beta, anything), added,
-        out, M, K, flat.stride(0), added.stride(0), out.stride(0), bn.eps, **bn.flags(),
+        out, M, K // unit, *(stride // unit for stride in strides), bn.eps, UNIT=unit, **bn.flags(),
         RESIDUAL=residual is not None, ACTIVATION=activation, PIXELS=_PIXELS, CHANNELS=_CHANNELS,
     )  # fmt: skip
     return y
@@ -281,22 +300,24 @@ def gradients(
     M, K = flat_grad.shape
     vectors = tuple(_or(v, flat_grad) for v in (bn.mean, bn.var, bn.gamma, bn.beta))
     strides = (flat_grad.stride(0), flat_z.stride(0), added.stride(0))
-    flags = {**bn.flags(), "RESIDUAL": residual is not None, "ACTIVATION": activation}
+    unit = unit_of(K, *strides)
+    strides = (strides[0] // unit, strides[1] // unit, strides[2] // unit)
+    flags = {**bn.flags(), "UNIT": unit, "RESIDUAL": residual is not None, "ACTIVATION": activation}
     blocks = {"PIXELS": _PIXELS, "CHANNELS": _CHANNELS}
     sums = torch.zeros((2, K), dtype=torch.float32, device=grad_y.device)
     if M and (needs_sums or (training and bn.given and needs_grad_z)):
         rows, count = slices(M, K)
         partial = torch.empty((count, 2, K), dtype=torch.float32, device=grad_y.device)
         _slice_sums[(triton.cdiv(K, _CHANNELS), count)](
-            flat_grad, flat_z, added, *vectors, partial, M, K, *strides, rows, bn.eps, **flags, **blocks
+            flat_grad, flat_z, added, *vectors, partial, M, K // unit, *strides, rows, bn.eps, **flags, **blocks
         )
         _combine_sums[(triton.cdiv(K, _CHANNELS),)](partial, sums, K, count, CHANNELS=_CHANNELS)
     grad_z = channels_last_like(grad_y) if needs_grad_z else None
     grad_residual = channels_last_like(grad_y) if needs_grad_residual else None
     if M and (needs_grad_z or needs_grad_residual):
         _input_gradient[(triton.cdiv(M, _PIXELS), triton.cdiv(K, _CHANNELS))](
-            flat_grad, flat_z, added, *vectors, sums, _or(grad_z, flat_grad), _or(grad_residual, flat_grad), M, K,
-            *strides, bn.eps, **flags, TRAINING=training and bn.given, GRAD_Z=needs_grad_z,
+            flat_grad, flat_z, added, *vectors, sums, _or(grad_z, flat_grad), _or(grad_residual, flat_grad), M,
+            K // unit, *strides, bn.eps, **flags, TRAINING=training and bn.given, GRAD_Z=needs_grad_z,
             GRAD_RESIDUAL=needs_grad_residual, **blocks,
         )  # fmt: skip
     grad_bias = None

@@ -4,6 +4,29 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Device:
+    """What the choice of a configuration asks of a device."""
+
+    capability: tuple[int, int]
+    multiprocessors: int
+
+
+# Tensors that are on no GPU are interpreted or only compiled, as if for this one.
+without_gpu = Device((9, 0), 132)
+
+
+def device_of(x: Tensor) -> Device:
+    if not x.is_cuda:
+        return without_gpu
+    properties = torch.cuda.get_device_properties(x.device)
+    return Device((properties.major, properties.minor), properties.multi_processor_count)
 
 
 def interpreted() -> bool:

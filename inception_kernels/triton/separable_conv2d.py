@@ -8,10 +8,17 @@ import triton.language as tl
 from torch import Tensor
 
 from . import _depthwise, batch_norm
-from ._convolution import Epilogue, adjacent_channels, precision_of, scale_shift, tile_moments
+from ._convolution import (
+    Epilogue,
+    adjacent_channels,
+    pixel_strides,
+    precision_of,
+    scale_shift,
+    tile_moments,
+)
 from ._counters import count_kernel
 from ._depthwise import Depthwise, depthwise_tile
-from ._device import activate
+from ._device import activate, unit_of
 from ._weight_gradient import weight_gradient
 from .conv2d_bn_act import Moments, input_gradient, parameter_gradient, product
 
@@ -25,7 +32,7 @@ Pair = tuple[int, int]
 @triton.jit
 def _fused(
     x, depthwise, depthwise_bias, pointwise, y, residual, bias, gamma, beta, mean, var, partial,
-    M, H, W, C, P, Q, K, x_n, x_h, x_w, r_n, r_p, r_q, eps,
+    M, H, W, C, P, Q, K, x_n, x_h, x_w, r_n, r_p, r_q, eps, C_UNIT: tl.constexpr, K_UNIT: tl.constexpr,
     R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr,
     PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, DEPTHWISE_BIAS: tl.constexpr,
     INPUT: tl.constexpr, MID: tl.constexpr, BIAS: tl.constexpr, BN: tl.constexpr, GAMMA: tl.constexpr,
@@ -33,12 +40,17 @@ def _fused(
     PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_M pixels x all K outputs; the depthwise result of a channel chunk is the product's operand."""
+    C = C * C_UNIT
+    K = K * K_UNIT
+    x_n = x_n * C_UNIT
+    x_h = x_h * C_UNIT
+    x_w = x_w * C_UNIT
     tile = tl.program_id(0)
-    m = tile.to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
+    m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     live = m < M
-    n = m // (P * Q)
-    p = (m // Q % P).to(tl.int32)
-    q = (m % Q).to(tl.int32)
+    n = (m // (P * Q)).to(tl.int64)
+    p = m // Q % P
+    q = m % Q
     h0 = p * STRIDE_H - PAD_H
     w0 = q * STRIDE_W - PAD_W
     k = tl.arange(0, BLOCK_K)
@@ -59,13 +71,13 @@ def _fused(
     u = acc * scale[None, :] + shift[None, :]
     inside = live[:, None] & (k < K)[None, :]
     if RESIDUAL:
-        at = n * r_n + p * r_p + q * r_q
+        at = n * (r_n * K_UNIT) + p.to(tl.int64) * (r_p * K_UNIT) + q * (r_q * K_UNIT)
         u += tl.load(residual + at[:, None] + k[None, :], mask=inside, other=0.0).to(tl.float32)
     u = activate(u, ACTIVATION)
     if MOMENTS:
         rounded = u.to(y.dtype.element_ty).to(tl.float32)  # batch norm sees what is stored
         tile_moments(partial, rounded, tl.minimum(BLOCK_M, M - tile * BLOCK_M), tile, k, K, BLOCK_M)
-    tl.store(y + m[:, None] * K + k[None, :], u.to(y.dtype.element_ty), mask=inside)
+    tl.store(y + m.to(tl.int64)[:, None] * K + k[None, :], u.to(y.dtype.element_ty), mask=inside)
 
 
 def is_memory_bound(C: int, K: int) -> bool:
@@ -89,15 +101,18 @@ def _fused_product(
     if d.pixels == 0:
         return y, None if partial is None else Moments(partial, rows)
     added = y if epilogue.residual is None else adjacent_channels(epilogue.residual)
+    added_strides = pixel_strides(added)
+    k_unit = unit_of(K, *added_strides)
     _fused[(tiles,)](
         d.x, _depthwise.taps_major(d.weight), y if d.bias is None else d.bias.contiguous(),
         pointwise.reshape(K, C).contiguous(), y,
         added, *epilogue.vectors(y), y if partial is None else partial,
-        d.pixels, *d.shape()[:5], K, *d.shape()[5:], added.stride(0), added.stride(2), added.stride(3), epilogue.eps,
+        d.pixels, *d.shape()[:5], K // k_unit, *d.shape()[5:], *(stride // k_unit for stride in added_strides),
+        epilogue.eps, C_UNIT=d.unit, K_UNIT=k_unit,
         **d.window(), DEPTHWISE_BIAS=d.bias is not None, INPUT=d.input_activation, MID=d.mid_activation,
         **epilogue.flags(), MOMENTS=moments, PRECISION=precision_of(d.x), BLOCK_M=rows,
         BLOCK_K=max(16, triton.next_power_of_2(K)),
-        BLOCK_C=16 if C <= 16 else 32, num_warps=4, num_stages=1,
+        BLOCK_C=16 if C <= 16 else 32, num_warps=8 if K > 64 else 4, num_stages=1,
     )  # fmt: skip
     return y, None if partial is None else Moments(partial, rows)
 

@@ -9,6 +9,7 @@ from operator_cases import check, conv_case, in_layout
 from inception_kernels.triton import _convolution_descriptor as descriptor
 from inception_kernels.triton import conv2d_bn_act
 from inception_kernels.triton._convolution_descriptor import Boxes
+from inception_kernels.triton.runtime import Device
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -97,9 +98,10 @@ SHAPES = [  # of both networks at batch 1, 8 and 256: (P, Q, C, K)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_configurations_are_pruned_but_never_empty(shape: tuple[int, ...], batch: int) -> None:
     P, Q, C, K = shape
-    found = descriptor.configurations(batch, P, Q, C, K)
+    device = Device((9, 0), 132)
+    found = descriptor.configurations(batch, P, Q, C, K, False, device.capability)
     assert found
     for boxes in found:
         assert boxes.stages * (boxes.m + boxes.k0 + boxes.k1) * boxes.c * 2 <= 232448
         assert (boxes.m, boxes.c, boxes.k0) == tuple(1 << (n.bit_length() - 1) for n in (boxes.m, boxes.c, boxes.k0))
-    assert descriptor.choose_boxes(batch, P, Q, C, K, 132) in found
+    assert descriptor.choose_boxes(batch, P, Q, C, K, False, device) in found

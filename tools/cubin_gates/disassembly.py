@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tools.cubin_gates import binaries
 
-_SECTION = re.compile(r"^//-+ \.(?P<kind>text|nv\.info)\.(?P<kernel>\S+) -+")
+_SECTION = re.compile(r"^//-+ \.(?P<kind>text|nv\.info)\.(?P<kernel>\S+)\s+-+")
 _LABEL = re.compile(r"^(\.L_x_\d+):")
 _LINE = re.compile(r'//## File "([^"]+)", line (\d+)')
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?P<text>[^/].*?)\s*;")
