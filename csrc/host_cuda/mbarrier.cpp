@@ -38,7 +38,7 @@ Mbarrier* find_mbarrier(uint32_t address, bool for_copies, const Site& site) {
         report("mbarrier", site, "its init, by %s, is not ordered before", agent_name(barrier.initializer).c_str());
       }
       const bool remote = cluster->blocks[rank].rank != running->block->rank;
-      if ((for_copies || remote) && !barrier.visible) {
+      if ((for_copies && !barrier.visible_to_copies) || (remote && !barrier.visible_to_cluster)) {
         report("mbarrier", site, "no mbar_fence_init has made its init visible");
       }
       return &barrier;
@@ -73,7 +73,9 @@ void mbar_init(uint32_t address, int arrivals, Where at) {
 
 void mbar_fence_init() {
   for (auto& [offset, barrier] : running->block->mbarriers) {
-    if (barrier.initializer == running->agent) barrier.visible = true;
+    if (barrier.initializer != running->agent) continue;
+    barrier.visible_to_copies = true;
+    barrier.visible_to_cluster = true;
   }
 }
 
@@ -103,7 +105,9 @@ void mbar_wait(uint32_t address, int parity, Where at) {
 void fence_proxy_async() {
   if (!checked) return;
   running->knowledge.fence();
-  mbar_fence_init();
+  for (auto& [offset, barrier] : running->block->mbarriers) {
+    if (barrier.initializer == running->agent) barrier.visible_to_copies = true;
+  }
 }
 
 }  // namespace ik::host_cuda

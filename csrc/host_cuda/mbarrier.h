@@ -26,7 +26,8 @@ struct Mbarrier {
   Time now = 1;
   Agent initializer;
   Time initialized;
-  bool visible = false;  // to other proxies and blocks
+  bool visible_to_copies = false;   // by either fence
+  bool visible_to_cluster = false;  // by mbar_fence_init
   Knowledge arriving, completed;
 };
 
