@@ -44,9 +44,9 @@ def render(readings: Sequence[Reading]) -> str:
         [
             "# The Triton kernels as compiled",
             "",
-            f"Triton {triton.__version__}, sources {source_hash()}; `python -m tools.triton_gates --table` writes this.",
-            "Every layer of Inception-v3 and Xception, bf16, forward, training and backward, with every tile that may",
-            "be chosen. Tensor share: tensor clocks over those of the busiest pipe in the main loop, lowest to highest.",
+            f"Triton {triton.__version__}, sources {source_hash()}; written by `python -m tools.triton_gates --table`.",
+            "Every layer of Inception-v3 and Xception, bf16, forward, training and backward, with every tile that",
+            "may be chosen. Tensor share: tensor clocks over those of the main loop's busiest pipe, lowest to highest.",
             "",
             _COLUMNS,
             "|" + "---|" * _COLUMNS.count(" | ") + "---|",
