@@ -74,19 +74,19 @@ IK_DEVICE void store_statistics(const Conv2dKernel& args, const WarpTile<Tile>& 
   const int rows = rows_inside<Tile>(first_row + warp_down * Tile::kWarpRows, args.geometry.pixels);
   float* partials = args.partials + static_cast<int64_t>(row_tile) * 2 * K + first_column;
   float* sums = shared.sums[warp_down] + warp_column;
+  static_assert(Tile::kColumns <= Tile::kThreads, "a thread for each column");
+  const int column = threadIdx.x;
+  const bool has_column = column < Tile::kColumns;
+  const bool stores = has_column && first_column + column < K;
 
   sum_staged<T>(staged, first_column + warp_column, rows, args.epilogue, StagedValue{}, sums);
   __syncthreads();
-  for (int i = threadIdx.x; i < Tile::kColumns; i += Tile::kThreads) {
-    shared.mean[i] = sum_of_warps(shared, i) / tile_rows;
-    if (first_column + i < K) partials[i] = shared.mean[i];
-  }
+  if (has_column) shared.mean[column] = sum_of_warps(shared, column) / tile_rows;
+  if (stores) partials[column] = shared.mean[column];
   __syncthreads();
   sum_staged<T>(staged, first_column + warp_column, rows, args.epilogue, StagedSquare{shared.mean + warp_column}, sums);
   __syncthreads();
-  for (int i = threadIdx.x; i < Tile::kColumns; i += Tile::kThreads) {
-    if (first_column + i < K) partials[K + i] = sum_of_warps(shared, i);
-  }
+  if (stores) partials[K + column] = sum_of_warps(shared, column);
 }
 
 template <typename Product, typename Tile, typename Loader>
