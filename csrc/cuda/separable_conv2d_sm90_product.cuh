@@ -5,8 +5,8 @@
 
 namespace ik::cuda::separable_sm90 {
 
-// A corner inside the tile.
-struct Slab {
+// From the first warpgroup's slab to the second one's.
+struct SlabStep {
   int row, column;
 };
 
@@ -17,12 +17,12 @@ struct Destination {
   int row;     // of the slab's first half
   int column;  // the first output channel
 
-  IK_DEVICE Destination(const Args& args, uint32_t item, Slab first, Slab step)
+  IK_DEVICE Destination(const Args& args, uint32_t item, int row0, SlabStep step)
       : place(Place::of<Tile>(args, uniform(item))) {
     const uint32_t thread = recomputed(threadIdx.x);
     const int warpgroup = static_cast<int>(thread / kWarpgroupThreads);
-    row = first.row + warpgroup * step.row + static_cast<int>(thread / 32 % 4 * 16 + thread % 32 / 4);
-    column = place.k + first.column + warpgroup * step.column + static_cast<int>(thread % 4) * kOctet;
+    row = row0 + warpgroup * step.row + static_cast<int>(thread / 32 % 4 * 16 + thread % 32 / 4);
+    column = place.k + warpgroup * step.column + static_cast<int>(thread % 4) * kOctet;
   }
 };
 
@@ -101,15 +101,15 @@ IK_DEVICE void write_octet(const float (&acc)[kCount], int group, int half, cons
   stg128(to, make_uint4(bits[0], bits[1], bits[2], bits[3]));
 }
 
-// 64 rows of the tile by four output channels for each accumulator. The first warpgroup's begin at `first`, the second
+// 64 rows of the tile by four output channels for each accumulator. The first warpgroup's begin at row0, the second
 // one's at `step` from there. The residual is loaded for kBatch groups at a time: as many as there are registers for.
 template <typename T, typename Tile, int kBatch, int kCount>
-IK_DEVICE void store_slab(float (&acc)[kCount], const Args& args, uint32_t item, Slab first, Slab step) {
+IK_DEVICE void store_slab(float (&acc)[kCount], const Args& args, uint32_t item, int row0, SlabStep step) {
   constexpr int kGroups = kCount / 16;
-  scale_slab(acc, Destination<Tile>(args, item, first, step).column, args);
+  scale_slab(acc, Destination<Tile>(args, item, row0, step).column, args);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    const Destination<Tile> to(args, item, {first.row + 8 * half, first.column}, step);
+    const Destination<Tile> to(args, item, row0 + 8 * half, step);
     const OutputPixel pixel = output_pixel<Tile>(args, to.place, to.row);
     if (pixel.inside) {
       T* const y = static_cast<T*>(args.y) + pixel.y + to.column;
@@ -161,10 +161,10 @@ class Consumer {
       const uint32_t item = work_.item(args_, ordinal);
       if constexpr (Tile::kHasSharedSlab) {
         constexpr int kBatch = 2;
-        store_slab<T, Tile, kBatch>(half_slab, args_, item, Slab{kConsumers * kSlabRows, 0}, Slab{0, Tile::kSharedN});
+        store_slab<T, Tile, kBatch>(half_slab, args_, item, kConsumers * kSlabRows, SlabStep{0, Tile::kSharedN});
       }
       constexpr int kBatch = Tile::kN / kOctetGroup;
-      store_slab<T, Tile, kBatch>(own, args_, item, Slab{0, 0}, Slab{kSlabRows, 0});
+      store_slab<T, Tile, kBatch>(own, args_, item, 0, SlabStep{kSlabRows, 0});
     }
   }
 
