@@ -36,7 +36,7 @@ def load(path: Path) -> list[Row]:
         ValueError: a file does not hold rows of this version.
     """
     if path.is_dir():
-        files = [each for each in sorted(path.rglob("*.json")) if each.name != CORRECTNESS]
+        files = [each for each in sorted(path.rglob("*.json")) if not each.name.endswith(CORRECTNESS)]
         return [row for each in files for row in load(each)]
     try:
         return from_document(json.loads(path.read_text(encoding="utf-8")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import itertools
 import json
 import os
@@ -17,7 +18,7 @@ import torch
 from inception_kernels import backends
 from inception_kernels.bench import environment, report
 from tools.gpu import cases
-from tools.gpu.options import RESULT, Options, parse
+from tools.gpu.options import RESULT, ROOT, Options, parse
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,11 @@ _PRECISIONS = (
 _BATCH, _QUICK_BATCH = 3, 1
 _WRITE_EVERY_SECONDS = 5.0
 _CONTINUE = "continue"
+_TRITON = "triton"  # `what` is empty for the CUDA kernels or this, and _CONTINUE after a lost device
 
 
 def main(options: Options) -> int:
-    backend = "cpu" if options.rehearse else "cuda"
+    backend = _backend(options)
     reason = backends.available()[backend]
     if reason is not None:
         options.write(f"the {backend} kernels are not there: {reason}")
@@ -64,6 +66,18 @@ def main(options: Options) -> int:
             _write(options, rows, len(wanted))
     _write(options, rows, len(wanted))
     return 0 if all(row["status"] != "wrong" for row in rows) else 1
+
+
+def _backend(options: Options) -> str:
+    if _TRITON not in options.what:
+        return "cpu" if options.rehearse else "cuda"
+    if options.rehearse:  # in Triton's interpreter, with the tests' corrections of it
+        if os.environ.get("TRITON_INTERPRET") != "1":  # read when Triton is imported, which torch may have done
+            os.environ["TRITON_INTERPRET"] = "1"
+            os.execv(sys.executable, [sys.executable, "-m", "tools.gpu.correctness", *sys.argv[1:]])
+        sys.path.append(str(ROOT / "tests" / "interpreted"))
+        importlib.import_module("interpreter")
+    return _TRITON
 
 
 def _calls(options: Options) -> list[tuple[cases.Call, Precision]]:
@@ -100,7 +114,8 @@ def _write(options: Options, rows: list[dict[str, Any]], wanted: int) -> None:
     major, minor = torch.cuda.get_device_capability()
     hardware = {"sm": 10 * major + minor, "device": where.device, "source_hash": where.source_hash}
     document = {"hardware": hardware, "environment": dataclasses.asdict(where), "rows": rows}
-    path = options.kept(f"benchmarks/results/{environment.slug(where)}/{report.CORRECTNESS}")
+    name = f"triton_{report.CORRECTNESS}" if _TRITON in options.what else report.CORRECTNESS
+    path = options.kept(f"benchmarks/results/{environment.slug(where)}/{name}")
     path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
 
 
@@ -115,13 +130,14 @@ def _device_answers() -> bool:
 
 def _start_again(options: Options, spent: float) -> None:
     """This step in a fresh process, from the next case on."""
-    arguments = [_CONTINUE, "--output", str(options.output), "--seconds", f"{max(options.seconds - spent, 1):g}"]
+    what = options.what if _CONTINUE in options.what else options.what + _CONTINUE
+    arguments = [what, "--output", str(options.output), "--seconds", f"{max(options.seconds - spent, 1):g}"]
     flags = ["--quick"] if options.quick else []
     os.execv(sys.executable, [sys.executable, "-m", "tools.gpu.correctness", *arguments, *flags])
 
 
 def _earlier_rows(options: Options) -> list[dict[str, Any]]:
-    if options.what != _CONTINUE:
+    if _CONTINUE not in options.what:
         return []
     rows: list[dict[str, Any]] = json.loads((options.output / RESULT).read_text(encoding="utf-8"))["rows"]
     return rows

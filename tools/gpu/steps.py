@@ -29,6 +29,7 @@ STEPS = (
     Step("build", "check", "build", "both extensions, in place", 180, 900),
     Step("conformance", "check", "conformance", "every primitive on random bits, recorded", 60, 120),
     Step("correctness", "check", "correctness", "against float64, forward and backward", 90, 600, (), "build"),
+    Step("triton", "check", "correctness", "the Triton kernels likewise", 60, 600, ("triton",), "build"),
     Step("operators", "measure", "benchmarks", "every layer shape against PyTorch", 110, 590, ("operators",), "build"),
     Step("networks", "measure", "benchmarks", "both networks against PyTorch", 90, 590, ("networks",), "build"),
     Step("ceilings", "measure", "ceilings", "copy, L2, product, launch boundary", 25, 120),
