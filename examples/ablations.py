@@ -6,6 +6,12 @@
 Each one trains a few variants from several seeds in a minute or two on two cores and writes one picture: the loss and
 the accuracy by epoch, with the range over the seeds. Digits of 8x8 pixels are an easy task: see
 the papers for the effect at the size that they speak of.
+
+`distillation` is such a case. The paper says that a teacher trained with label smoothing is the more accurate one and
+the worse teacher. In eight runs here (distillation.png) its students had twice the validation loss of the other
+teacher's, 0.23 instead of 0.12, some of it because they learned to be less certain, but the same accuracy: 96.5 and
+96.3 %, with a deviation of more than 1 between the seeds, beside 95.5 % with labels alone. The mean accuracies of the
+first three runs were in the order that the paper found.
 """
 
 from __future__ import annotations
@@ -30,12 +36,15 @@ from inception_kernels.models.factorization import SmallWindows
 from inception_kernels.models.xception_blocks import SegmentedConv2d
 from inception_kernels.nn import ConvBNAct, SeparableConv2d
 from inception_kernels.training import data
+from inception_kernels.training.distillation import DistillationLoss, Distilled
 from inception_kernels.training.plots import COLOURS, STYLE
 from inception_kernels.training.recipes import Recipe, inception_v3_imagenet
 from inception_kernels.training.trainer import Options, Result, Trainer
 
 SIZE = 16
 CHANNELS = 32
+STUDENT_CHANNELS = 12
+TEMPERATURE = 2.0
 RECIPE = replace(inception_v3_imagenet(), dropout=0.0, label_smoothing=0.0, average_decay=0.98)
 
 
@@ -47,6 +56,9 @@ class Variant:
     block: Callable[[], nn.Module]
     depth: int = 2
     recipe: Recipe = RECIPE
+    channels: int = CHANNELS
+    teacher: Variant | None = None  # an earlier variant of the same ablation, whose outputs replace the labels
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -72,12 +84,12 @@ class Residual(nn.Module):
 def network(variant: Variant) -> nn.Module:
     """Strided 3x3 -> blocks -> average over the image -> linear."""
     blocks = [variant.block() for _ in range(variant.depth)]
-    stem = ConvBNAct(1, CHANNELS, 3, stride=2, padding=1)
-    return nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS, 10))
+    stem = ConvBNAct(1, variant.channels, 3, stride=2, padding=1)
+    return nn.Sequential(stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(variant.channels, 10))
 
 
-def windows(mid_activation: str) -> Callable[[], nn.Module]:
-    return lambda: SmallWindows(CHANNELS, CHANNELS, 5, mid_activation=mid_activation)
+def windows(mid_activation: str, channels: int = CHANNELS) -> Callable[[], nn.Module]:
+    return lambda: SmallWindows(channels, channels, 5, mid_activation=mid_activation)
 
 
 def separable(mid_activation: str = "none") -> Callable[[], nn.Module]:
@@ -87,6 +99,23 @@ def separable(mid_activation: str = "none") -> Callable[[], nn.Module]:
 def segmented(segments: int) -> Callable[[], nn.Module]:
     return lambda: SegmentedConv2d(CHANNELS, CHANNELS, segments, activation="relu")
 
+
+def teacher(epsilon: float) -> Variant:
+    return Variant(f"teacher, epsilon {epsilon:g}", windows("relu"), recipe=replace(RECIPE, label_smoothing=epsilon))
+
+
+def student(label: str, of: Variant | None = None) -> Variant:
+    return Variant(
+        label,
+        windows("relu", STUDENT_CHANNELS),
+        depth=1,
+        channels=STUDENT_CHANNELS,
+        teacher=of,
+        temperature=TEMPERATURE,
+    )
+
+
+SHARP, SMOOTHED = teacher(0.0), teacher(0.1)
 
 ABLATIONS = {
     "factors": Ablation(
@@ -112,6 +141,18 @@ ABLATIONS = {
         ),
         "averaged_val_loss",
     ),
+    "distillation": Ablation(
+        "Small students of teachers with and without label smoothing, and of the labels\n"
+        "(Müller, Kornblith, Hinton 2019, section 4)",
+        (
+            SHARP,
+            SMOOTHED,
+            student("student of the labels"),
+            student("student of the teacher, epsilon 0", SHARP),
+            student("student of the teacher, epsilon 0.1", SMOOTHED),
+        ),
+        "averaged_val_loss",
+    ),
     "segments": Ablation(
         "From a regular convolution (1 segment) to one spatial convolution per channel\n(Chollet 2017, section 1.2)",
         tuple(
@@ -121,13 +162,34 @@ ABLATIONS = {
 }
 
 
-def train(variant: Variant, images: data.Data, epochs: int, seed: int) -> tuple[Result, int]:
-    """What the run found, and how many parameters the network has."""
+@dataclass(frozen=True)
+class Run:
+    """What one training found, and the network with averaged weights that it ended with."""
+
+    result: Result
+    network: nn.Module
+
+    @property
+    def parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.network.parameters())
+
+    def by_epoch(self, column: str) -> list[float]:
+        return [row[column] for row in self.result.epochs]
+
+
+def train(variant: Variant, images: data.Data, epochs: int, seed: int, taught_by: nn.Module | None = None) -> Run:
+    """Train on the labels, or on the outputs of a teacher, which is left frozen."""
     torch.manual_seed(seed)
     net = network(variant)
     options = Options(epochs=epochs, batch_size=32, seed=seed, channels_last=True)
-    result = Trainer(net, images, variant.recipe, options).run()
-    return result, sum(parameter.numel() for parameter in net.parameters())
+    if taught_by is None:
+        trainer = Trainer(net, images, variant.recipe, options)
+        return Run(trainer.run(), trainer.best_model)
+    loss = DistillationLoss(variant.temperature)
+    trainer = Trainer(Distilled(net, taught_by), images, variant.recipe, options, loss=loss)
+    result, distilled = trainer.run(), trainer.best_model
+    assert isinstance(distilled, Distilled)
+    return Run(result, distilled.student)
 
 
 def run(name: str, epochs: int, seeds: int, folder: Path, console: Console) -> Path:
@@ -136,17 +198,22 @@ def run(name: str, epochs: int, seeds: int, folder: Path, console: Console) -> P
     table = Table(title=ablation.title, title_justify="left")
     for heading in ("variant", "parameters", "train loss", "validation loss", "validation accuracy"):
         table.add_column(heading, justify="left" if heading == "variant" else "right")
+    networks: dict[tuple[Variant, int], nn.Module] = {}
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, 2, figsize=(10, 4.2))
         for variant, colour in zip(ablation.variants, COLOURS, strict=False):
-            runs = [train(variant, images, epochs, seed) for seed in range(seeds)]
+            runs = []
+            for seed in range(seeds):
+                taught_by = None if variant.teacher is None else networks[variant.teacher, seed]
+                runs.append(train(variant, images, epochs, seed, taught_by))
+            networks |= {(variant, seed): run.network for seed, run in enumerate(runs)}
             columns = ("train_loss", "averaged_val_loss", "averaged_val_accuracy")
-            values = {column: np.array([[row[column] for row in run.epochs] for run, _ in runs]) for column in columns}
+            values = {column: np.array([run.by_epoch(column) for run in runs]) for column in columns}
             for axis, column in zip(axes, (ablation.loss, "averaged_val_accuracy"), strict=True):
                 draw(axis, values[column], variant.label, colour)
             last = [values[column][:, -1] for column in columns]
             cells = [f"{each.mean():.3f} ± {each.std():.3f}" for each in last]
-            table.add_row(variant.label, f"{runs[0][1]:,}", *cells)
+            table.add_row(variant.label, f"{runs[0].parameters:,}", *cells)
         axes[0].set_ylabel("training loss" if ablation.loss == "train_loss" else "validation loss, averaged weights")
         axes[1].set_ylabel("validation accuracy, averaged weights")
         axes[1].legend(frameon=False, loc="lower right")

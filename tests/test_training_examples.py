@@ -3,6 +3,7 @@
 import importlib.util
 import sys
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,25 @@ def test_variants_differ_in_what_they_compute(ablations):
             torch.manual_seed(0)
             outputs.append(ablations.network(variant)(x))
         assert len({tuple(output.flatten().tolist()) for output in outputs}) == len(outputs), name
+
+
+def test_students_learn_from_their_teachers(ablations, tmp_path, monkeypatch):
+    images = replace(patterns(train=32, size=ablations.SIZE), classes=tuple("0123456789"))
+    monkeypatch.setattr(ablations.data, "digits", lambda size: images)
+    train, trained = ablations.train, []
+
+    def recorded(variant, images, epochs, seed, taught_by):
+        run = train(variant, images, epochs, seed, taught_by)
+        trained.append((variant, seed, taught_by, run))
+        return run
+
+    monkeypatch.setattr(ablations, "train", recorded)
+    ablations.run("distillation", 1, 2, tmp_path, Console(width=120))
+    networks = {(variant, seed): run.network for variant, seed, _, run in trained}
+    for variant, seed, taught_by, _ in trained:
+        assert taught_by is (None if variant.teacher is None else networks[variant.teacher, seed])
+    # One start, three kinds of targets: three students, and small ones.
+    students = [run for variant, seed, _, run in trained if variant.channels == ablations.STUDENT_CHANNELS and not seed]
+    weights = [torch.cat([each.flatten() for each in run.network.parameters()]) for run in students]
+    assert len(weights) == 3 and not any(torch.equal(a, b) for a, b in pairwise(weights))
+    assert all(run.parameters < trained[0][3].parameters / 10 for run in students)

@@ -113,6 +113,7 @@ class Trainer:
         processes: this process among all.
         logs: are told the numbers; only in the first process.
         settings: plain values that a checkpoint keeps, and that must be the same where it is continued.
+        loss: of what the model returns and the labels, instead of the recipe's.
 
     Raises:
         ValueError: the batch cannot be divided among processes and parts, or is larger than the data set.
@@ -127,6 +128,7 @@ class Trainer:
         processes: Processes | None = None,
         logs: Sequence[Log] = (),
         settings: dict[str, Any] | None = None,
+        loss: nn.Module | None = None,
     ) -> None:
         self.processes = Processes(torch.device("cpu")) if processes is None else processes
         parts = self.processes.world_size * options.accumulate
@@ -140,7 +142,7 @@ class Trainer:
         self.settings = {} if settings is None else settings
         self.steps_per_epoch = len(self._order(0, 0))
         self.network = self.processes.parallel(model)
-        self.loss = RecipeLoss(recipe)
+        self.loss = RecipeLoss(recipe) if loss is None else loss
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = build_optimizer(recipe, model)
         self.scheduler = build_scheduler(recipe, self.optimizer, self.steps_per_epoch, options.batch_size)
