@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import importlib.util
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,11 @@ from rich.console import Console
 from inception_kernels import backends, roofline, source_hash
 from inception_kernels.bench import Config, Row, columns, environment, harness, memory, render, report, terminal, timing
 from inception_kernels.bench.cases import cases
+from inception_kernels.bench.config import LAYER_OPERATORS, OPERATORS
 from inception_kernels.bench.contenders import Eager, OnnxRuntime, OpenVino, Ours, contenders
 from inception_kernels.bench.contenders.base import Baseline, Prepared, Unfit
 from inception_kernels.bench.contenders.compiled import Compiled
-from inception_kernels.bench.plain import PlainConv, PlainPair, PlainSeparable
+from inception_kernels.bench.plain import PlainConv, PlainLoss, PlainPair, PlainPointwiseDepthwise, PlainSeparable
 from inception_kernels.bench.problem import Case, Problem
 from inception_kernels.bench.row import (
     FAILED,
@@ -58,7 +60,18 @@ def pair() -> PlainPair:
     return PlainPair(conv((6, 8), (1, 3)), conv((8, 10), (3, 1)))
 
 
-BUILDERS = {"conv2d_bn_act": conv, "separable_conv2d": separable, "asymmetric_pair": pair}
+def pointwise_first() -> PlainPointwiseDepthwise:
+    return PlainPointwiseDepthwise((6, 10), (3, 3), (1, 1), "relu", "relu", 1e-3)
+
+
+LOSS = "label_smoothing_cross_entropy"
+IMAGE_BUILDERS = {
+    "conv2d_bn_act": conv,
+    "separable_conv2d": separable,
+    "asymmetric_pair": pair,
+    "pointwise_depthwise_conv2d": pointwise_first,
+}
+BUILDERS = {**IMAGE_BUILDERS, LOSS: lambda: PlainLoss(2, 11)}
 
 
 def small_case(operator: str = "conv2d_bn_act", dtype: str = "float32", pass_: str = "inference") -> Case:
@@ -69,7 +82,7 @@ def small_case(operator: str = "conv2d_bn_act", dtype: str = "float32", pass_: s
         batch=2,
         dtype=dtype,
         pass_=pass_,
-        input_shape=(2, 6, 7, 7),
+        input_shape=(2, 11) if operator == LOSS else (2, 6, 7, 7),
         build=BUILDERS[operator],
         layers=((1000.0, 500.0),),
     )
@@ -236,6 +249,31 @@ def test_cases_are_the_layers_of_the_models() -> None:
         for chained in distinct_pairs(network):
             assert f"{network} {chained}" in names
     assert [case.kind for case in found[:2]] == ["network", "network"]
+
+
+def test_every_operator_has_cases_and_a_suite() -> None:
+    assert sorted(BUILDERS) == sorted(OPERATORS)
+    for operator in OPERATORS:
+        text = (ROOT / "benchmarks" / f"bench_{operator}.py").read_text()
+        assert f'OPERATOR = "{operator}"' in text and f"def bench_{operator}(" in text
+        assert cases(Config(kinds=("operator",), operators=(operator,), batches=(1,), passes=("inference",)))
+    assert {case.operator for case in cases(Config(kinds=("operator",)))} == set(LAYER_OPERATORS)
+
+
+def test_cases_of_the_operators_that_no_network_has() -> None:
+    common = {"kinds": ("operator",), "batches": (3,), "dtypes": ("float32",), "passes": ("inference", "training")}
+    losses = cases(Config(operators=(LOSS,), layers=2, **common))
+    assert [case.input_shape for case in losses] == [(3, 100_000), (3, 17_000)] * 2
+    assert [case.work[0] for case in losses[::2]] == [(3e5, 1.2e6), (9e5, 3.6e6)]
+    assert losses[0].build()(torch.zeros(3, 100_000)).item() == pytest.approx(math.log(100_000))
+
+    found = cases(Config(operators=("pointwise_depthwise_conv2d",), networks=("xception",), **common))
+    assert len({case.name for case in found}) == len(found) / 2 > 5
+    largest = next(case for case in found if case.name == "xception pointwise first 728->728 3x3 @19")
+    assert largest is found[0]
+    assert largest.work[0][0] == 3 * 19 * 19 * 728 * (728 + 9)
+    module = found[0].build()
+    assert sum(each.numel() for each in module.parameters()) == 728 * (728 + 9 + 2)
 
 
 def test_network_work_is_that_of_the_papers() -> None:
@@ -416,7 +454,7 @@ def test_a_networks_half_precision_error_is_meaningful() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("operator", sorted(BUILDERS))
+@pytest.mark.parametrize("operator", sorted(IMAGE_BUILDERS))
 def test_openvino_computes_the_same(operator: str, dtype: str) -> None:
     pytest.importorskip("openvino", reason="a peer, optional: pip install openvino")
     row = measured(OpenVino(), case=small_case(operator, dtype))["openvino"]
@@ -433,10 +471,11 @@ def test_onnx_runtime_computes_the_same() -> None:
 
 
 def test_peers_that_do_not_train_say_so() -> None:
-    rows = measured(OpenVino(), OnnxRuntime(), case=small_case(pass_="training"))
-    for name in ("openvino", "onnxruntime"):
-        assert rows[name].status in (NOT_APPLICABLE, NOT_INSTALLED)
-        assert rows[name].reason
+    for case in (small_case(pass_="training"), small_case(LOSS)):
+        rows = measured(OpenVino(), OnnxRuntime(), case=case)
+        for name in ("openvino", "onnxruntime"):
+            assert rows[name].status in (NOT_APPLICABLE, NOT_INSTALLED)
+            assert rows[name].reason
 
 
 def test_peers_that_are_not_installed_say_so(monkeypatch: pytest.MonkeyPatch) -> None:

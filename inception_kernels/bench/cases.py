@@ -1,14 +1,17 @@
-"""The cases of a run: every distinct layer of the two networks, read from the models, and the networks themselves."""
+"""The cases of a run: every distinct layer of the two networks, read from the models, and the networks themselves.
+
+The operators that neither network has get shapes of their own (`extra`)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 
 from torch import nn
 
 from inception_kernels.bench.config import Config
+from inception_kernels.bench.extra import EXTRA, ExtraLayer
 from inception_kernels.bench.plain import PlainConv, PlainPair, PlainSeparable
 from inception_kernels.bench.problem import Case
 from inception_kernels.models import load
@@ -27,9 +30,12 @@ class _Layer:
     name: str
     operator: str
     input_shape: tuple[int, int, int]  # [C, H, W]
-    build: Callable[[], nn.Module]
+    module: Callable[[], nn.Module]
     specs: tuple[LayerSpec, ...]
     count: int
+
+    def build(self, batch: int) -> nn.Module:
+        return self.module()
 
     def work(self, batch: int) -> tuple[float, float]:
         """Multiply-adds and elements moved once by one fused kernel."""
@@ -45,11 +51,16 @@ def cases(config: Config) -> list[Case]:
     found = list(_network_cases(config)) if "network" in config.kinds else []
     for pass_ in config.passes if "operator" in config.kinds else ():
         for operator in config.operators:
-            layers = [layer for name in config.networks for layer in _layers(name, config.image_size)]
-            chosen = sorted((each for each in layers if each.operator == operator), key=_total_work, reverse=True)
-            for layer in chosen[: config.layers]:
+            for layer in sorted(_of_operator(operator, config), key=_total_work, reverse=True)[: config.layers]:
                 found += _layer_cases(layer, pass_, config)
     return found
+
+
+def _of_operator(operator: str, config: Config) -> list[_Layer | ExtraLayer]:
+    if operator in EXTRA:
+        return list(EXTRA[operator](config.networks, config.image_size))
+    layers = [layer for name in config.networks for layer in _layers(name, config.image_size)]
+    return [layer for layer in layers if layer.operator == operator]
 
 
 def _network_cases(config: Config) -> Iterator[Case]:
@@ -70,7 +81,7 @@ def _network_cases(config: Config) -> Iterator[Case]:
                     )
 
 
-def _layer_cases(layer: _Layer, pass_: str, config: Config) -> Iterator[Case]:
+def _layer_cases(layer: _Layer | ExtraLayer, pass_: str, config: Config) -> Iterator[Case]:
     for batch in config.batches:
         for dtype in config.dtypes:
             yield Case(
@@ -81,12 +92,12 @@ def _layer_cases(layer: _Layer, pass_: str, config: Config) -> Iterator[Case]:
                 dtype=dtype,
                 pass_=pass_,
                 input_shape=(batch, *layer.input_shape),
-                build=layer.build,
+                build=partial(layer.build, batch),
                 layers=(layer.work(batch),),
             )
 
 
-def _total_work(layer: _Layer) -> float:
+def _total_work(layer: _Layer | ExtraLayer) -> float:
     return layer.count * layer.work(1)[0]
 
 
@@ -126,7 +137,7 @@ def _pair(network: str, pair: PairSpec) -> _Layer:
         name=f"{network} {pair}",
         operator="asymmetric_pair",
         input_shape=shape,
-        build=lambda: PlainPair(_conv(first), _conv(second)),
+        module=lambda: PlainPair(_conv(first), _conv(second)),
         specs=(first, second),
         count=pair.count,
     )

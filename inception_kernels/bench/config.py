@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 NETWORKS = ("inception_v3", "xception")
-OPERATORS = ("separable_conv2d", "conv2d_bn_act", "asymmetric_pair")
+LAYER_OPERATORS = ("separable_conv2d", "conv2d_bn_act", "asymmetric_pair")
+OPERATORS = (*LAYER_OPERATORS, "pointwise_depthwise_conv2d", "label_smoothing_cross_entropy")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PASSES = ("inference", "training")
 KINDS = ("network", "operator")
@@ -22,7 +23,7 @@ class Config:
 
     kinds: tuple[str, ...] = KINDS
     networks: tuple[str, ...] = NETWORKS
-    operators: tuple[str, ...] = OPERATORS
+    operators: tuple[str, ...] = LAYER_OPERATORS  # those that the two networks have
     batches: tuple[int, ...] = (1, 8)
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     passes: tuple[str, ...] = PASSES

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import inception_kernels as ik
@@ -132,6 +134,61 @@ class PlainPair(nn.Module):
             training=self.training,
             eps=first.bn.eps,
         )
+
+    def prepared(self) -> FusedCall:
+        return self.fused()
+
+
+class PlainPointwiseDepthwise(nn.Module):
+    """Pointwise -> act -> depthwise -> BN -> act, as `pointwise_depthwise_conv2d`."""
+
+    def __init__(
+        self, channels: Pair, kernel: Pair, padding: Pair, mid_activation: str, activation: str, eps: float
+    ) -> None:
+        super().__init__()
+        inner, outer = channels
+        self.pointwise = nn.Conv2d(inner, outer, 1, bias=False)
+        self.depthwise = nn.Conv2d(outer, outer, kernel, padding=padding, groups=outer, bias=False)
+        self.bn = nn.BatchNorm2d(outer, eps=eps)
+        self.padding = padding
+        self.mid_activation = mid_activation
+        self.activation = activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.depthwise(activate(self.pointwise(x), self.mid_activation))
+        return activate(self.bn(y), self.activation)
+
+    def fused(self) -> FusedCall:
+        return lambda x: ik.pointwise_depthwise_conv2d(
+            x,
+            self.pointwise.weight,
+            self.depthwise.weight,
+            *_four(self.bn),
+            padding=self.padding,
+            mid_activation=self.mid_activation,
+            activation=self.activation,
+            training=self.training,
+            eps=self.bn.eps,
+        )
+
+    def prepared(self) -> FusedCall:
+        return self.fused()
+
+
+class PlainLoss(nn.Module):
+    """Mean cross entropy of logits `[N, K]` against smoothed random labels, as `label_smoothing_cross_entropy`."""
+
+    def __init__(self, rows: int, classes: int, smoothing: float = 0.1) -> None:
+        super().__init__()
+        self.smoothing = smoothing
+        self.target: Tensor
+        self.register_buffer("target", torch.randint(classes, (rows,)))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return F.cross_entropy(logits, self.target, label_smoothing=self.smoothing)
+
+    def fused(self) -> FusedCall:
+        return lambda logits: ik.label_smoothing_cross_entropy(logits, self.target, smoothing=self.smoothing)
 
     def prepared(self) -> FusedCall:
         return self.fused()

@@ -26,7 +26,7 @@ class Case:
     batch: int
     dtype: str
     pass_: str
-    input_shape: tuple[int, ...]  # [N, C, H, W]
+    input_shape: tuple[int, ...]  # [N, C, H, W], of a loss [N, K]
     build: Callable[[], nn.Module]
     layers: tuple[tuple[float, float], ...]
 
@@ -95,7 +95,8 @@ class Problem:
 
     def copy_of_input(self, channels_last: bool = False) -> Tensor:
         """The input; in training it requires a gradient for an operator, not for a network's image."""
-        x = self.x.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        images = channels_last and self.x.dim() == 4
+        x = self.x.clone(memory_format=torch.channels_last if images else torch.contiguous_format)
         return x.requires_grad_(self.case.training and self.case.kind == "operator")
 
     def step(self, function: Callable[[Tensor], Tensor], x: Tensor, parameters: Sequence[Tensor]) -> Step:

@@ -28,6 +28,8 @@ class OnnxRuntime(Baseline):
             )
         if case.training:
             return Unfit(NOT_APPLICABLE, "ONNX Runtime does not train here")
+        if len(case.input_shape) != 4:
+            return Unfit(NOT_APPLICABLE, "ONNX Runtime is raced on images only")
         reason = _no_convolution(case.dtype)
         return None if reason is None else Unfit(NOT_APPLICABLE, reason)
 

@@ -24,6 +24,8 @@ class OpenVino(Baseline):
             return Unfit(NOT_INSTALLED, "openvino is not installed: pip install 'inception-kernels[peers]'")
         if case.training:
             return Unfit(NOT_APPLICABLE, "OpenVINO does not train")
+        if len(case.input_shape) != 4:
+            return Unfit(NOT_APPLICABLE, "OpenVINO is raced on images only")
         if case.dtype == "float64":
             return Unfit(NOT_APPLICABLE, "OpenVINO's CPU plugin computes float64 in float32")
         return None
