@@ -18,7 +18,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--arch", action="append", choices=list(DEVICES), help="default: all")
     parser.add_argument("--batch", action="append", type=int, help=f"default: {cases.BATCHES}")
     parser.add_argument("--layer", default="", help="only layers whose text contains this regular expression")
-    parser.add_argument("--table", action="store_true", help="write benchmarks/triton_kernels.md (an hour or more of one core)")
+    parser.add_argument("--table", action="store_true", help="write benchmarks/triton_kernels.md (an hour)")
     options = parser.parse_args(arguments)
     chosen = [
         case for case in cases.cases(tuple(options.batch or cases.BATCHES)) if re.search(options.layer, str(case.layer))
