@@ -43,6 +43,8 @@ def config_of(options: pytest.Config, **chosen: tuple[str, ...]) -> Config:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A suite says what it measures: `OPERATOR = "<operator>"`, or nothing for whole networks."""
+    if "contender" not in metafunc.fixturenames:  # a suite with cases of its own
+        return
     operator = getattr(metafunc.module, "OPERATOR", None)
     config = config_of(
         metafunc.config,

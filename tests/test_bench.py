@@ -8,6 +8,9 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -249,6 +252,20 @@ def test_cases_are_the_layers_of_the_models() -> None:
         for chained in distinct_pairs(network):
             assert f"{network} {chained}" in names
     assert [case.kind for case in found[:2]] == ["network", "network"]
+
+
+def test_segments_suite_measures_both_implementations(tmp_path: Path) -> None:
+    out = tmp_path / "segments.json"
+    chosen = "1-float32-16-spatial_first"
+    command = ["bench_segments.py", "-q", "-k", chosen, "--benchmark-max-time=0.01", f"--benchmark-json={out}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *command],
+        cwd=ROOT / "benchmarks", env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    found = json.loads(out.read_text())["benchmarks"]
+    assert {each["extra_info"]["backend"] for each in found} == {"reference", "automatic"}
+    assert len({each["extra_info"]["gflop"] for each in found}) == 1
 
 
 def test_every_operator_has_cases_and_a_suite() -> None:
