@@ -19,6 +19,11 @@ SHAPES = {  # N, K, P, Q
     "one_pixel_each": (5, 40, 1, 1),
     "few_lanes_idle": (1, 72, 13, 3),
 }
+# So many channels that one tile holds all pixels: threads take one round after the other, the last of them ragged.
+SEVERAL_ROUNDS = {
+    "three_rounds": (1, 32769, 13, 10),
+    "two_rounds": (2, 32769, 7, 5),
+}
 LAYOUTS = ("dense", "channel_slice", "unaligned_slice", "spatial_slice")
 
 
@@ -62,7 +67,7 @@ def workspace(size: int) -> torch.Tensor:
 
 
 def sizes_of(shape: str | tuple[int, ...]) -> tuple[int, ...]:
-    return SHAPES[shape] if isinstance(shape, str) else shape
+    return (SHAPES | SEVERAL_ROUNDS)[shape] if isinstance(shape, str) else shape
 
 
 def random_activations(shape, dtype: torch.dtype, seed: int = 0, offset: float = 0.0) -> torch.Tensor:
@@ -75,9 +80,10 @@ def random_activations(shape, dtype: torch.dtype, seed: int = 0, offset: float =
 # ---- parameters
 
 
+@pytest.mark.parametrize("K", [37, 300])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_fold_batch_norm(host, dtype):
-    K, eps = 37, 1e-3
+def test_fold_batch_norm(host, dtype, K):
+    eps = 1e-3
     generator = torch.Generator().manual_seed(3)
     draw = {name: torch.rand(K, generator=generator) + 0.5 for name in ("gamma", "beta", "mean", "var", "bias")}
     given = {name: t.to(DTYPES[dtype]) for name, t in draw.items()}
@@ -127,6 +133,12 @@ def test_batch_statistics(host, name, dtype):
     check_statistics(z, *run_statistics(host, z))
 
 
+@pytest.mark.parametrize("name", SEVERAL_ROUNDS)
+def test_batch_statistics_in_several_rounds(host, name):
+    z = in_layout(random_activations(name, torch.bfloat16, offset=2.0), "dense")
+    check_statistics(z, *run_statistics(host, z))
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_batch_statistics_of_slices(host, layout):
     z = in_layout(random_activations("packets", torch.bfloat16), layout)
@@ -153,6 +165,7 @@ TILINGS = {  # N, P, Q, then the box
     "several_images": ((5, 3, 4), (2, 3, 4)),
     "one_tile": ((1, 1, 50), (1, 1, 64)),
     "two_sections": ((1, 1, 2100), (1, 1, 2)),
+    "eighteen_sections": ((1, 1, 17500), (1, 1, 1)),
 }
 
 
@@ -350,6 +363,12 @@ def test_bn_act_backward(host, name, dtype, mode):
     index = list(SHAPES).index(name)
     case = backward_case(name, DTYPES[dtype], norm=True, residual=index % 2 == 1)
     check_backward(host, case, MODES[mode], ACTIVATIONS[(index + 1) % 5])
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_bn_act_backward_in_several_rounds(host, mode):
+    case = backward_case("two_rounds", torch.bfloat16, norm=True, residual=False)
+    check_backward(host, case, MODES[mode], "relu")
 
 
 @pytest.mark.parametrize("norm", [False, True], ids=["no_bn", "bn"])

@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import host_cuda
+import pytest
+
+from tools.mutation.overlay import Overlay
 from tools.mutation.sites import apply_sites, find_sites
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,7 +53,18 @@ def test_mutants_are_put_in_behind_their_numbers(tmp_path: Path) -> None:
     exclusive = next((8, site) for site in sites if site.change == "^ 1 dropped")
     text = apply_sites(source, [deletion, exclusive])
     assert "if (n > 0) ik_mutant(7) ? void() : __syncthreads();" in text
-    assert "x[i ^ ik_mutation::zero(8, 1)]" in text
+    assert "x[i ^ ik_mutation::zero<8>(1)]" in text
+
+
+def test_a_line_loses_only_the_mutants_that_do_not_compile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    line = "const float deviation = j < valid ? values[i] - mean[i] : 0.0f;"
+    kernels = host_cuda.CSRC / "cuda" / "batch_norm.cu"
+    sites = find_sites(kernels.with_suffix(".cuh"), "cuda/batch_norm.cuh")
+    overlay = Overlay(tmp_path, {number: site for number, site in enumerate(sites) if site.source == line})
+    monkeypatch.setattr(host_cuda, "options", host_cuda.options)
+    overlay.prepare([kernels])
+    assert [site.change for site in overlay.sites.values()] == ["< to <="]
+    assert [site.change for site in overlay.dropped] == ["- to +"]
 
 
 def test_a_sample_of_mutants_is_found(tmp_path: Path) -> None:

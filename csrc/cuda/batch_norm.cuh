@@ -77,6 +77,7 @@ struct Moments {
 
 constexpr int kStatisticsPixels = 8;  // in registers at a time: their mean first, then their deviations from it
 
+// Pixels behind the valid ones are 0.
 template <typename T, int kCount>
 IK_DEVICE void merge_pixels(const Packet<T, kCount> (&pixels)[kStatisticsPixels], int valid, Moments<kCount>& moments) {
   float mean[kCount] = {};
@@ -86,7 +87,7 @@ IK_DEVICE void merge_pixels(const Packet<T, kCount> (&pixels)[kStatisticsPixels]
     float values[kCount];
     unpack(pixels[j], values);
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) mean[i] += j < valid ? values[i] : 0.0f;
+    for (int i = 0; i < kCount; ++i) mean[i] += values[i];
   }
   const float share = 1.0f / static_cast<float>(valid);
 #pragma unroll

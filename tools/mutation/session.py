@@ -30,6 +30,7 @@ class Verdict:
     found_by: str = ""  # "" survived; "report: <kind>", "numbers", "crash", "timeout"
     executed: bool = False
     seconds: float = 0.0
+    op: str = ""  # whose tests say so
 
 
 @dataclass
@@ -71,6 +72,7 @@ class _Switch:
 class Session:
     """A pytest plugin; `verdicts` are there when pytest has ended."""
 
+    op: str
     sites: dict[int, Site]
     jobs: int
     suite: float  # processor seconds of tests to take part, one of each test function after the other
@@ -112,7 +114,7 @@ class Session:
 
     def _start(self, number: int, passing: Sequence[_Timed], running: dict[int, tuple[int, float, Verdict]]) -> None:
         tests = self._within_budget([timed for timed in passing if number in timed.executed])
-        verdict = Verdict(self.sites[number], executed=bool(tests))
+        verdict = Verdict(self.sites[number], executed=bool(tests), op=self.op)
         if not tests:
             self._finish(verdict)
             return

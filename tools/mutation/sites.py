@@ -131,18 +131,18 @@ def _behind(match: re.Match[str], text: str) -> list[Edit]:
 
 
 def _around_operand(match: re.Match[str], function: str) -> list[Edit]:
-    return [Edit(match.start(2), f"ik_mutation::{function}(#, "), Edit(match.end(2), ")")]
+    return [Edit(match.start(2), f"ik_mutation::{function}<#>("), Edit(match.end(2), ")")]
 
 
 def _index_changes(text: str, begin: int, end: int) -> Iterator[tuple[str, str, list[Edit]]]:
     for match in _COMPARISON.finditer(text, begin, end):
         other, by = _OFF_BY_ONE[match[1]]
-        yield "index", f"{match[1]} to {other}", _behind(match, f"ik_mutation::plus(#, {by}) + ")
+        yield "index", f"{match[1]} to {other}", _behind(match, f"ik_mutation::plus<#>({by}) + ")
     for match in _SUM.finditer(text, begin, end):
         other = "-" if match[1] == "+" else "+"
-        yield "index", f"{match[1]} to {other}", _behind(match, "ik_mutation::sign(#) * ")
+        yield "index", f"{match[1]} to {other}", _behind(match, "ik_mutation::sign<#>() * ")
     for match in _ASSIGNED_SUM.finditer(text, begin, end):
-        yield "index", f"{match[1]} to {match[1]} 1 +", _behind(match, "ik_mutation::plus(#, 1) + ")
+        yield "index", f"{match[1]} to {match[1]} 1 +", _behind(match, "ik_mutation::plus<#>(1) + ")
     for match in _FACTOR.finditer(text, begin, end):
         change = f"{match[1]} {match[2]} to {match[1]} ({match[2]} + 1)"
         yield "index", change, _around_operand(match, "increment")
@@ -150,7 +150,7 @@ def _index_changes(text: str, begin: int, end: int) -> Iterator[tuple[str, str, 
         yield "index", f"^ {match[2]} dropped", _around_operand(match, "zero")
     for match in _LOGICAL.finditer(text, begin, end):
         guard = "always" if match[1] == "&&" else "never"
-        yield "index", f"right side of {match[1]} dropped", _behind(match, f"ik_mutation::{guard}(#) | ")
+        yield "index", f"right side of {match[1]} dropped", _behind(match, f"ik_mutation::{guard}<#>() | ")
 
 
 def find_sites(path: Path, name: str) -> list[Site]:
