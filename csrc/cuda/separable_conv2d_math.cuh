@@ -21,10 +21,10 @@ struct Format {
   static constexpr int kVector = 16 / static_cast<int>(sizeof(Type));           // channels of 16 bytes
   static constexpr int kChannels = kRowBytes / static_cast<int>(sizeof(Type));  // channels of a tile's row
 
-  static IK_DEVICE void unpack(const uint4& bits, float (&values)[kVector]) {
-    const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+  template <int kWords>
+  static IK_DEVICE void unpack(const uint32_t (&words)[kWords], float (&values)[kWords * kVector / 4]) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < kWords; ++i) {
       if constexpr (kIsFloat) {
         values[i] = __uint_as_float(words[i]);
       } else {
@@ -34,10 +34,14 @@ struct Format {
       }
     }
   }
-  static IK_DEVICE uint4 pack(const float (&values)[kVector]) {
-    uint32_t words[4];
+  static IK_DEVICE void unpack(const uint4& bits, float (&values)[kVector]) {
+    const uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+    unpack(words, values);
+  }
+  template <int kWords>
+  static IK_DEVICE void pack(const float (&values)[kWords * kVector / 4], uint32_t (&words)[kWords]) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < kWords; ++i) {
       if constexpr (kMath == Math::kTf32) {
         words[i] = to_tf32(values[i]);
       } else if constexpr (kMath == Math::kFp32) {
@@ -46,6 +50,10 @@ struct Format {
         words[i] = Pair<Type>::pack(values[2 * i], values[2 * i + 1]);
       }
     }
+  }
+  static IK_DEVICE uint4 pack(const float (&values)[kVector]) {
+    uint32_t words[4];
+    pack(values, words);
     return make_uint4(words[0], words[1], words[2], words[3]);
   }
   // The bits of values stored as they are, without TF32's rounding.

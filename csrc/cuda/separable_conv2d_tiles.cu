@@ -30,13 +30,13 @@ TileSize size_of_tile(const ConvShape& shape, int64_t chunk_clocks, bool can_gat
 TilePlan plan_of(const SeparableForward& args, const Context& context) {
   const ConvShape& shape = args.shape;
   const bool can_load_halo = vectors_are_whole(args);
-  const TileSize square = size_of_tile<SquareTile<Math::kBf16>>(shape, 2150, true);
+  const TileSize square = size_of_tile<SquareTile<Math::kBf16>>(shape, 1980, true);
   if (!is_half(args.dtype)) {
     return choose_tile<1>(shape, kRowBytes, {square}, kGroup, can_load_halo, context);
   }
-  const int64_t wide_clocks = can_stage(epilogue_of(args)) ? 2530 : kNever;
+  const int64_t wide_clocks = can_stage(epilogue_of(args)) ? 2360 : kNever;
   const TileSize wide = size_of_tile<WideTile<Math::kBf16>>(shape, wide_clocks, false);
-  const TileSize small = size_of_tile<SmallTile<Math::kBf16>>(shape, 1010, false);
+  const TileSize small = size_of_tile<SmallTile<Math::kBf16>>(shape, 920, false);
   return choose_tile<3>(shape, kRowBytes, {square, wide, small}, kGroup, can_load_halo, context);
 }
 

@@ -57,7 +57,7 @@ struct TileConfig {
   static constexpr int kColumnTiles = kColumns / kWarpColumns / kBlockColumns;
   // With so many accumulators there are no registers for a second epilogue.
   static constexpr bool kOnlyStaged = kRowTiles * kColumnTiles > 16;
-  static_assert(kRows / kGroup * kRowVectors == kThreads, "one group and vector per thread");
+  static_assert(kRows / kGroup * kRowVectors == kThreads, "a group of pixels and 16 bytes of channels per thread");
 };
 
 // Byte offsets of the block's shared memory. Everything is double-buffered.
@@ -120,6 +120,7 @@ struct TileKernel {
   using Type = typename Form::Type;
   using Product = WarpProduct<Config::kMath, Config::kRowTiles, Config::kColumnTiles>;
   using Vectors = ScaleShiftTile<Config::kColumns>;
+  using Part = Share<Config::kMath, kGather>;  // of the depthwise sums
 
   const TileArgs& args;
   const TileShared<Config> shared;
@@ -127,12 +128,13 @@ struct TileKernel {
   const uint32_t base;
   const int thread = static_cast<int>(threadIdx.x);
   const int vector = thread % kRowVectors;
-  const int group_row = thread / kRowVectors * kGroup;  // of the tile: the first row of this thread's group
+  const int lane = thread % Part::kLanes;
+  const int first_row = thread / Part::kLanes * Part::kPixels;  // of the tile: the first one of this thread's sums
 
   // State of the loads and of the depthwise sums, renewed with every tile.
-  const Type* halo_from = nullptr;  // the image
-  int halo_h0 = 0, halo_w0 = 0;     // first input pixel of the halo
-  uint32_t group_halo = 0;          // offset of this thread's first tap in the halo
+  const Type* halo_from = nullptr;          // the image
+  int halo_h0 = 0, halo_w0 = 0;             // first input pixel of the halo
+  uint32_t group_halo[Part::kGroups] = {};  // offset of each group's first tap in the halo
   const Type* group_from = nullptr;
   int group_h0 = 0, group_w0 = 0;
 
@@ -189,6 +191,7 @@ struct TileKernel {
     const bool inside = channel < args.packed_C;
     const Type* from = static_cast<const Type*>(args.depthwise) + (inside ? channel : 0);
     const uint32_t to = base + shared.weights + stage * shared.weight_bytes + vector * 16;
+    // gate: weights warps=9/4
 #pragma unroll 1
     for (int tap = thread / kRowVectors; tap < args.window.R * args.window.S; tap += Config::kThreads / kRowVectors) {
       cp_async16(to + tap * kRowBytes, from + static_cast<int64_t>(tap) * args.packed_C, inside ? 16 : 0);
@@ -208,6 +211,7 @@ struct TileKernel {
         static_cast<const Type*>(args.pointwise) + (static_cast<int64_t>(column0) + row) * args.packed_C + channel;
     const int64_t from_step = static_cast<int64_t>(kAtOnce) * args.packed_C;
     const int rows = channel < args.packed_C ? args.epilogue.K - column0 : 0;
+    // gate: pointwise
 #pragma unroll
     for (int i = 0; i < Config::kColumns / kAtOnce; ++i) {
       const bool inside = row + i * kAtOnce < rows;
@@ -231,9 +235,14 @@ struct TileKernel {
     }
   }
 
-  IK_DEVICE void place_group(const TileStep& step) {
+  IK_DEVICE void place_groups(const TileStep& step) {
     const TilePlace place(args.tiling, step.tile, Config::kRows, Config::kColumns);
-    const int pixel = place.first + group_row;
+#pragma unroll
+    for (int group = 0; group < Part::kGroups; ++group) place_group(place, group);
+  }
+
+  IK_DEVICE void place_group(const TilePlace& place, int group) {
+    const int pixel = place.first + first_row + group * kGroup;
     const int p = args.tiling.by_width.quotient(pixel);
     const int column = pixel - p * args.tiling.width;
     if constexpr (kGather) {
@@ -242,28 +251,28 @@ struct TileKernel {
       group_w0 = (place.q0 + column) * args.window.stride_w - args.pad_w;
     } else {
       const int row = p - args.tiling.by_width.quotient(place.first);
-      group_halo = row * args.window.stride_h * args.tiling.halo_columns + column * args.window.stride_w;
-      group_halo = group_halo * kRowBytes + vector * 16;
+      const int first = row * args.window.stride_h * args.tiling.halo_columns + column * args.window.stride_w;
+      group_halo[group] = first * kRowBytes + lane * Part::kBytes;
     }
   }
 
-  IK_DEVICE void begin_sums(GroupSums<Config::kMath>& sums, int channel) const {
-    float bias[Form::kVector] = {};
+  IK_DEVICE void begin_sums(typename Part::Sums& sums, int channel) const {
+    float bias[Part::kChannels] = {};
     if (args.depthwise_bias) {
 #pragma unroll
-      for (int i = 0; i < Form::kVector; ++i) {
+      for (int i = 0; i < Part::kChannels; ++i) {
         if (channel + i < args.C) bias[i] = args.depthwise_bias[channel + i];
       }
     }
 #pragma unroll
-    for (int pixel = 0; pixel < kGroup; ++pixel) {
+    for (int pixel = 0; pixel < Part::kPixels; ++pixel) {
 #pragma unroll
-      for (int i = 0; i < Form::kVector; ++i) sums[pixel][i] = bias[i];
+      for (int i = 0; i < Part::kChannels; ++i) sums[pixel / kGroup][pixel % kGroup][i] = bias[i];
     }
   }
 
-  IK_DEVICE void sum_group(GroupSums<Config::kMath>& sums, int channel, int stage) const {
-    const uint32_t weights = base + shared.weights + stage * shared.weight_bytes + vector * 16;
+  IK_DEVICE void sum_inputs(typename Part::Sums& sums, int channel, int stage) const {
+    const uint32_t weights = base + shared.weights + stage * shared.weight_bytes + lane * Part::kBytes;
     if constexpr (kGather) {
       const int channels = args.C - channel;
       const GatheredImage<Type> image = {group_from + channel,
@@ -274,24 +283,26 @@ struct TileKernel {
                                          channels,
                                          args.x_aligned && channels >= Form::kVector};
       if (channels > 0) {
-        sum_gathered<Config::kMath>(sums, args.window, args.input_activation, image, group_h0, group_w0, weights);
+        sum_gathered<Part>(sums, args.window, args.input_activation, image, group_h0, group_w0, weights);
       }
     } else {
-      const uint32_t halo = base + shared.halo + stage * shared.halo_bytes + group_halo;
+      const uint32_t stage_halo = base + shared.halo + stage * shared.halo_bytes;
+      uint32_t halo[Part::kGroups];
+#pragma unroll
+      for (int group = 0; group < Part::kGroups; ++group) halo[group] = stage_halo + group_halo[group];
       const int row_bytes = args.window.dilation_h * args.tiling.halo_columns * kRowBytes;
       const uint32_t bound = Form::lower_bound(args.input_activation == Activation::kRelu);
-      sum_window<Config::kMath>(sums, args.window, bound, halo, row_bytes, weights);
+      sum_window<Part>(sums, args.window, bound, halo, row_bytes, weights);
     }
   }
 
   IK_DEVICE void depthwise(const TileStep& step, int stage) {
-    if (step.chunk == 0) place_group(step);
-    const int channel = step.chunk * Form::kChannels + vector * Form::kVector;
-    GroupSums<Config::kMath> sums;
+    if (step.chunk == 0) place_groups(step);
+    const int channel = step.chunk * Form::kChannels + lane * Part::kChannels;
+    typename Part::Sums sums;
     begin_sums(sums, channel);
-    sum_group(sums, channel, stage);
-    store_group<Config::kMath>(sums, args.mid_activation, base + stage * TileShared<Config>::kABytes, group_row,
-                               vector);
+    sum_inputs(sums, channel, stage);
+    store_sums<Part>(sums, args.mid_activation, base + stage * TileShared<Config>::kABytes, first_row, lane);
   }
 
   // ---- product and epilogue
