@@ -69,16 +69,37 @@ class KernelReport(AssertionError):
         self.reports = list(reports)
 
 
-class Host:
-    """The functions of one bind_<op>.cpp; each call is one checked run."""
+@dataclass(frozen=True)
+class Launched:
+    """A kernel by its mangled name, as it was launched."""
 
-    def __init__(self, module: ModuleType, checked: bool, schedule: Schedule = SCHEDULES[0]) -> None:
+    kernel: str
+    threads: int
+    shared: int  # bytes of dynamic shared memory
+    shared_limit: int  # of a block of the device
+
+
+most_shared: dict[tuple[str, int], int] = {}  # of each kernel and limit, in this process
+
+
+class Host:
+    """The functions of one bind_<op>.cpp; each call is one checked run. `launched`: the kernels of the last one."""
+
+    def __init__(
+        self, module: ModuleType, checked: bool, schedule: Schedule = SCHEDULES[0], executes: bool = True
+    ) -> None:
         self._module = module
         self.checked = checked
         self.schedule = schedule
+        self.executes = executes
+        self.launched: list[Launched] = []
 
     def on(self, schedule: Schedule) -> Host:
         return Host(self._module, self.checked, schedule)
+
+    def launching_only(self) -> Host:
+        """Launches are recorded and checked, the kernels do not run."""
+        return Host(self._module, self.checked, self.schedule, executes=False)
 
     def context(self, sm: int = 80, multiprocessors: int = 2, allow_tf32: bool = False) -> None:
         self._module.set_context(sm, multiprocessors, allow_tf32)
@@ -87,11 +108,15 @@ class Host:
         function = getattr(self._module, name)
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            self._module.begin(self.schedule.order, self.schedule.lazy, self.checked)
+            self._module.begin(self.schedule.order, self.schedule.lazy, self.checked, self.executes)
             try:
                 result = function(*args, **kwargs)
             finally:
                 reports = self._module.end()
+                self.launched = [Launched(*each) for each in self._module.launched()]
+                for each in self.launched:
+                    key = each.kernel, each.shared_limit
+                    most_shared[key] = max(each.shared, most_shared.get(key, 0))
             if reports:
                 raise KernelReport(reports)
             return result

@@ -7,20 +7,13 @@
 #include "cuda/conv2d_bn_act_sm90.h"
 #include "cuda/conv2d_geometry.h"
 #include "cuda/launch.h"
+#include "cuda/shared_limit.h"
 
 namespace ik::cuda {
 
 namespace {
 
 constexpr int64_t kWorkspaceAlignment = 256;
-
-int64_t shared_bytes_limit(int sm) {
-  constexpr int64_t k100Kib = 101376;
-  constexpr int64_t k164Kib = 166912;
-  constexpr int64_t k228Kib = 232448;
-  if (sm == 80 || sm == 87) return k164Kib;
-  return sm >= 90 && sm < 120 ? k228Kib : k100Kib;
-}
 
 bool is_vertical(const ConvShape& second) { return second.S == 1 && second.stride_w == 1 && second.pad_w == 0; }
 bool is_horizontal(const ConvShape& second) { return second.R == 1 && second.stride_h == 1 && second.pad_h == 0; }
@@ -155,7 +148,7 @@ const char* asymmetric_pair_split_reason(const PairForward& args, const Context&
   if (!has_vectors(args.x, args.first.C, args.dtype)) return "the channels of x are not read 16 bytes at a time";
   if (!is_vertical(args.second) && !is_horizontal(args.second)) return "the second window runs along both axes";
   if (Lines(args.second).per_tile() == 0) return "lines of more than 128 pixels";
-  if (static_cast<int64_t>(shared_bytes(args)) > shared_bytes_limit(context.sm)) {
+  if (static_cast<int64_t>(shared_bytes(args)) > shared_limit(context.sm)) {
     return "an intermediate of too many channels for shared memory";
   }
   // The next two are expectations, not limits.

@@ -8,13 +8,13 @@
 #include "cuda/octet_statistics.cuh"
 #include "cuda/octets.cuh"
 #include "cuda/ring.cuh"
+#include "cuda/shared_limit.h"
 
 namespace ik::cuda {
 
 constexpr int kConvWarpgroups = 2;  // that multiply
 constexpr int kConvThreads = 128 * (kConvWarpgroups + 1);
 constexpr int kConvStageDepth = 64;
-constexpr int kConvSharedLimit = 232448;
 
 // A tile is kSlabs * 128 pixels by kN output channels.
 template <int kSlabs, int kN>
@@ -25,12 +25,12 @@ struct ConvTile {
   static constexpr int kStageBytes = kBytesA + kN * kRowBytes;
   static constexpr int kStatisticsBytes = kConvWarpgroups * static_cast<int>(sizeof(OctetSums<kN>));
   static constexpr int kBarrierBytes = 256;
-  static constexpr int kFittingStages = (kConvSharedLimit - kBarrierBytes) / kStageBytes;
+  static constexpr int kFittingStages = (kSharedBytes90 - kBarrierBytes) / kStageBytes;
   static constexpr int kMaxStages = 8;
   static constexpr int kMinStages = 4;
   // Where even four stages leave no room for the statistics, another tile has to serve training.
-  static constexpr bool kStatistics = kMinStages * kStageBytes + kStatisticsBytes + kBarrierBytes <= kConvSharedLimit;
-  static constexpr int kStagesBeside = (kConvSharedLimit - kBarrierBytes - kStatisticsBytes) / kStageBytes;
+  static constexpr bool kStatistics = kMinStages * kStageBytes + kStatisticsBytes + kBarrierBytes <= kSharedBytes90;
+  static constexpr int kStagesBeside = (kSharedBytes90 - kBarrierBytes - kStatisticsBytes) / kStageBytes;
   static constexpr int kUsableStages = kStatistics ? kStagesBeside : kFittingStages;
   static constexpr int kStages = kUsableStages < kMaxStages ? kUsableStages : kMaxStages;
   static_assert(kStages >= kMinStages, "too few stages to hide the latency of a copy");
@@ -41,7 +41,7 @@ struct ConvTile {
     RingBarriers<kStages> barriers;
     OctetSums<kStatistics ? kN : 1> sums[kConvWarpgroups];
   };
-  static_assert(sizeof(Shared) <= kConvSharedLimit, "shared memory");
+  static_assert(sizeof(Shared) <= kSharedBytes90, "shared memory");
 };
 
 struct ConvSm90Args {
@@ -106,12 +106,14 @@ IK_DEVICE void conv2d_fill(const TensorMap* x_map, const TensorMap* weight_map,
     const int k = (tile - m_tile * args.n_tiles) * kN;
     const ConvBase base(m_tile * Tile::kRows, args);
     ConvSlice slice;
+    // gate: stage warps=1
     for (int i = 0; i < args.iterations; ++i) {
       ring.wait_empty(position);
       const uint32_t full = ring.full(position.stage);
       uint32_t a = stages + position.stage * Tile::kStageBytes;
       uint32_t b = a + Tile::kBytesA;
       mbar_expect_tx(full, Tile::kStageBytes);
+      // gate: copy warps=1 trips=2
       for (int depth = 0; depth < kConvStageDepth; depth += args.channels) {
         tma_load_im2col_4d(x_map, a, full, slice.c(), base.w, base.h, base.n, slice.s() * args.dilation_w,
                            slice.r() * args.dilation_h);
@@ -190,6 +192,7 @@ IK_DEVICE void conv2d_consume(typename ConvTile<kSlabs, kN>::Shared& shared, int
   for (int tile = blockIdx.x; tile < args.m_tiles * args.n_tiles; tile += gridDim.x) {
     float acc[kSlabs][kN / 2];
     int previous = 0;
+    // gate: product warps=8
     for (int i = 0; i < args.iterations; ++i) {
       ring.wait_full(position);
       conv2d_multiply_stage<T, kSlabs, kN>(acc, operands, position.stage, i > 0);

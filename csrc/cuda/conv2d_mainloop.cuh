@@ -31,6 +31,7 @@ IK_DEVICE void accumulate(const ConvGeometry& g, Loader& loader, WeightLoader<Ti
   }
   int reading = 0;
   int filling = kStages - 1;
+  // gate: product
   for (int step = 0; step < g.steps; ++step) {
     cp_async_wait<kStages - 2>();
     __syncthreads();

@@ -6,17 +6,9 @@
 
 #include "common/types.h"
 #include "cuda/context.h"
+#include "cuda/shared_limit.h"
 
 namespace ik::cuda::separable {
-
-constexpr int64_t kSharedBytes90 = 232448;  // of a block: compute capability 9.0, 10.x
-constexpr int64_t kSharedBytes80 = 166912;  // 8.0, 8.7
-constexpr int64_t kSharedBytes86 = 101376;  // 8.6, 8.9, 12.x
-
-inline int64_t shared_limit(int sm) {
-  if (sm == 80 || sm == 87) return kSharedBytes80;
-  return sm >= 90 && sm < 120 ? kSharedBytes90 : kSharedBytes86;
-}
 
 inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
@@ -69,8 +61,8 @@ inline Strips choose_strips(const ConvShape& shape, int64_t rows, int64_t group,
 struct TileSize {
   int64_t rows, columns;
   int64_t shared_without_halo;  // bytes
-  // Clocks of a multiprocessor for one tile and 128 bytes of channels: of shared memory, the busiest pipe, counted in
-  // the compiled loops for a 3 x 3 window.
+  // Clocks of a multiprocessor for one tile and 128 bytes of channels: of the busiest pipe, counted in the compiled
+  // loops for a 3 x 3 window.
   int64_t chunk_clocks;
   bool can_gather;
 };

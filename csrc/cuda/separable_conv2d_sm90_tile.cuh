@@ -2,6 +2,7 @@
 #pragma once
 #include "cuda/fast_divide.h"
 #include "cuda/octets.cuh"
+#include "cuda/shared_limit.h"
 
 namespace ik::cuda::separable_sm90 {
 
@@ -28,7 +29,6 @@ constexpr int kMaxCluster = 3;  // with more, two teams could wait for different
 
 constexpr uint32_t kStagesA = 4;
 constexpr uint32_t kStagesB = 4;
-constexpr int kSharedLimit = 232448;
 
 // A block computes kTileRows x kColumns pixels by kN output channels. The pixels of a strip are consecutive rows of A,
 // followed by rows that no pixel has.
@@ -76,7 +76,7 @@ struct Tile {
     uint64_t a_empty[kStagesA];
     uint64_t input_full[kTeams];
   };
-  static_assert(sizeof(Shared) <= kSharedLimit, "shared memory");
+  static_assert(sizeof(Shared) <= kSharedBytes90, "shared memory");
 };
 
 // A value that is the same in all lanes of the warp, and known to be so: it goes to a uniform register.

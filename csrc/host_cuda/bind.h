@@ -6,6 +6,7 @@
 
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "common/types.h"
@@ -93,7 +94,15 @@ inline ConvShape conv_shape(const py::object& x, int64_t K, Pair window, Pair st
 
 // Every module has these; tests/host_cuda.py calls them around each launcher.
 inline void bind_runtime(py::module_& module) {
-  module.def("begin", [](int order, bool lazy, bool checked) { begin({order, lazy}, checked); });
+  module.def("begin",
+             [](int order, bool lazy, bool checked, bool executes) { begin({order, lazy}, checked, executes); });
+  module.def("launched", [] {
+    std::vector<std::tuple<std::string, int, int64_t, int64_t>> found;
+    for (const Launched& each : launched) {
+      found.push_back({each.kernel, each.threads, each.shared, each.shared_limit});
+    }
+    return found;
+  });
   module.def("end", &end);
   module.def("set_context", [](int sm, int multiprocessors, bool allow_tf32) {
     context() = {nullptr, sm, multiprocessors, allow_tf32};

@@ -1,13 +1,23 @@
+#include <dlfcn.h>
+
 #include <algorithm>
 #include <cstring>
 
 #include "host_cuda/machine.h"
 #include "host_cuda/memory.h"
+#include "host_cuda/session.h"
 
 namespace ik::host_cuda {
 namespace {
 
 uint32_t clusters_so_far = 0;  // of the session
+
+Launched describe(const Launch& launch) {
+  Dl_info symbol = {};
+  const bool known = dladdr(launch.kernel, &symbol) != 0 && symbol.dli_sname != nullptr;
+  return {known ? symbol.dli_sname : launch.name, static_cast<int>(launch.block.x * launch.block.y * launch.block.z),
+          static_cast<int64_t>(launch.shared), static_cast<int64_t>(launch.shared_limit)};
+}
 
 bool check_launch(const Launch& launch) {
   constexpr uint32_t kMostThreads = 1024;
@@ -18,9 +28,10 @@ bool check_launch(const Launch& launch) {
       launch.grid.x && launch.grid.y && launch.grid.z && launch.grid.y <= kMostY && launch.grid.z <= kMostY;
   const bool whole_clusters = launch.cluster >= 1 && launch.cluster <= kMostBlocks &&
                               launch.grid.x % static_cast<uint32_t>(launch.cluster) == 0;
-  if (grid && whole_clusters && threads && threads <= kMostThreads && launch.shared <= kMostShared) return true;
-  report_fatal("launch", Site(), "%s: grid %u,%u,%u, %u threads, clusters of %d, %zu bytes of shared memory",
-               launch.name, launch.grid.x, launch.grid.y, launch.grid.z, threads, launch.cluster, launch.shared);
+  if (grid && whole_clusters && threads && threads <= kMostThreads && launch.shared <= launch.shared_limit) return true;
+  report_fatal("launch", Site(), "%s: grid %u,%u,%u, %u threads, clusters of %d, %zu of %zu bytes of shared memory",
+               launch.name, launch.grid.x, launch.grid.y, launch.grid.z, threads, launch.cluster, launch.shared,
+               launch.shared_limit);
   return false;
 }
 
@@ -88,6 +99,8 @@ void grid_dependency_wait() {
 
 void launch(const Launch& launch, const std::function<void()>& kernel) {
   if (fatal_reported() || !check_launch(launch)) return;
+  launched.push_back(describe(launch));
+  if (!executes) return;
   const uint64_t blocks = uint64_t{launch.grid.x} * launch.grid.y * launch.grid.z;
   const uint64_t step = static_cast<uint64_t>(launch.cluster);
   const uint32_t first_sequence = clusters_so_far + 1;

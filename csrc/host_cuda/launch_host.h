@@ -3,14 +3,22 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/shared_limit.h"
+
 namespace ik::cuda {
 
 template <typename... Parameters, typename... Arguments>
 void launch_kernel(const char* name, void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared,
-                   LaunchOptions options, const Context&, Arguments&&... arguments) {
-  host_cuda::launch(
-      {name, {grid.x, grid.y, grid.z}, {block.x, block.y, block.z}, shared, options.cluster, options.overlapped},
-      [&]() __attribute__((no_sanitize("thread"))) { kernel(static_cast<Parameters>(arguments)...); });
+                   LaunchOptions options, const Context& context, Arguments&&... arguments) {
+  host_cuda::launch({name,
+                     reinterpret_cast<const void*>(kernel),
+                     {grid.x, grid.y, grid.z},
+                     {block.x, block.y, block.z},
+                     shared,
+                     static_cast<size_t>(shared_limit(context.sm)),
+                     options.cluster,
+                     options.overlapped},
+                    [&]() __attribute__((no_sanitize("thread"))) { kernel(static_cast<Parameters>(arguments)...); });
 }
 
 template <typename... Parameters>

@@ -15,7 +15,6 @@ struct Block;
 constexpr size_t kArenaBytes = size_t{1} << 20;  // address space of one block; what is not shared memory faults
 constexpr size_t kArenaMapped = size_t{256} << 10;
 constexpr uint32_t kFirstAddress = 0x400;  // the hardware keeps the first KiB to itself
-constexpr size_t kMostShared = 232448;
 
 char* arena_of_rank(int rank);
 char* shared_begin(int rank);

@@ -108,8 +108,9 @@ void cluster_sync(Where at);
 void grid_dependency_wait();
 struct Launch {
   const char* name;
+  const void* kernel;
   uint3 grid, block;
-  size_t shared;
+  size_t shared, shared_limit;
   int cluster;
   bool overlapped;  // may start before the previous launch has ended
 };

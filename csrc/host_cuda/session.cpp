@@ -5,14 +5,21 @@
 
 namespace ik::host_cuda {
 
-void begin(const Schedule& chosen, bool check) {
+std::vector<Launched> launched;
+bool executes = true;
+
+void begin(const Schedule& chosen, bool check, bool execute) {
   schedule = chosen;
-  checked = check;
+  checked = check && execute;
+  executes = execute;
+  launched.clear();
   forget_buffers();
   take_reports();
 }
 
-void announce(const Buffer& buffer) { track(buffer); }
+void announce(const Buffer& buffer) {
+  if (executes) track(buffer);
+}
 
 std::vector<std::string> end() {
   if (checked && !fatal_reported()) report_unwritten_outputs();

@@ -23,7 +23,16 @@ struct Buffer {
   std::vector<int64_t> sizes, strides;  // elements
 };
 
-void begin(const Schedule& schedule, bool checked);
+// A launch as its launcher asked for it.
+struct Launched {
+  std::string kernel;  // the mangled name, the same for nvcc
+  int threads;
+  int64_t shared, shared_limit;  // bytes: of dynamic shared memory, and what the device has for a block
+};
+extern std::vector<Launched> launched;  // of the run
+extern bool executes;                   // the kernels that are launched
+
+void begin(const Schedule& schedule, bool checked, bool executes);
 void announce(const Buffer& buffer);
 std::vector<std::string> end();
 

@@ -56,8 +56,9 @@ void* static_shared(const void* key, size_t bytes, size_t alignment) {
   alignment = std::max(alignment, kLeastAlignment);
   const size_t offset = (running->block->shared_bytes + alignment - 1) / alignment * alignment;
   cluster->static_shared.push_back({key, offset});
-  if (offset + bytes > kMostShared) {
-    report_fatal("shared memory", Site(), "%zu bytes, the limit is %zu", offset + bytes, kMostShared);
+  const size_t limit = cluster->launch.shared_limit;
+  if (offset + bytes > limit) {
+    report_fatal("shared memory", Site(), "%zu bytes, the limit is %zu", offset + bytes, limit);
   }
   for (Block& block : cluster->blocks) {
     block.shared_bytes = offset + bytes;

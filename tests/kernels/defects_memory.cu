@@ -1,5 +1,6 @@
 // Accesses to memory: order, bounds, initialisation, alignment. The marked line is the one to be reported.
 #include "cuda/launch.h"
+#include "cuda/shared_limit.h"
 #include "defects.h"
 
 namespace ik::cuda {
@@ -140,6 +141,28 @@ void launch_overlapped(bool defect, const Arguments& a, const Context& context) 
   IK_LAUNCH_OVERLAPPED(kernel, 1, dim3(1), dim3(256), 0, context, a);
 }
 
+template <bool kDefect>
+__global__ void shared_beyond_the_limit_kernel(Arguments a) {
+  a.y[threadIdx.x] = a.x[threadIdx.x];  // reported without line: launch
+}
+void launch_shared_beyond_the_limit(bool defect, const Arguments& a, const Context& context) {
+  const size_t limit = static_cast<size_t>(shared_limit(context.sm));
+  const auto kernel = defect ? shared_beyond_the_limit_kernel<true> : shared_beyond_the_limit_kernel<false>;
+  IK_LAUNCH(kernel, dim3(1), dim3(256), defect ? limit + 16 : limit, context, a);
+}
+
+template <bool kDefect>
+__global__ void static_beside_dynamic_shared_kernel(Arguments a) {
+  IK_SHARED(float, s, [256]);  // reported without line: shared memory
+  s[threadIdx.x] = a.x[threadIdx.x];
+  a.y[threadIdx.x] = s[threadIdx.x];
+}
+void launch_static_beside_dynamic_shared(bool defect, const Arguments& a, const Context& context) {
+  const size_t left = static_cast<size_t>(shared_limit(context.sm)) - 256 * sizeof(float);
+  const auto kernel = defect ? static_beside_dynamic_shared_kernel<true> : static_beside_dynamic_shared_kernel<false>;
+  IK_LAUNCH(kernel, dim3(1), dim3(256), defect ? left + 16 : left, context, a);
+}
+
 }  // namespace
 
 std::vector<DefectCase> memory_defects() {
@@ -162,6 +185,8 @@ std::vector<DefectCase> memory_defects() {
       IK_DEFECT(misaligned_pointer, 1, 1, 256),
       IK_DEFECT(misaligned_helper, 1, 1, 256),
       {"no_wait_for_previous_launch", launch_overlapped},
+      {"shared_beyond_the_limit", launch_shared_beyond_the_limit},
+      {"static_beside_dynamic_shared", launch_static_beside_dynamic_shared},
   };
 }
 

@@ -43,7 +43,7 @@ const char* device_name() { return "CPU"; }
 bool holds(const Tensor& tensor) { return tensor.is_cpu(); }
 
 std::shared_ptr<void> make_current(const Tensor&) {
-  host_cuda::begin(host_cuda::Schedule{}, false);
+  host_cuda::begin(host_cuda::Schedule{}, false, true);
   return {&settings(), [](void*) { end_session(); }};
 }
 
