@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from tools.cubin_gates import annotations, compiler, control_flow, gates, pipes, report
+from tools.cubin_gates import annotations, compiler, control_flow, gates, launches, pipes, report
 from tools.cubin_gates.disassembly import Instruction, Kernel, Resources, parse
 from tools.cubin_gates.occupancy import blocks_per_multiprocessor
 
@@ -180,7 +181,9 @@ def made(**changes: object) -> report.KernelReport:
         ({"opcodes": {"HGMMA": 8, "UTMALDG": 2, "LDL": 3}}, "3 accesses to local memory"),
         ({"threads": None}, "no __launch_bounds__"),
         ({"threads": 1024}, "1024 x 128 registers"),
-        ({"resources": Resources(128, 0, 300000)}, "static shared memory"),
+        ({"resources": Resources(128, 0, 300000)}, "298976 bytes of shared memory, 232448 allowed"),
+        ({"register_limits": (240, 24), "resources": Resources(168, 0, 0)}, None),
+        ({"register_limits": (240, 24), "resources": Resources(160, 0, 0)}, "asks for 504 registers"),
         ({"opcodes": {"HGMMA": 8}}, "without wgmma and TMA"),
         ({"opcodes": {"HMMA": 8}}, "without wgmma and TMA"),
         ({"source": Path("conv2d.cu")}, "wgmma outside"),
@@ -193,3 +196,31 @@ def test_gates(changes: dict[str, object], text: str | None) -> None:
     found = list(gates.violations(made(**changes)))
     assert len(found) == (text is not None), found
     assert text is None or text in found[0]
+
+
+@pytest.mark.parametrize(("dynamic", "fits"), [(231424, True), (231425, False)])
+def test_dynamic_shared_memory_counts(monkeypatch: pytest.MonkeyPatch, dynamic: int, fits: bool) -> None:
+    kernel = made()  # 1024 bytes of its own
+    monkeypatch.setattr(launches, "recorded", lambda: {"90a": {kernel.name: dynamic}})
+    assert bool(list(gates.violations(kernel))) != fits
+
+
+def test_launches_are_recorded_by_name_and_architecture(tmp_path: Path) -> None:
+    path = tmp_path / "launches.json"
+    name = "_ZN2ik4cuda1kIfEEvv"
+    launches.record(path, {(name, 166912): 100, (name, 232448): 50, (name, 101376): 70})
+    launches.record(path, {(name, 166912): 80, (name, 232448): 60})
+    assert launches.read(path) == {"80": {"k<float>": 100}, "90a": {"k<float>": 60}}
+
+
+def test_an_unrolled_loop_counts_as_its_instructions(kernel: Kernel, tmp_path: Path) -> None:
+    source = tmp_path / "k.cu"
+    source.write_text("\n\n\n\n// gate: product\n#pragma unroll\nfor (;;) {\n}\n")
+    lines = {"/src/k.cu": str(source)}
+    for index, each in enumerate(kernel.instructions):
+        moved = tuple((lines.get(file, file), line) for file, line in each.lines)
+        kernel.instructions[index] = replace(each, lines=moved)
+    flow = control_flow.analyse(kernel)
+    flow.loops = []  # as if there were no branch back
+    (found,) = report._unrolled(flow, "90a", 4)
+    assert found.name == "product" and found.opcodes == {"IADD3": 2, "BRA": 2, "HGMMA": 1, "LDS": 1}

@@ -4,8 +4,8 @@
     for (...)
 
 names the next loop. A step is what the kernel repeats, for example one chunk of channels: in it `warps` warps execute
-the loop `trips` times each (both default: all warps of the block, once). The pipes of a kernel are the sum over its
-named loops.
+the loop `trips` times each (both default: all warps of the block, once). A loop that the compiler has unrolled counts
+as all that is left of it. The pipes of a kernel are the sum over its named loops.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ _OPTION = re.compile(r"(\w+)=([\d./]+)")
 class Annotation:
     file: str
     line: int  # of the loop statement
+    last_line: int  # of its body
     name: str
     warps: float | None = None
     trips: float = 1.0
@@ -46,7 +47,8 @@ def read_annotations(path: Path) -> tuple[Annotation, ...]:
             raise ValueError(f"{path}:{index + 1}: expected warps= or trips=, got {', '.join(sorted(unknown))}")
         line = _next_statement(rows, index + 1) if is_alone else index
         warps = options.get("warps")
-        found.append(Annotation(str(path), line + 1, comment["name"], warps, options.get("trips", 1.0)))
+        last = _last_line(rows, line)
+        found.append(Annotation(str(path), line + 1, last + 1, comment["name"], warps, options.get("trips", 1.0)))
     return tuple(found)
 
 
@@ -58,3 +60,14 @@ def _number(text: str) -> float:
 def _next_statement(rows: list[str], start: int) -> int:
     texts = [row.strip() for row in rows]
     return next(index for index in range(start, len(rows)) if texts[index] and not texts[index].startswith(("//", "#")))
+
+
+def _last_line(rows: list[str], first: int) -> int:
+    """Of a loop statement: where the braces that it opens are closed, or the line itself."""
+    depth = 0
+    for index in range(first, len(rows)):
+        code = rows[index].split("//")[0]
+        depth += code.count("{") - code.count("}")
+        if depth <= 0:
+            return index
+    return len(rows) - 1

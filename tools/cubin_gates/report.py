@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.cubin_gates import control_flow, pipes
+from tools.cubin_gates import control_flow, launches, pipes
 from tools.cubin_gates.annotations import Annotation, read_annotations
 from tools.cubin_gates.compiler import ROOT, Cubin
 from tools.cubin_gates.control_flow import Flow, Loop
 from tools.cubin_gates.disassembly import Instruction, Kernel, Resources, disassemble, resources
+from tools.cubin_gates.names import demangle
 from tools.cubin_gates.occupancy import RESERVED_SHARED, blocks_per_multiprocessor
 
 _MAIN_LOOP_FMAS = 16  # a loop with so many multiply-adds counts as a main loop even without tensor instructions
@@ -45,6 +45,7 @@ class KernelReport:
     loops: tuple[LoopReport, ...]
     step: dict[str, float]  # clocks by pipe of one step: the sum of the named loops, else of the main loop
     remarks: tuple[str, ...]
+    register_limits: tuple[int, ...] = ()  # that warpgroups give themselves with setmaxnreg
 
     @property
     def local_accesses(self) -> int:
@@ -55,6 +56,11 @@ class KernelReport:
         """Without what the system takes of it on sm_90."""
         reserved = RESERVED_SHARED if self.arch.startswith("90") else 0
         return max(self.resources.shared - reserved, 0)
+
+    @property
+    def dynamic_shared(self) -> int | None:
+        """The most that launchers have asked for; None where that is not recorded."""
+        return launches.dynamic_shared(self.arch, self.name)
 
     def blocks(self, dynamic_shared: int) -> int | None:
         if self.threads is None:
@@ -72,24 +78,11 @@ def report(cubin: Cubin) -> list[KernelReport]:
     ]
 
 
-def demangle(names: list[str]) -> list[str]:
-    try:
-        done = subprocess.run(["c++filt", "-p"], input="\n".join(names), capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return names
-    return [_shorter(name) for name in done.stdout.splitlines()]
-
-
-def _shorter(name: str) -> str:
-    for prefix in ("ik::cuda::", "(anonymous namespace)::"):
-        name = name.replace(prefix, "")
-    return name.removeprefix("void ")
-
-
 def _kernel_report(cubin: Cubin, kernel: Kernel, usage: Resources, name: str) -> KernelReport:
     flow = control_flow.analyse(kernel)
     warps = (kernel.max_threads or 128) / 32
     loops = [_loop_report(flow, loop, cubin.arch, warps) for loop in flow.loops]
+    loops += _unrolled(flow, cubin.arch, warps)
     reachable = [each for block in flow.order for each in flow.instructions(block)]
     return KernelReport(
         source=cubin.source,
@@ -102,6 +95,7 @@ def _kernel_report(cubin: Cubin, kernel: Kernel, usage: Resources, name: str) ->
         loops=tuple(loops),
         step=_step(loops),
         remarks=tuple(each for each in cubin.remarks or () if kernel.name in each or "'" not in each),
+        register_limits=tuple(_register_limit(each) for each in reachable if each.name == "USETMAXREG"),
     )
 
 
@@ -120,6 +114,32 @@ def _loop_report(flow: Flow, loop: Loop, arch: str, block_warps: float) -> LoopR
         opcodes=_count(path),
         clocks=pipes.of_block(pipes.total(path, arch), warps),
     )
+
+
+def _register_limit(instruction: Instruction) -> int:
+    return int(instruction.text.split()[-1], 16)
+
+
+def _unrolled(flow: Flow, arch: str, block_warps: float) -> list[LoopReport]:
+    """Named loops of the source that are none in the machine code: all their instructions."""
+    left = {found for loop in flow.loops for found in [_annotation(flow, loop)] if found}
+    instructions = [each for block in flow.order for each in flow.instructions(block)]
+    files = {file for each in instructions for file, _ in each.lines}
+    named = [found for file in sorted(files) for found in read_annotations(Path(file)) if found not in left]
+    reports = []
+    for found in named:
+        body = [each for each in instructions if _is_inside(each, found)]
+        if not body:
+            continue
+        warps = block_warps if found.warps is None else found.warps
+        clocks = pipes.of_block(pipes.total(body, arch), warps)
+        place = (found.name, _relative(found.file), found.line)
+        reports.append(LoopReport(*place, 1, warps, 1.0, _count(body), clocks))
+    return reports
+
+
+def _is_inside(instruction: Instruction, found: Annotation) -> bool:
+    return any(file == found.file and found.line <= line <= found.last_line for file, line in instruction.lines)
 
 
 def _weight(instruction: Instruction, arch: str) -> tuple[float, ...]:

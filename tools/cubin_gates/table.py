@@ -20,10 +20,15 @@ Read from the machine code, without a GPU; `make gates` writes this file, and th
 Nothing here was measured. Clocks are lower bounds for one step of the main loop (one chunk of channels, as the loops'
 comments say): issue slots of each pipe of a multiprocessor's sub-partition, and wavefronts of the memory that all four
 share (`memory`: shared memory and L1, with the operands that wgmma reads), without bank conflicts or latency.
-"Largest" is the pipe that takes longest, and how long in terms of the tensor cores. Blocks per multiprocessor as
-registers and static shared memory allow; dynamic shared memory is the launchers' and not in the machine code.
+"Largest" is the pipe that takes longest, and how long in terms of the tensor cores. Dynamic shared memory is the most
+that the launchers ask for in the networks' layers (`tools/cubin_gates/launches.json`; empty: of no layer); blocks per
+multiprocessor as registers and shared memory allow.
 """
-_COLUMNS = ("kernel", "registers", "threads", "shared", "blocks", *pipes.PIPES, "largest")
+_LIMITS = """
+What the tests hold the pipes to, in terms of the tensor cores. A kernel goes by the first line that names it; those
+that none names are free: on sm_90a the mma.sync kernels are what runs where the Hopper kernels decline.
+"""
+_COLUMNS = ("kernel", "registers", "threads", "static shared", "dynamic shared", "blocks", *pipes.PIPES, "largest")
 
 
 def reports() -> list[KernelReport]:
@@ -48,7 +53,8 @@ def nvcc_version() -> str:
 
 
 def render(kernels: Sequence[KernelReport], version: str) -> str:
-    lines = [_HEADER, f"nvcc {version}, sources {source_hash()}, {len(kernels)} kernels.", ""]
+    lines = [_HEADER, f"nvcc {version}, sources {source_hash()}, {len(kernels)} kernels.", _LIMITS]
+    lines += [*_markdown([("kernels", "architecture", "most", "which"), *map(_limit, gates.RATIOS)]), ""]
     for source in dict.fromkeys(kernel.source for kernel in kernels):
         for arch in dict.fromkeys(kernel.arch for kernel in kernels if kernel.source == source):
             members = [kernel for kernel in kernels if kernel.source == source and kernel.arch == arch]
@@ -68,13 +74,21 @@ def write(path: Path = PATH) -> None:
 
 
 def _table(kernels: Sequence[KernelReport]) -> list[str]:
-    rows = [_COLUMNS, ("---", *("---:" for _ in _COLUMNS[1:]))]
-    rows += [_row(kernel) for kernel in sorted(kernels, key=lambda each: each.name)]
-    return [f"| {' | '.join(row)} |" for row in rows]
+    return _markdown([_COLUMNS, *(_row(kernel) for kernel in sorted(kernels, key=lambda each: each.name))])
+
+
+def _markdown(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    marks = ("---", *("---:" for _ in rows[0][1:]))
+    return [f"| {' | '.join(row)} |" for row in (rows[0], marks, *rows[1:])]
+
+
+def _limit(ratio: gates.Ratio) -> tuple[str, ...]:
+    return f"`{ratio.kernel}`".replace("|", "\\|"), f"sm_{ratio.arch}", f"{ratio.most:.1f}", ratio.why
 
 
 def _row(kernel: KernelReport) -> tuple[str, ...]:
-    blocks = kernel.blocks(0)
+    dynamic = kernel.dynamic_shared
+    blocks = kernel.blocks(dynamic or 0)
     largest = ""
     if any(kernel.step.values()):
         largest = pipes.largest(kernel.step)
@@ -84,6 +98,7 @@ def _row(kernel: KernelReport) -> tuple[str, ...]:
         str(kernel.resources.registers),
         str(kernel.threads or ""),
         str(kernel.static_shared),
+        "" if dynamic is None else str(dynamic),
         str(blocks if blocks is not None else ""),
         *(f"{kernel.step[pipe]:.0f}" if kernel.step[pipe] else "" for pipe in pipes.PIPES),
         largest,
