@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,6 +40,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="fail where a test's third-party package is missing, instead of skipping (CI passes this)",
     )
+    parser.addoption(
+        "--record-launches",
+        type=Path,
+        help="a JSON file to put the dynamic shared memory into that CUDA kernels, executed on the host, were launched with",
+    )
+    parser.addoption(
+        "--all-layers",
+        action="store_true",
+        help="execute the CUDA kernels on the networks' layers in every dtype and mode, not a part of them (hours)",
+    )
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    path = session.config.getoption("--record-launches")
+    if path is not None:
+        import host_cuda
+
+        from tools.cubin_gates import launches
+
+        launches.record(path, host_cuda.most_shared)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Without --all-layers `layer_dtype` is the first of the module's LAYER_DTYPES, and `some_layer` every fourth name
+    of its LAYERS."""
+    everything = metafunc.config.getoption("--all-layers")
+    if "layer_dtype" in metafunc.fixturenames:
+        dtypes = metafunc.module.LAYER_DTYPES
+        metafunc.parametrize("layer_dtype", dtypes if everything else dtypes[:1])
+    if "some_layer" in metafunc.fixturenames:
+        metafunc.parametrize("some_layer", list(metafunc.module.LAYERS)[:: 1 if everything else 4])
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -32,11 +32,6 @@ def host():
     return host_cuda.load("batch_norm", checked=True)
 
 
-@pytest.fixture(scope="module")
-def fast_host():
-    return host_cuda.load("batch_norm", checked=False)
-
-
 def in_layout(t: torch.Tensor, layout: str) -> torch.Tensor:
     """The values of `t` with adjacent channels, inside a larger tensor of NaN."""
     N, K, P, Q = t.shape
@@ -416,6 +411,7 @@ def test_empty_batch(host):
 
 # ---- every layer of the networks
 
+LAYER_DTYPES = tuple(DTYPES)
 LAYERS = sorted(
     {
         (layer.out_channels, *layer.output_size)
@@ -426,9 +422,10 @@ LAYERS = sorted(
 
 
 @pytest.mark.parametrize("sizes", LAYERS, ids=lambda sizes: "x".join(map(str, sizes)))
-def test_layers_of_the_networks(fast_host, sizes):
+def test_layers_of_the_networks(host, sizes, layer_dtype):
     shape = (1 if sizes[1] > 20 else 2, *sizes)
-    z = in_layout(random_activations(shape, torch.bfloat16), "dense")
-    check_statistics(z, *run_statistics(fast_host, z))
-    check_forward(fast_host, forward_case(shape, torch.bfloat16, residual=False), "relu")
-    check_backward(fast_host, backward_case(shape, torch.bfloat16, norm=True, residual=False), True, "relu")
+    dtype = DTYPES[layer_dtype]
+    z = in_layout(random_activations(shape, dtype), "dense")
+    check_statistics(z, *run_statistics(host, z))
+    check_forward(host, forward_case(shape, dtype, residual=False), "relu")
+    check_backward(host, backward_case(shape, dtype, norm=True, residual=False), True, "relu")

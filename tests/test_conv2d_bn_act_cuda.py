@@ -1,5 +1,6 @@
 """The CUDA kernels of conv2d_bn_act for sm_80 and later, executed on the host."""
 
+import re
 from dataclasses import dataclass, replace
 
 import host_cuda
@@ -60,11 +61,6 @@ SHAPES = {
 @pytest.fixture(scope="module")
 def host():
     return host_cuda.load("conv2d_bn_act", checked=True, also=ALSO)
-
-
-@pytest.fixture(scope="module")
-def fast_host():
-    return host_cuda.load("conv2d_bn_act", checked=False, also=ALSO)
 
 
 def in_slice(t: Tensor, more: int, first: int) -> Tensor:
@@ -292,6 +288,10 @@ def test_statistics(host, name, kernel, multiprocessors):
     problem = Problem.random(shape, kernel)
     problem.scale = None
     problem.shift += 3
+    check_statistics(host, problem, name)
+
+
+def check_statistics(host, problem: Problem, name: str) -> None:
     y, mean, var = forward_statistics(host, problem)
     problem.check(y, name)
     assert torch.equal(y, forward(host, problem)), "the statistics do not change the output"
@@ -360,16 +360,51 @@ LAYERS = {
 }
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_layers_of_the_networks(fast_host, name):
+LAYER_DTYPES = tuple(KERNELS)
+
+
+def layer_problem(name: str, kernel: str) -> Problem:
     layer = LAYERS[name]
     shape = Shape(
         1, layer.in_channels, layer.height, layer.width, layer.out_channels,
         layer.kernel_size, layer.stride, layer.padding, layer.dilation,
     )  # fmt: skip
-    use_kernel(fast_host, "bf16", 108)
-    problem = Problem.random(shape, "bf16")
+    problem = Problem.random(shape, kernel)
     problem.activation = layer.activation
     if layer.adds_residual:
-        problem.residual = dense(torch.randn_like(problem.output().float()).bfloat16())
-    problem.check(forward(fast_host, problem), name)
+        problem.residual = dense(torch.randn_like(problem.output().float()).to(problem.x.dtype))
+    return problem
+
+
+def test_layers_with_many_pixels_take_the_tiles_that_keep_the_tensor_cores_busy(host):
+    """The smaller tiles, which read their operands more often, are for layers with few tiles for each multiprocessor."""
+    use_kernel(host, "bf16", 108)
+    launching = host.launching_only()
+    taken = set()
+    for layer in LAYERS.values():
+        shape = Shape(
+            256, layer.in_channels, layer.height, layer.width, layer.out_channels,
+            layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+        )  # fmt: skip
+        one = torch.empty(max(shape.C, shape.K), dtype=torch.bfloat16)
+        x = one.as_strided((256, shape.C, shape.H, shape.W), (0, 1, 0, 0))
+        y = one.as_strided((256, shape.K, *layer.output_size), (0, 1, 0, 0))
+        packed = torch.empty(shape.K * shape.window[0] * shape.window[1] * max(8, shape.C), dtype=torch.bfloat16)
+        launching.forward(x, packed, None, None, None, "none", y, torch.empty(0, dtype=torch.uint8), shape.geometry)
+        (launched,) = launching.launched
+        taken |= set(re.findall(r"VectorLoaderINS\d*_9TileShapeILi(\d+)ELi(\d+)E", launched.kernel))
+    assert taken == {("128", "128"), ("256", "64")}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_of_the_networks(host, name, layer_dtype):
+    use_kernel(host, layer_dtype, 108)
+    problem = layer_problem(name, layer_dtype)
+    problem.check(forward(host, problem), name)
+
+
+def test_statistics_of_the_networks_layers(host, some_layer, layer_dtype):
+    use_kernel(host, layer_dtype, 108)
+    problem = layer_problem(some_layer, layer_dtype)
+    problem = replace(problem, scale=None, shift=None, residual=None, activation="none")
+    check_statistics(host, problem, some_layer)

@@ -14,9 +14,9 @@ import torch.nn.functional as F
 from helpers import assert_as_accurate
 from host_cuda import SCHEDULES, Host
 from oracle import ACTIVATIONS, activate, assert_as_accurate_as_torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from inception_kernels.models import InceptionV3, Xception
+from inception_kernels.models.layers import distinct_layers
 
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16}
 OWN_CHOICE = -1
@@ -262,8 +262,12 @@ def test_statistics(case: Case, dtype: str) -> None:
     given = problem(case, DTYPES[dtype])
     if given.shift is not None:
         given.shift += 3  # a mean far from zero: sums of squares would cancel
+    check_statistics(given, host(dtype == "bf16"))
+
+
+def check_statistics(given: Problem, on: Host) -> None:
+    case = given.case
     mean, var = torch.full((2, case.K), float("nan"))
-    on = host(dtype == "bf16")
     workspace = torch.empty(on.workspace_bytes(given.x, given.y, case.geometry, True), dtype=torch.uint8)
     on.forward_statistics(given.x, given.packed, given.shift, given.y, case.geometry, mean, var, workspace)
     given.check()
@@ -381,29 +385,28 @@ def test_cropped_and_single_pixel_inputs_run() -> None:
 # ---- the networks' layers
 
 
-def network_layers() -> list[Case]:
-    """The distinct dense convolutions of Inception-v3 and the strided ones of Xception, one image."""
-    cases: dict[Case, None] = {}
-
-    def record(convolution: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        _, C, H, W = inputs[0].shape
-        if convolution.groups == 1 and C % 8 == 0:
-            geometry = [tuple(pair) for pair in (convolution.kernel_size, convolution.stride, convolution.padding)]
-            cases[Case(1, C, H, W, convolution.out_channels, *geometry)] = None  # type: ignore[arg-type]
-
-    with torch.device("meta"):
-        image = torch.empty(1, 3, 299, 299)
-        for model in (InceptionV3().eval(), Xception().eval()):
-            for module in model.modules():
-                strided_only = isinstance(model, Xception)
-                if isinstance(module, nn.Conv2d) and (not strided_only or module.stride[0] > 1):
-                    module.register_forward_hook(record)
-            model(image)
-    return list(cases)
+LAYER_DTYPES = tuple(DTYPES)
+LAYERS = {
+    str(layer): Case(
+        1, layer.in_channels, layer.height, layer.width, layer.out_channels,
+        layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+        residual=layer.adds_residual, activation=layer.activation,
+    )
+    for network in ("inception_v3", "xception")
+    for layer in distinct_layers(network)
+    if layer.operator == "conv2d_bn_act" and layer.in_channels % 8 == 0
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("case", network_layers(), ids=lambda c: f"{c.C}x{c.H}_to_{c.K}_{c.window}_{c.stride}")
-def test_network_layers(case: Case) -> None:
-    on = host(False)
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_of_the_networks(name: str, layer_dtype: str) -> None:
+    on = host(True)
     with multiprocessors(on, 132):
-        run(case, torch.bfloat16, on=on)
+        run(LAYERS[name], DTYPES[layer_dtype], on=on)
+
+
+def test_statistics_of_the_networks_layers(some_layer: str, layer_dtype: str) -> None:
+    case = replace(LAYERS[some_layer], residual=False, activation="none", scale=False)
+    on = host(True)
+    with multiprocessors(on, 132):
+        check_statistics(problem(case, DTYPES[layer_dtype]), on)

@@ -41,20 +41,11 @@ def pair(value: int | tuple[int, int]) -> tuple[int, int]:
     return value if isinstance(value, tuple) else (value, value)
 
 
-def load(checked: bool):
-    host = host_cuda.load("separable_conv2d_backward", checked=checked, also=("conv2d_bn_act", "batch_norm"))
-    host.context(sm=80, multiprocessors=2, allow_tf32=False)
-    return host
-
-
 @pytest.fixture(scope="module")
 def host():
-    return load(checked=True)
-
-
-@pytest.fixture(scope="module")
-def fast_host():
-    return load(checked=False)
+    host = host_cuda.load("separable_conv2d_backward", checked=True, also=("conv2d_bn_act", "batch_norm"))
+    host.context(sm=80, multiprocessors=2, allow_tf32=False)
+    return host
 
 
 def channels_last(t: torch.Tensor) -> torch.Tensor:
@@ -281,11 +272,11 @@ def test_what_cannot_run_says_why(host):
         host.context(sm=80, multiprocessors=2)
 
 
+LAYER_DTYPES = tuple(DTYPES)
 LAYERS = {str(layer): layer for layer in distinct_layers("xception") if layer.operator == "separable_conv2d"}
 
 
-@pytest.mark.parametrize("name", LAYERS)
-def test_layers_of_the_networks(fast_host, name):
+def check_layer(host, name: str, dtype: str, **device: int) -> None:
     layer = LAYERS[name]
     case = Case(
         N=1,
@@ -297,9 +288,21 @@ def test_layers_of_the_networks(fast_host, name):
         stride=layer.stride,
         padding=layer.padding,
         dilation=layer.dilation,
-        dtype=torch.bfloat16,
+        dtype=DTYPES[dtype],
         input_activation=layer.input_activation,
         bias=False,
     )
-    fast_host.context(sm=80, multiprocessors=108)
-    check(case, fast_host)
+    host.context(**device)
+    try:
+        check(case, host)
+    finally:
+        host.context(sm=80, multiprocessors=2)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_of_the_networks(host, name, layer_dtype):
+    check_layer(host, name, layer_dtype, sm=80, multiprocessors=108)
+
+
+def test_layers_of_the_networks_on_hopper(host, some_layer, layer_dtype):
+    check_layer(host, some_layer, layer_dtype, sm=90, multiprocessors=132)

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from inception_kernels.models.layers import distinct_layers
+
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 CHECKED = host_cuda.SCHEDULES
 
@@ -231,7 +233,7 @@ SHAPES = {
     "shared memory of compute capability 8.6": Case((1, 72, 19, 19), 264, sm=86, multiprocessors=1),
 }
 
-LAYERS = {
+LARGE = {
     "728 -> 728 at 19": Case((1, 728, 19, 19), 728, multiprocessors=8, residual=True),
     "728 -> 728 at 19, batch 1 on a whole GPU": Case((1, 728, 19, 19), 728, multiprocessors=108),
     "1536 -> 2048 at 10": Case((1, 1536, 10, 10), 2048, multiprocessors=16, activations=("none", "none", "relu")),
@@ -292,9 +294,32 @@ def test_rows(case: Case, dtype: str) -> None:
     check(case, run(case, checked=False))
 
 
-@pytest.mark.parametrize("case", LAYERS.values(), ids=LAYERS.keys())
-def test_layers(case: Case) -> None:
+@pytest.mark.parametrize("case", LARGE.values(), ids=LARGE.keys())
+def test_large_shapes(case: Case) -> None:
     check(case, run(case, checked=False))
+
+
+LAYER_DTYPES = ("bf16", "fp16", "tf32", "fp32")
+LAYERS = {
+    str(layer): Case(
+        (1, layer.in_channels, layer.height, layer.width), layer.out_channels, layer.kernel_size, layer.stride,
+        layer.padding, layer.dilation, (layer.input_activation, "none", layer.activation),
+        residual=layer.adds_residual, multiprocessors=108,
+    )
+    for layer in distinct_layers("xception")
+    if layer.operator == "separable_conv2d"
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_of_the_networks(name: str, layer_dtype: str) -> None:
+    case = replace(LAYERS[name], dtype=layer_dtype)
+    check(case, run(case, checked=True))
+
+
+def test_statistics_of_the_networks_layers(some_layer: str, layer_dtype: str) -> None:
+    case = replace(LAYERS[some_layer], dtype=layer_dtype, residual=False, activations=("relu", "none", "none"))
+    check_statistics(case, checked=True)
 
 
 STATISTICS = {
@@ -311,6 +336,10 @@ STATISTICS = {
 @pytest.mark.parametrize("checked", [False, True], ids=["fast", "checked"])
 @pytest.mark.parametrize("case", STATISTICS.values(), ids=STATISTICS.keys())
 def test_statistics(case: Case, checked: bool) -> None:
+    check_statistics(case, checked)
+
+
+def check_statistics(case: Case, checked: bool) -> None:
     found = run_statistics(case, checked)
     problem = replace(make_problem(case), scale=None)
     z = oracle.separable_conv2d(

@@ -13,6 +13,8 @@ from helpers import assert_as_accurate
 from host_cuda import SCHEDULES, Host
 from torch import Tensor
 
+from inception_kernels.models.layers import distinct_layers
+
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 TILES = {"19 x 256": 0, "19 x 128": 1, "10 x 256": 2}
 OWN_CHOICE = -1
@@ -73,7 +75,7 @@ SHAPES = {
     "many clusters": Case((2, 72, 31, 40), 520, multiprocessors=132),
 }
 
-LAYERS = {
+LARGE = {
     "128 -> 128 at 147": Case((1, 128, 12, 147), 128, residual=True),
     "256 -> 256 at 74": Case((1, 256, 11, 74), 256),
     "728 -> 728 at 19": Case((1, 728, 19, 19), 728, residual=True, multiprocessors=6),
@@ -215,11 +217,35 @@ def test_shapes(case: Case, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
-@pytest.mark.parametrize("case", LAYERS.values(), ids=LAYERS.keys())
-def test_layers(case: Case, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("case", LARGE.values(), ids=LARGE.keys())
+def test_large_shapes(case: Case, dtype: torch.dtype) -> None:
     problem = make_problem(case, dtype)
     run(problem, load(checked=False))
     problem.check()
+
+
+LAYER_DTYPES = tuple(DTYPES)
+LAYERS = {
+    str(layer): Case(
+        (1, layer.in_channels, layer.height, layer.width), layer.out_channels, padding=layer.padding,
+        activations=(layer.input_activation, "none", layer.activation), residual=layer.adds_residual,
+        multiprocessors=132,
+    )
+    for layer in distinct_layers("xception")
+    if layer.operator == "separable_conv2d" and layer.stride == (1, 1)
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_layers_of_the_networks(name: str, layer_dtype: str) -> None:
+    problem = make_problem(LAYERS[name], DTYPES[layer_dtype])
+    run(problem, load(checked=True))
+    problem.check()
+
+
+def test_statistics_of_the_networks_layers(some_layer: str, layer_dtype: str) -> None:
+    case = replace(LAYERS[some_layer], residual=False, activations=("relu", "none", "none"))
+    check_statistics(case, DTYPES[layer_dtype])
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
@@ -279,11 +305,14 @@ def test_empty_batch() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
 def test_statistics(dtype: torch.dtype) -> None:
-    case = Case((2, 72, 11, 21), 136)
+    check_statistics(Case((2, 72, 11, 21), 136), dtype)
+
+
+def check_statistics(case: Case, dtype: torch.dtype) -> None:
     problem = make_problem(case, dtype)
     problem.scale = None
     host = load(checked=True)
-    host.context(sm=90, multiprocessors=3)
+    host.context(sm=90, multiprocessors=case.multiprocessors)
     workspace = torch.empty(host.workspace_bytes(problem.call(), True), dtype=torch.uint8)
     mean, var = torch.empty(case.K), torch.empty(case.K)
     host.forward_statistics(problem.call(), mean, var, workspace)
