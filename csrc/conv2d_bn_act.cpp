@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor> convolution_gradients(const Device& device, const Con
   }
   if (shape.N == 0 && wants_x) gradients.x = empty_activations(x, 0, shape.C, shape.H, shape.W, true);
   if (shape.N == 0 && wants_weight) {
-    gradients.weight = empty_on(x, {shape.K, shape.C, shape.R, shape.S}, x.scalar_type());
+    gradients.weight = empty_activations(x, shape.K, shape.C, shape.R, shape.S, suggests_channels_last(weight));
     torch::stable::zero_(*gradients.weight);
   }
   const auto nothing = [&] { return empty_on(x, {0}, x.scalar_type()); };

@@ -18,7 +18,7 @@ struct ScaleShift {
   OptionalTensor scale, shift;
 };
 
-// [N, C, H, W] channels-last and [K, C, R, S] contiguous; undefined where not wanted.
+// [N, C, H, W] channels-last and [K, C, R, S] in the weight's memory format; undefined where not wanted.
 struct Conv2dGradients {
   OptionalTensor x, weight;
 };

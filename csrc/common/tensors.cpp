@@ -99,6 +99,10 @@ WeightView weight_view(const Tensor& weight) {
   return {weight.const_data_ptr(), weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)};
 }
 
+WeightOutput weight_output(const Tensor& weight) {
+  return {weight.mutable_data_ptr(), weight.stride(0), weight.stride(1), weight.stride(2), weight.stride(3)};
+}
+
 ScalarType accumulation_type(DType dtype) { return dtype == DType::kFloat64 ? ScalarType::Double : ScalarType::Float; }
 
 bool is_beside(const Tensor& tensor, const Tensor& x) {

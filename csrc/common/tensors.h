@@ -35,6 +35,7 @@ NhwcInput input_view(const Tensor& x);
 NhwcInput input_view(const OptionalTensor& x);
 NhwcOutput output_view(const Tensor& y);
 WeightView weight_view(const Tensor& weight);
+WeightOutput weight_output(const Tensor& weight);
 
 torch::headeronly::ScalarType accumulation_type(DType dtype);
 

@@ -20,13 +20,16 @@ using NhwcInput = NhwcView<const void*>;
 using NhwcOutput = NhwcView<void*>;
 
 // A dense weight [K, C, R, S] with any strides (elements).
-struct WeightView {
-  const void* data = nullptr;
+template <typename Pointer>
+struct KcrsView {
+  Pointer data = nullptr;
   int64_t stride_k = 0;
   int64_t stride_c = 0;
   int64_t stride_r = 0;
   int64_t stride_s = 0;
 };
+using WeightView = KcrsView<const void*>;
+using WeightOutput = KcrsView<void*>;
 
 // Geometry of a 2-d convolution: input [N, C, H, W], window [R, S], K output channels, output [N, K, P, Q].
 struct ConvShape {

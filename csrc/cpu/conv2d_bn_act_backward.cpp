@@ -95,13 +95,9 @@ void conv2d_backward_data(const Conv2dBackward& args, const WeightView& weight, 
     for (int64_t w = 0; w < std::min(s.stride_w, s.W); ++w) one_residue(table, args, weight, grad_x, h, w);
 }
 
-void conv2d_backward_weight(const Conv2dBackward& args, const NhwcInput& x, void* grad_weight) {
+void conv2d_backward_weight(const Conv2dBackward& args, const NhwcInput& x, const WeightOutput& grad_weight) {
   const Kernels& table = kernels(args.dtype);
   const ConvShape& s = args.shape;
-  if (s.N == 0) {
-    std::memset(grad_weight, 0, s.K * s.C * s.R * s.S * storage_bytes(args.dtype));
-    return;
-  }
   count_kernel(table.conv_name);
   WeightGradient gradient{};
   gradient.shape = s;

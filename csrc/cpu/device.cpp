@@ -78,8 +78,8 @@ Conv2dGradients Device::conv2d_backward(const ConvShape& shape, const Tensor& gr
   }
   if (wants_weight) {
     const Tensor input = with_adjacent_channels(x);
-    gradients.weight = empty_cpu({shape.K, shape.C, shape.R, shape.S}, x.scalar_type());
-    cpu::conv2d_backward_weight(args, input_view(input), gradients.weight->mutable_data_ptr());
+    gradients.weight = empty_activations(x, shape.K, shape.C, shape.R, shape.S, suggests_channels_last(weight));
+    cpu::conv2d_backward_weight(args, input_view(input), weight_output(*gradients.weight));
   }
   return gradients;
 }

@@ -1,15 +1,11 @@
 // The kernel table of one instruction set and dtype: producer -> product -> epilogue, one tile at a time.
 //
 #pragma once
+#include "cpu/pack_columns.h"
 #include "cpu/producers.h"
 #include "cpu/scratch.h"
 
 namespace ik::cpu::IK_ISA {
-
-template <typename T>
-inline T read_weight(const WeightView& w, int64_t k, int64_t c, int64_t r, int64_t s) {
-  return static_cast<const T*>(w.data)[k * w.stride_k + c * w.stride_c + r * w.stride_r + s * w.stride_s];
-}
 
 template <typename T>
 struct ForwardKernels {
@@ -21,19 +17,9 @@ struct ForwardKernels {
   static size_t columns_bytes(int64_t K, int64_t k) { return static_cast<size_t>(round_up(K, kNR) * k) * sizeof(A); }
   static size_t conv_weight_bytes(const Geometry& g) { return columns_bytes(g.K, g.R * g.S * g.C); }
   static void conv_pack(const Geometry& g, const WeightView& w, void* packed, int64_t panel_begin, int64_t panel_end) {
-    constexpr int64_t kColumns = kNR;
     const int64_t k = g.R * g.S * g.C;
-    for (int64_t q = panel_begin; q < panel_end; q++) {
-      A* out = static_cast<A*>(packed) + q * k * kColumns;
-      const int64_t columns = smaller(kColumns, g.K - q * kColumns);
-      for (int64_t r = 0; r < g.R; r++)
-        for (int64_t s = 0; s < g.S; s++)
-          for (int64_t c = 0; c < g.C; c++) {
-            for (int64_t j = 0; j < columns; j++) out[j] = to_accum(read_weight<T>(w, q * kColumns + j, c, r, s));
-            for (int64_t j = columns; j < kColumns; j++) out[j] = A(0);
-            out += kColumns;
-          }
-    }
+    for (int64_t q = panel_begin; q < panel_end; q++)
+      pack_columns<T>(g, w, q * kNR, static_cast<A*>(packed) + q * k * kNR);
   }
   static int64_t conv_rows(const Geometry& g) { return g.N * g.P * g.Q; }
   static int64_t tile_rows(int64_t k) {

@@ -198,7 +198,7 @@ void separable_backward(const SeparableBackward& args) {
     gradient.depthwise = depthwise;
     gradient.input_activation = args.input_activation;
     gradient.mid_activation = args.mid_activation;
-    training::weight_gradient(table, gradient, args.grad_pointwise_weight);
+    training::weight_gradient(table, gradient, {args.grad_pointwise_weight, s.C, 1, 1, 1});
   }
   if (args.grad_x.data || args.grad_depthwise_weight || args.grad_depthwise_bias)
     data_gradients(table, args, depthwise);

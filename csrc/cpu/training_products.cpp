@@ -6,19 +6,20 @@
 namespace ik::cpu::training {
 namespace {
 
-constexpr int64_t kGradBytes = 256 << 10;   // packed grad_z of a chunk
-constexpr int64_t kStripBytes = 256 << 10;  // one panel of the input under a chunk
-constexpr int64_t kTasks = 16;
+constexpr int64_t kGradBytes = 1 << 20;     // packed grad_z of a chunk: stays in L2
+constexpr int64_t kStripBytes = 128 << 10;  // one panel of the input under a chunk
+constexpr int64_t kChunkPixels = 256;       // about
+constexpr int64_t kGroupPixels = 1024;      // worth a partial sum, which costs a pass over the weight
+constexpr int64_t kGroups = 16;
 constexpr int64_t kTilePixels = 32;
 
 struct Plan {
   int64_t rows;  // output rows of a chunk
   int64_t chunks;
   int64_t groups;  // partial sums
-  int64_t k_panels;
-  int64_t block;  // k panels of a task
-  int64_t blocks;
-  int64_t partial;  // elements of a partial sum
+  int64_t k_panels, c_panels;
+  int64_t k_blocks, c_blocks;  // tasks of a group
+  int64_t partial;             // elements of a partial sum
   int64_t strip_bytes, product_bytes, pairs_bytes, grad_bytes;
 };
 
@@ -31,30 +32,40 @@ int64_t strip_pixels(const WeightGradient& args, int64_t rows) {
   return (rows * s.stride_h + images * extra) * ((s.Q() - 1) * s.stride_w + (s.S - 1) * s.dilation_w + 1);
 }
 
+// Blocks of channels that make up whole rounds of the threads, together with `groups` of pixels.
+int64_t blocks_for(int64_t groups, int64_t panels, int64_t threads) {
+  for (int64_t blocks = 1; blocks < panels; ++blocks) {
+    const int64_t tasks = groups * blocks, slots = divide_up(tasks, threads) * threads;
+    if (10 * tasks >= 9 * slots) return blocks;
+  }
+  return panels;
+}
+
 Plan make_plan(const Kernels& table, const WeightGradient& args) {
   const ConvShape& s = args.shape;
   const int64_t all_rows = s.N * s.P(), Q = s.Q(), element = table.accumulator_bytes;
+  const int64_t window = args.depthwise ? 1 : s.R * s.S;
   Plan plan;
   plan.k_panels = divide_up(s.K, table.rows);
-  plan.blocks = divide_up(plan.k_panels * table.rows, table.block_channels);
-  plan.block = divide_up(plan.k_panels, plan.blocks);
-  plan.blocks = divide_up(plan.k_panels, plan.block);
-  const int64_t row_grad = Q * plan.block * table.rows * element;
-  plan.rows = std::clamp<int64_t>(kGradBytes / row_grad, 1, all_rows);
+  plan.c_panels = divide_up(args.columns ? window * s.C : s.C, table.columns);
+  const int64_t row_grad = Q * plan.k_panels * table.rows * element;
+  plan.rows = std::clamp<int64_t>(std::min(kGradBytes / row_grad, divide_up(kChunkPixels, Q)), 1, all_rows);
   while (plan.rows > 1 && strip_pixels(args, plan.rows) * table.columns * element > kStripBytes)
     plan.rows = divide_up(plan.rows, 2);
-  // Enough chunks for every task to have one.
-  plan.rows = std::min(plan.rows, divide_up(all_rows, divide_up(kTasks, plan.blocks)));
   plan.chunks = divide_up(all_rows, plan.rows);
-  const int64_t window = args.depthwise ? 1 : s.R * s.S;
-  const int64_t panels = args.columns ? divide_up(window * s.C, table.columns) : divide_up(s.C, table.columns) * window;
-  plan.partial = panels * plan.k_panels * table.rows * table.columns;
-  // A partial sum costs a pass over the weight: not for fewer than some hundred pixels.
-  plan.groups = std::clamp<int64_t>(all_rows * Q / 512, 1, std::min(divide_up(kTasks, plan.blocks), plan.chunks));
+  plan.rows = divide_up(all_rows, plan.chunks);
+  plan.chunks = divide_up(all_rows, plan.rows);
+  plan.groups = std::clamp<int64_t>(all_rows * Q / kGroupPixels, 1, std::min(kGroups, plan.chunks));
+  const int64_t threads = num_threads();
+  plan.c_blocks = blocks_for(plan.groups, plan.c_panels, threads);
+  plan.k_blocks = blocks_for(plan.groups * plan.c_blocks, plan.k_panels, threads);
+  const int64_t tile = table.rows * table.columns;
+  plan.partial = plan.c_panels * (args.columns ? 1 : window) * plan.k_panels * tile;
   plan.strip_bytes = strip_pixels(args, plan.rows) * table.columns * element;
   plan.product_bytes = args.depthwise ? plan.rows * Q * table.columns * element : 0;
   // Pixels may be padded to whole tiles.
-  plan.grad_bytes = plan.rows * row_grad + kTilePixels * plan.block * table.rows * element;
+  const int64_t block = divide_up(plan.k_panels, plan.k_blocks) * table.rows * element;
+  plan.grad_bytes = (plan.rows * Q + kTilePixels) * block;
   plan.pairs_bytes = (plan.rows * Q + kTilePixels) * table.columns * 2;
   return plan;
 }
@@ -74,18 +85,37 @@ ConvShape drop_skipped(ConvShape s, NhwcInput& x) {
   return s;
 }
 
+// Blocks of the gradient itself, where it has the accumulation type and adjacent channels.
+bool can_sum_in_place(const Kernels& table, const WeightGradient& args, const WeightOutput& out) {
+  const ConvShape& s = args.shape;
+  const int64_t window = args.depthwise ? 1 : s.R * s.S;
+  return table.storage_bytes == table.accumulator_bytes && (out.stride_c == 1 || s.C == 1) &&
+         (window == 1 || (out.stride_s == s.C && (s.R == 1 || out.stride_r == s.S * s.C)));
+}
+
 }  // namespace
 
-void weight_gradient(const Kernels& table, const WeightGradient& given, void* grad_weight) {
+void weight_gradient(const Kernels& table, const WeightGradient& given, const WeightOutput& grad_weight) {
   WeightGradient args = given;
   args.shape = drop_skipped(given.shape, args.x);
   const ConvShape& s = args.shape;
   args.columns = !args.depthwise && s.C < table.columns / 2 && s.R * s.S > 1;
   const Plan plan = make_plan(table, args);
   const size_t element = table.accumulator_bytes;
-  char* partial = static_cast<char*>(scratch(Scratch::kPartial, plan.groups * plan.partial * element));
+  const int64_t tile = table.rows * table.columns, window = args.depthwise || args.columns ? 1 : s.R * s.S;
+  const bool in_place = plan.groups == 1 && can_sum_in_place(table, args, grad_weight);
+  WeightSums sums;
+  if (in_place)
+    sums = {grad_weight.data, table.columns, s.C, table.rows * grad_weight.stride_k, grad_weight.stride_k, false};
+  else
+    sums = {scratch(Scratch::kPartial, plan.groups * plan.partial * element),
+            window * plan.k_panels * tile,
+            plan.k_panels * tile,
+            tile,
+            table.columns,
+            true};
 
-  parallel_for(0, plan.groups * plan.blocks, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, plan.groups * plan.c_blocks * plan.k_blocks, 1, [&](int64_t begin, int64_t end) {
     char* memory =
         static_cast<char*>(scratch(Scratch::kStrip, plan.strip_bytes + plan.product_bytes + plan.pairs_bytes));
     WeightScratch buffers;
@@ -96,16 +126,23 @@ void weight_gradient(const Kernels& table, const WeightGradient& given, void* gr
     buffers.row_offset =
         static_cast<int64_t*>(scratch(Scratch::kOffsets, (plan.rows * (s.Q() + 1) + s.R * s.S) * sizeof(int64_t)));
     for (int64_t task = begin; task < end; ++task) {
-      const int64_t group = task / plan.blocks, block = task % plan.blocks;
-      const int64_t k0 = block * plan.block, k1 = std::min(plan.k_panels, k0 + plan.block);
+      const int64_t k_block = task % plan.k_blocks, c_block = task / plan.k_blocks % plan.c_blocks;
+      const int64_t group = task / plan.k_blocks / plan.c_blocks;
       const int64_t chunk0 = plan.chunks * group / plan.groups, chunk1 = plan.chunks * (group + 1) / plan.groups;
-      for (int64_t chunk = chunk0; chunk < chunk1; ++chunk)
-        table.weight_gradient(args, chunk * plan.rows, std::min(s.N * s.P(), (chunk + 1) * plan.rows), k0, k1, buffers,
-                              partial + group * plan.partial * element, chunk == chunk0);
+      WeightBlock block;
+      block.k0 = plan.k_panels * k_block / plan.k_blocks, block.k1 = plan.k_panels * (k_block + 1) / plan.k_blocks;
+      block.c0 = plan.c_panels * c_block / plan.c_blocks, block.c1 = plan.c_panels * (c_block + 1) / plan.c_blocks;
+      WeightSums own = sums;
+      own.data = static_cast<char*>(sums.data) + group * plan.partial * element;
+      for (int64_t chunk = chunk0; chunk < chunk1; ++chunk) {
+        block.row0 = chunk * plan.rows, block.row1 = std::min(s.N * s.P(), (chunk + 1) * plan.rows);
+        table.weight_gradient(args, block, buffers, own, chunk == chunk0);
+      }
     }
   });
+  if (in_place) return;
   parallel_for(0, plan.k_panels, 1, [&](int64_t begin, int64_t end) {
-    table.weight_finish(args, partial, plan.groups, plan.partial, begin, end, grad_weight);
+    table.weight_finish(args, sums, plan.groups, plan.partial, begin, end, grad_weight);
   });
 }
 

@@ -108,6 +108,16 @@ inline VecF power_of_two(VecF a) {
   const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(a.v), _mm256_set1_epi32(127));
   return {_mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23))};
 }
+inline void interleave(VecF a, VecF b, VecF* low, VecF* high) {
+  const __m256 even = _mm256_unpacklo_ps(a.v, b.v), odd = _mm256_unpackhi_ps(a.v, b.v);
+  low->v = _mm256_permute2f128_ps(even, odd, 0x20);
+  high->v = _mm256_permute2f128_ps(even, odd, 0x31);
+}
+inline void interleave(VecD a, VecD b, VecD* low, VecD* high) {
+  const __m256d even = _mm256_unpacklo_pd(a.v, b.v), odd = _mm256_unpackhi_pd(a.v, b.v);
+  low->v = _mm256_permute2f128_pd(even, odd, 0x20);
+  high->v = _mm256_permute2f128_pd(even, odd, 0x31);
+}
 template <typename A>
 inline A horizontal_sum(Vec<A> a) {
   A lanes[Vec<A>::kLanes], sum = 0;

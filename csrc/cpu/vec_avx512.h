@@ -98,6 +98,16 @@ inline VecF power_of_two(VecF a) {
   const __m512i exponent = _mm512_add_epi32(_mm512_cvtps_epi32(a.v), _mm512_set1_epi32(127));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(exponent, 23))};
 }
+inline void interleave(VecF a, VecF b, VecF* low, VecF* high) {
+  const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  low->v = _mm512_permutex2var_ps(a.v, first, b.v);
+  high->v = _mm512_permutex2var_ps(a.v, _mm512_add_epi32(first, _mm512_set1_epi32(8)), b.v);
+}
+inline void interleave(VecD a, VecD b, VecD* low, VecD* high) {
+  const __m512i first = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+  low->v = _mm512_permutex2var_pd(a.v, first, b.v);
+  high->v = _mm512_permutex2var_pd(a.v, _mm512_add_epi64(first, _mm512_set1_epi64(4)), b.v);
+}
 template <typename A>
 inline A horizontal_sum(Vec<A> a) {
   A lanes[Vec<A>::kLanes], sum = 0;

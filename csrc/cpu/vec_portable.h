@@ -111,6 +111,15 @@ inline VecF power_of_two(VecF a) {
         a.v[i] >= -126 && a.v[i] <= 127 ? bits_float(static_cast<uint32_t>(static_cast<int>(a.v[i]) + 127) << 23) : 0;
   return a;
 }
+// a0 b0 a1 b1 ...: the first kLanes of them into low, the rest into high.
+template <typename A>
+inline void interleave(Vec<A> a, Vec<A> b, Vec<A>* low, Vec<A>* high) {
+  for (int i = 0; i < Vec<A>::kLanes; i++) {
+    const int half = Vec<A>::kLanes / 2;
+    low->v[i] = i % 2 == 0 ? a.v[i / 2] : b.v[i / 2];
+    high->v[i] = i % 2 == 0 ? a.v[half + i / 2] : b.v[half + i / 2];
+  }
+}
 template <typename A>
 inline A horizontal_sum(Vec<A> a) {
   A sum = 0;

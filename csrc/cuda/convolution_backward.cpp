@@ -36,7 +36,10 @@ Conv2dGradients convolution_backward(const ConvShape& shape, const Tensor& grad_
   const Tensor grad_x = to<Tensor>(stack[0]), grad_weight = to<Tensor>(stack[1]), grad_bias = to<Tensor>(stack[2]);
   Conv2dGradients gradients;
   if (wants_x) gradients.x = torch::stable::contiguous(grad_x, MemoryFormat::ChannelsLast);
-  if (wants_weight) gradients.weight = torch::stable::contiguous(grad_weight, MemoryFormat::Contiguous);
+  if (wants_weight) {
+    gradients.weight = torch::stable::contiguous(
+        grad_weight, suggests_channels_last(weight) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  }
   return gradients;
 }
 

@@ -144,7 +144,8 @@ def masked(like: Tensor | None, needed: bool, x: Tensor) -> Tensor:
     return torch.empty_like(like)
 
 
-def activation_gradient(like: Tensor | None, needed: bool, x: Tensor) -> Tensor:
+def in_own_format(like: Tensor | None, needed: bool, x: Tensor) -> Tensor:
+    """A gradient in the memory format of what it belongs to: activations, and the weight of a dense convolution."""
     if like is None or not needed:
         return x.new_empty((0,))
     return empty_activations(x, like.shape, memory_format_of(like))
@@ -166,12 +167,12 @@ def _fake_backward(
     stride, padding, dilation, activation, training, eps, output_mask,
 ):  # fmt: skip
     return (
-        activation_gradient(x, output_mask[0], x),
-        masked(weight, output_mask[1], x),
+        in_own_format(x, output_mask[0], x),
+        in_own_format(weight, output_mask[1], x),
         masked(bn_weight, output_mask[2], x),
         masked(bn_bias, output_mask[3], x),
         masked(bias, output_mask[4], x),
-        activation_gradient(residual, output_mask[5], x),
+        in_own_format(residual, output_mask[5], x),
     )
 
 
@@ -194,6 +195,7 @@ def _setup_training(ctx, inputs, output):
     _, z, mean, var = output
     ctx.save_for_backward(x, weight, bn_weight, bn_bias, mean, var, bias, residual, z)
     ctx.options = options
+    ctx.set_materialize_grads(False)  # zeros of z's size, which nobody reads
 
 
 def _gradients(kernels, ctx, grad_y: Tensor, mask: list[bool], training: bool) -> list[Tensor | None]:
@@ -214,6 +216,8 @@ def _backward(kernels, ctx, grad_y):
 
 
 def _backward_training(kernels, ctx, grad_y, *ignored):
+    if grad_y is None:
+        return (None,) * 11
     mask = list(ctx.needs_input_grad[:6])
     return *_gradients(kernels, ctx, grad_y, mask, True), *[None] * 5
 

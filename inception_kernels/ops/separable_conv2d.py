@@ -20,7 +20,7 @@ from ._common import (
     update_running_statistics,
     wanted,
 )
-from .conv2d_bn_act import activation_gradient, masked, training_outputs
+from .conv2d_bn_act import in_own_format, masked, training_outputs
 
 _NAME = "separable_conv2d"
 
@@ -165,14 +165,14 @@ def _fake_backward(
     output_mask,
 ):  # fmt: skip
     return (
-        activation_gradient(x, output_mask[0], x),
+        in_own_format(x, output_mask[0], x),
         masked(depthwise_weight, output_mask[1], x),
         masked(pointwise_weight, output_mask[2], x),
         masked(bn_weight, output_mask[3], x),
         masked(bn_bias, output_mask[4], x),
         masked(depthwise_bias, output_mask[5], x),
         masked(bias, output_mask[6], x),
-        activation_gradient(residual, output_mask[7], x),
+        in_own_format(residual, output_mask[7], x),
     )
 
 
@@ -198,6 +198,7 @@ def _setup_training(ctx, inputs, output):
     _, z, mean, var = output
     ctx.save_for_backward(x, depthwise, pointwise, bn_weight, bn_bias, mean, var, depthwise_bias, bias, residual, z)
     ctx.options = options
+    ctx.set_materialize_grads(False)  # zeros of z's size, which nobody reads
 
 
 def _gradients(kernels, ctx, grad_y: Tensor, mask: list[bool], training: bool) -> list[Tensor | None]:
@@ -216,6 +217,8 @@ def _backward(kernels, ctx, grad_y):
 
 
 def _backward_training(kernels, ctx, grad_y, *ignored):
+    if grad_y is None:
+        return (None,) * 15
     return *_gradients(kernels, ctx, grad_y, list(ctx.needs_input_grad[:8]), True), *[None] * 7
 
 

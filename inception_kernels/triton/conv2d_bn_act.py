@@ -8,6 +8,7 @@ import torch
 import triton
 from torch import Tensor
 
+from ..ops._common import memory_format_of
 from . import batch_norm
 from ._convolution import Epilogue, adjacent_channels, choose_blocks, convolve, forward_taps, gradient_taps
 from ._convolution_descriptor import convolve_boxes, unsupported
@@ -160,7 +161,7 @@ def conv2d_bn_act_backward(
                 padding,
                 dilation,
                 weight.dtype,
-            )
+            ).contiguous(memory_format=memory_format_of(weight))
     return (
         grad_x,
         grad_weight,

@@ -26,7 +26,6 @@ Kernels make_kernels() {
   kernels.conv_name = "conv2d_bn_act.backward.cpu_amx_bf16";
   kernels.separable_name = "separable_conv2d.backward.cpu_amx_bf16";
   kernels.rows = kRows;
-  kernels.block_channels = 256;
   kernels.weight_gradient = &weight_gradient_tiles;
   kernels.weight_finish = &weight_finish<BFloat16>;
   return kernels;

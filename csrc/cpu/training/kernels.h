@@ -32,6 +32,22 @@ struct WeightGradient {
   Activation mid_activation;
 };
 
+// What one call adds to a weight gradient: output rows [row0, row1) of N * P, panels [k0, k1) of output channels and
+// [c0, c1) of input channels (with WeightGradient::columns, of the axis that holds them).
+struct WeightBlock {
+  int64_t row0, row1;
+  int64_t k0, k1;
+  int64_t c0, c1;
+};
+
+// Where register blocks of a weight gradient lie, in elements of the accumulation type.
+struct WeightSums {
+  void* data;
+  int64_t stride_c_panel, stride_tap, stride_k_panel;
+  int64_t stride_row;  // from one output channel to the next
+  bool whole;          // blocks at the edges are stored whole; otherwise only the channels that there are
+};
+
 struct WeightScratch {
   void* strip;          // one panel of channels of the input pixels under a chunk
   void* product;        // one panel of the depthwise output; unused when dense
@@ -67,10 +83,9 @@ struct Kernels {
   const char* norm_backward_name;
   const char* conv_name;
   const char* separable_name;
-  int64_t accumulator_bytes;
+  int64_t storage_bytes, accumulator_bytes;
   int64_t rows;  // register block: rows x columns
   int64_t columns;
-  int64_t block_channels;  // output channels of a weight gradient's task, about
 
   // Pixels [m0, m1) of [N, P, Q, K]: shift [K], sum [K] of z - shift, square [K] of its squares.
   void (*statistics)(const ScaleShiftAct& args, int64_t m0, int64_t m1, void* shift, void* sum, void* square);
@@ -82,13 +97,12 @@ struct Kernels {
 
   // [panel][R * S + 1][columns]: taps, then the bias.
   void (*pack_depthwise)(const ConvShape& shape, const WeightView& weight, const void* bias, void* packed);
-  // Output rows [row0, row1) of N * P, k panels [k0, k1): adds to (or, if `first`, writes)
-  // partial [c panel][tap][k panel][rows][columns].
-  void (*weight_gradient)(const WeightGradient& args, int64_t row0, int64_t row1, int64_t k0, int64_t k1,
-                          const WeightScratch& scratch, void* partial, bool first);
-  // grad_weight [K, C, R, S] rows of k panels [k0, k1) from the sum of `count` partials, `stride` elements apart.
-  void (*weight_finish)(const WeightGradient& args, const void* partial, int64_t count, int64_t stride, int64_t k0,
-                        int64_t k1, void* grad_weight);
+  // Adds to the sums, or if `first` writes them.
+  void (*weight_gradient)(const WeightGradient& args, const WeightBlock& block, const WeightScratch& scratch,
+                          const WeightSums& sums, bool first);
+  // k panels [k0, k1) of grad_weight from `count` whole sums, `stride` elements apart.
+  void (*weight_finish)(const WeightGradient& args, const WeightSums& sums, int64_t count, int64_t stride, int64_t k0,
+                        int64_t k1, const WeightOutput& grad_weight);
 
   // partial [c panel][R * S + 1][columns], written: weight and bias gradients of the tile.
   void (*separable_data)(const SeparableData& args, const SeparableTile& tile, const SeparableScratch& scratch,

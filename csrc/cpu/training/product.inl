@@ -14,11 +14,11 @@ constexpr int kColumnVectors = 2;
 template <typename A>
 constexpr int64_t kColumns = kColumnVectors * kLanes<A>;
 
-// out [kRows][kColumns] (+)= sum over pixels of a[pixel][row] * b[pixel][column]; pixel (row, i) of b lies at
-// row_offset[row] + i * step.
+// out [kRows][kColumns], rows `out_row` elements apart, (+)= sum over pixels of a[pixel][row] * b[pixel][column]; pixel
+// (row, i) of b lies at row_offset[row] + i * step.
 template <typename A>
 IK_OUT_OF_LINE void multiply_pixels(const A* a, const A* b, const int64_t* row_offset, int64_t rows, int64_t count,
-                                    int64_t step, A* out, bool first) {
+                                    int64_t step, A* out, int64_t out_row, bool first) {
   constexpr int64_t L = kLanes<A>;
   Vector<A> sum[kRows][kColumnVectors] = {};
   for (int64_t row = 0; row < rows; ++row) {
@@ -36,7 +36,7 @@ IK_OUT_OF_LINE void multiply_pixels(const A* a, const A* b, const int64_t* row_o
   }
 #pragma GCC unroll 16
   for (int j = 0; j < kRows; ++j) {
-    A* o = out + j * kColumns<A>;
+    A* o = out + j * out_row;
     store(o, first ? sum[j][0] : load(o) + sum[j][0]);
     store(o + L, first ? sum[j][1] : load(o + L) + sum[j][1]);
   }

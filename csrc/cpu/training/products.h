@@ -4,7 +4,7 @@
 
 namespace ik::cpu::training {
 
-// grad_weight of args; cut into chunks of pixels and panels of output channels that depend on the shape alone.
-void weight_gradient(const Kernels& table, const WeightGradient& args, void* grad_weight);
+// grad_weight of args. Sums over pixels are cut by the shape alone; the threads share channels, which changes no sum.
+void weight_gradient(const Kernels& table, const WeightGradient& args, const WeightOutput& grad_weight);
 
 }  // namespace ik::cpu::training

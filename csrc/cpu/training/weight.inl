@@ -1,23 +1,33 @@
 // Gradients of dense and pointwise weights: grad_weight[k][r, s, c] = sum over pixels of grad_z[k] * x[c at (r, s)].
 
+// kRows of at most `left` channels of a pixel.
+template <typename T>
+inline void copy_grad(const T* from, int64_t left, typename AccumulatorOf<T>::Type* to) {
+#if IK_VECTOR_BYTES == 64
+  if constexpr (kRows <= kLanes<typename AccumulatorOf<T>::Type>)
+    return store_first(to, load_first(from, smaller(left, kRows)), kRows);
+#endif
+  if (left >= kRows) {
+#pragma GCC unroll 12
+    for (int j = 0; j < kRows; ++j) to[j] = widen(from[j]);
+  } else {
+    for (int64_t j = 0; j < kRows; ++j) to[j] = j < left ? widen(from[j]) : 0;
+  }
+}
+
 // [k panel][pixel][kRows] of output rows [row0, row1).
 template <typename T>
-inline void pack_grad_columns(const NhwcInput& grad_z, int64_t P, int64_t Q, int64_t K, int64_t row0, int64_t row1,
-                              int64_t k0, int64_t k1, typename AccumulatorOf<T>::Type* out) {
-  const int64_t pixels = (row1 - row0) * Q;
-  for (int64_t row = row0; row < row1; ++row)
-    for (int64_t q = 0; q < Q; ++q) {
+inline void pack_grad_columns(const NhwcInput& grad_z, int64_t P, int64_t Q, int64_t K, const WeightBlock& block,
+                              typename AccumulatorOf<T>::Type* out) {
+  constexpr int64_t group = 4;  // pixels whose lines are read and written together
+  const int64_t pixels = (block.row1 - block.row0) * Q;
+  for (int64_t row = block.row0; row < block.row1; ++row)
+    for (int64_t q = 0; q < Q; q += group) {
       const T* p = pixel<T>(grad_z, row / P, row % P, q);
-      auto* o = out + ((row - row0) * Q + q) * kRows;
-      for (int64_t panel = k0; panel < k1; ++panel, o += pixels * kRows) {
-        const T* values = p + panel * kRows;
-        if ((panel + 1) * kRows <= K) {
-#pragma GCC unroll 12
-          for (int j = 0; j < kRows; ++j) o[j] = widen(values[j]);
-        } else {
-          for (int64_t j = 0; j < kRows; ++j) o[j] = panel * kRows + j < K ? widen(values[j]) : 0;
-        }
-      }
+      const int64_t count = smaller(group, Q - q);
+      auto* o = out + ((row - block.row0) * Q + q) * kRows;
+      for (int64_t k = block.k0 * kRows; k < block.k1 * kRows; k += kRows, o += pixels * kRows)
+        for (int64_t i = 0; i < count; ++i) copy_grad(p + i * grad_z.stride_w + k, K - k, o + i * kRows);
     }
 }
 
@@ -121,46 +131,85 @@ inline int64_t panel_channels(const WeightGradient& args) {
   return args.columns ? args.shape.R * args.shape.S * args.shape.C : args.shape.C;
 }
 
+// A register block of which only `rows` x `columns` belong to the gradient.
+template <typename A>
+inline void store_block(const A* block, int64_t rows, int64_t columns, A* out, int64_t out_row, bool first) {
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < columns; j += kLanes<A>) {
+      A* o = out + i * out_row + j;
+      const Vector<A> sum = load(block + i * kColumns<A> + j);
+      store_up_to(o, first ? sum : load_up_to(o, columns - j) + sum, columns - j);
+    }
+}
+
 template <typename T>
-void weight_gradient(const WeightGradient& args, int64_t row0, int64_t row1, int64_t k0, int64_t k1,
-                     const WeightScratch& scratch, void* partial, bool first) {
+void weight_gradient(const WeightGradient& args, const WeightBlock& block, const WeightScratch& scratch,
+                     const WeightSums& sums, bool first) {
   using A = typename AccumulatorOf<T>::Type;
-  constexpr int64_t columns = kColumns<A>, tile = kRows * columns;
+  constexpr int64_t columns = kColumns<A>;
   const ConvShape& s = args.shape;
-  const int64_t Q = s.Q(), rows = row1 - row0, k_panels = ceil_div(s.K, kRows);
+  const int64_t pixels = (block.row1 - block.row0) * s.Q(), channels = panel_channels(args);
   const PanelTaps taps = PanelTaps::of(args, A{});
+  // Without a window rows follow each other: one long row.
+  const bool joined = args.columns || args.depthwise || (taps.count == 1 && s.stride_h == 1 && s.stride_w == 1);
+  const int64_t rows = joined ? 1 : block.row1 - block.row0, count = joined ? pixels : s.Q();
   const A* grad = static_cast<const A*>(scratch.grad);
-  pack_grad_columns<T>(args.grad_z, s.P(), Q, s.K, row0, row1, k0, k1, static_cast<A*>(scratch.grad));
-  for (int64_t c = 0, panel = 0; c < panel_channels(args); c += columns, ++panel) {
-    const A* strip = prepare_panel<T>(args, row0, row1, c, scratch);
-    for (int64_t k = k0; k < k1; ++k)
-      for (int64_t t = 0; t < taps.count; ++t)
-        multiply_pixels(grad + (k - k0) * rows * Q * kRows, strip + taps.offset(t), scratch.row_offset, rows, Q,
-                        taps.step, static_cast<A*>(partial) + ((panel * taps.count + t) * k_panels + k) * tile, first);
+  alignas(64) A edge[kRows * columns];
+  pack_grad_columns<T>(args.grad_z, s.P(), s.Q(), s.K, block, static_cast<A*>(scratch.grad));
+  for (int64_t panel = block.c0; panel < block.c1; ++panel) {
+    const int64_t c = panel * columns;
+    const A* strip = prepare_panel<T>(args, block.row0, block.row1, c, scratch);
+    for (int64_t k = block.k0; k < block.k1; ++k)
+      for (int64_t t = 0; t < taps.count; ++t) {
+        const A* a = grad + (k - block.k0) * pixels * kRows;
+        const A* b = strip + taps.offset(t);
+        A* out =
+            static_cast<A*>(sums.data) + panel * sums.stride_c_panel + t * sums.stride_tap + k * sums.stride_k_panel;
+        if (sums.whole || ((k + 1) * kRows <= s.K && c + columns <= channels)) {
+          multiply_pixels(a, b, scratch.row_offset, rows, count, taps.step, out, sums.stride_row, first);
+        } else {
+          multiply_pixels(a, b, scratch.row_offset, rows, count, taps.step, edge, columns, true);
+          store_block(edge, smaller(kRows, s.K - k * kRows), smaller(columns, channels - c), out, sums.stride_row,
+                      first);
+        }
+      }
   }
 }
 
 template <typename T>
-void weight_finish(const WeightGradient& args, const void* partial, int64_t count, int64_t stride, int64_t k0,
-                   int64_t k1, void* grad_weight) {
+void weight_finish(const WeightGradient& args, const WeightSums& sums, int64_t count, int64_t stride, int64_t k0,
+                   int64_t k1, const WeightOutput& grad_weight) {
   using A = typename AccumulatorOf<T>::Type;
-  constexpr int64_t columns = kColumns<A>, tile = kRows * columns;
+  constexpr int64_t columns = kColumns<A>, L = kLanes<A>;
   const ConvShape& s = args.shape;
   const int64_t window = args.depthwise ? 1 : s.R * s.S, taps = args.columns ? 1 : window;
-  const int64_t channels = args.columns ? window * s.C : s.C, k_panels = ceil_div(s.K, kRows);
-  T* out = static_cast<T*>(grad_weight);
+  const int64_t channels = panel_channels(args);
+  const bool adjacent = grad_weight.stride_c == 1 && !args.columns;
   alignas(64) A sum[columns];
   for (int64_t k = k0 * kRows; k < smaller(s.K, k1 * kRows); ++k)
     for (int64_t c0 = 0, panel = 0; c0 < channels; c0 += columns, ++panel)
       for (int64_t t = 0; t < taps; ++t) {
-        const A* p =
-            static_cast<const A*>(partial) + ((panel * taps + t) * k_panels + k / kRows) * tile + k % kRows * columns;
-        for (int64_t j = 0; j < columns; ++j) sum[j] = p[j];
-        for (int64_t i = 1; i < count; ++i)
-          for (int64_t j = 0; j < columns; ++j) sum[j] += p[i * stride + j];
-        for (int64_t j = 0; j < smaller(columns, channels - c0); ++j) {
-          const int64_t c = args.columns ? (c0 + j) % s.C : c0 + j, w = args.columns ? (c0 + j) / s.C : t;
-          narrow(sum[j], out + (k * s.C + c) * window + w);
+        const A* p = static_cast<const A*>(sums.data) + panel * sums.stride_c_panel + t * sums.stride_tap +
+                     k / kRows * sums.stride_k_panel + k % kRows * sums.stride_row;
+        Vector<A> low = load(p), high = load(p + L);
+        for (int64_t i = 1; i < count; ++i) {
+          low += load(p + i * stride);
+          high += load(p + i * stride + L);
+        }
+        T* out = static_cast<T*>(grad_weight.data) + k * grad_weight.stride_k;
+        const int64_t left = smaller(columns, channels - c0);
+        if (!args.columns) out += t / s.S * grad_weight.stride_r + t % s.S * grad_weight.stride_s;
+        if (adjacent) {
+          store_up_to(out + c0, low, left);
+          if (left > L) store_up_to(out + c0 + L, high, left - L);
+          continue;
+        }
+        store(sum, low);
+        store(sum + L, high);
+        for (int64_t j = 0; j < left; ++j) {
+          const int64_t c = args.columns ? (c0 + j) % s.C : c0 + j, w = args.columns ? (c0 + j) / s.C : 0;
+          narrow(sum[j],
+                 out + c * grad_weight.stride_c + w / s.S * grad_weight.stride_r + w % s.S * grad_weight.stride_s);
         }
       }
 }

@@ -39,9 +39,10 @@ inline __m512i load_channels(const BFloat16* p, int64_t n) {
   return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p));
 }
 
-inline void pack_grad_tiles(const NhwcInput& grad_z, int64_t P, int64_t Q, int64_t K, int64_t row0, int64_t row1,
-                            int64_t k0, int64_t k1, uint16_t* out) {
-  const int64_t pixels = (row1 - row0) * Q, blocks = ceil_div(pixels, kTilePixels);
+inline void pack_grad_tiles(const NhwcInput& grad_z, int64_t P, int64_t Q, int64_t K, const WeightBlock& part,
+                            uint16_t* out) {
+  const int64_t row0 = part.row0, k0 = part.k0, k1 = part.k1, pixels = (part.row1 - row0) * Q,
+                blocks = ceil_div(pixels, kTilePixels);
   for (int64_t block = 0; block < blocks; ++block) {
     const BFloat16* at[kTilePixels];
     for (int64_t i = 0; i < kTilePixels; ++i) {
@@ -77,8 +78,9 @@ inline void pack_pixel_pairs(const float* strip, const int64_t* offset, int64_t 
   }
 }
 
-inline void multiply_tiles(const uint16_t* a, const uint16_t* b, int64_t blocks, float* out, bool first) {
-  constexpr int64_t row_bytes = 32 * sizeof(float);
+inline void multiply_tiles(const uint16_t* a, const uint16_t* b, int64_t blocks, float* out, int64_t out_row,
+                           bool first) {
+  const int64_t row_bytes = out_row * sizeof(float);
   if (first) {
     _tile_zero(0);
     _tile_zero(1);
@@ -87,8 +89,8 @@ inline void multiply_tiles(const uint16_t* a, const uint16_t* b, int64_t blocks,
   } else {
     _tile_loadd(0, out, row_bytes);
     _tile_loadd(1, out + 16, row_bytes);
-    _tile_loadd(2, out + 16 * 32, row_bytes);
-    _tile_loadd(3, out + 16 * 32 + 16, row_bytes);
+    _tile_loadd(2, out + 16 * out_row, row_bytes);
+    _tile_loadd(3, out + 16 * out_row + 16, row_bytes);
   }
   for (int64_t block = 0; block < blocks; ++block, a += 2 * kTileElements, b += 2 * kTileElements) {
     _tile_loadd(4, a, 64);
@@ -102,33 +104,33 @@ inline void multiply_tiles(const uint16_t* a, const uint16_t* b, int64_t blocks,
   }
   _tile_stored(0, out, row_bytes);
   _tile_stored(1, out + 16, row_bytes);
-  _tile_stored(2, out + 16 * 32, row_bytes);
-  _tile_stored(3, out + 16 * 32 + 16, row_bytes);
+  _tile_stored(2, out + 16 * out_row, row_bytes);
+  _tile_stored(3, out + 16 * out_row + 16, row_bytes);
 }
 
-void weight_gradient_tiles(const WeightGradient& args, int64_t row0, int64_t row1, int64_t k0, int64_t k1,
-                           const WeightScratch& scratch, void* partial, bool first) {
+void weight_gradient_tiles(const WeightGradient& args, const WeightBlock& block, const WeightScratch& scratch,
+                           const WeightSums& sums, bool first) {
   static_assert(kRows == 32 && kColumns<float> == 32);
-  constexpr int64_t tile = kRows * kColumns<float>;
   const ConvShape& s = args.shape;
-  const int64_t Q = s.Q(), rows = row1 - row0, pixels = rows * Q, k_panels = ceil_div(s.K, kRows);
+  const int64_t Q = s.Q(), rows = block.row1 - block.row0, pixels = rows * Q;
   const int64_t blocks = ceil_div(pixels, kTilePixels);
   const PanelTaps taps = PanelTaps::of(args, 0.0f);
   uint16_t* grad = static_cast<uint16_t*>(scratch.grad);
   uint16_t* pairs = static_cast<uint16_t*>(scratch.pairs);
   int64_t* offset = scratch.row_offset + rows + s.R * s.S;
-  pack_grad_tiles(args.grad_z, s.P(), Q, s.K, row0, row1, k0, k1, grad);
+  pack_grad_tiles(args.grad_z, s.P(), Q, s.K, block, grad);
   const cpu::amx::TileScope scope;
-  for (int64_t c = 0, panel = 0; c < panel_channels(args); c += kColumns<float>, ++panel) {
-    const float* strip = prepare_panel<BFloat16>(args, row0, row1, c, scratch);
+  for (int64_t panel = block.c0; panel < block.c1; ++panel) {
+    const float* strip = prepare_panel<BFloat16>(args, block.row0, block.row1, panel * kColumns<float>, scratch);
     for (int64_t row = 0; row < rows; ++row)
       for (int64_t q = 0; q < Q; ++q) offset[row * Q + q] = scratch.row_offset[row] + q * taps.step;
     for (int64_t t = 0; t < taps.count; ++t) {
       pack_pixel_pairs(strip + taps.offset(t), offset, pixels, pairs);
       cpu::amx::compiler_barrier();
-      for (int64_t k = k0; k < k1; ++k)
-        multiply_tiles(grad + (k - k0) * blocks * 2 * kTileElements, pairs, blocks,
-                       static_cast<float*>(partial) + ((panel * taps.count + t) * k_panels + k) * tile, first);
+      float* out = static_cast<float*>(sums.data) + panel * sums.stride_c_panel + t * sums.stride_tap;
+      for (int64_t k = block.k0; k < block.k1; ++k)
+        multiply_tiles(grad + (k - block.k0) * blocks * 2 * kTileElements, pairs, blocks, out + k * sums.stride_k_panel,
+                       sums.stride_row, first);
       cpu::amx::compiler_barrier();
     }
   }
