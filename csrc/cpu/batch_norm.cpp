@@ -1,6 +1,7 @@
 #include "batch_norm.h"
 
 #include <cmath>
+#include <type_traits>
 
 #include "common/counters.h"
 #include "common/parallel.h"
@@ -16,9 +17,33 @@ using namespace training;
 // Pixels of a partial sum: fixed, so that sums do not depend on the thread count; few enough to stay in cache for a
 // second pass.
 constexpr int64_t kChunk = 128;
-constexpr int64_t kGrain = 2048;  // pixels times channels worth a thread, in units of 16
+constexpr int64_t kGrain = 2048 * 16;  // pixels times channels worth a thread
+constexpr int64_t kSlice = 64;         // channels, few chunks are divided among the threads by them as well
 
-int64_t chunk_grain(int64_t K) { return std::max<int64_t>(1, kGrain * 16 / (kChunk * K)); }
+int64_t pixel_grain(int64_t K) { return std::max<int64_t>(1, kGrain / K); }
+
+// Calls f(chunk, k0, k1) for every chunk of the pixels and slice of the channels.
+template <typename F>
+void for_each_slice(int64_t chunks, int64_t K, const F& f) {
+  const int64_t slices = divide_up(K, kSlice);
+  parallel_for(0, chunks * slices, std::max<int64_t>(1, kGrain / (kChunk * kSlice)), [&](int64_t begin, int64_t end) {
+    // Neighbouring slices of a chunk in one call: they share cache lines of the pixels.
+    for (int64_t i = begin; i < end;) {
+      const int64_t chunk = i / slices, last = std::min(end, (chunk + 1) * slices);
+      f(chunk, i % slices * kSlice, std::min(K, (last - chunk * slices) * kSlice));
+      i = last;
+    }
+  });
+}
+
+// The channels from k on.
+template <typename Pointer>
+NhwcView<Pointer> from_channel(NhwcView<Pointer> view, int64_t k, DType dtype) {
+  using Byte = std::conditional_t<std::is_const_v<std::remove_pointer_t<Pointer>>, const char, char>;
+  const int64_t storage = dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2;
+  if (view.data) view.data = static_cast<Byte*>(view.data) + k * storage;
+  return view;
+}
 
 // Treats [N, P, Q] as one row where every view allows it.
 template <typename Args, typename... Views>
@@ -67,11 +92,12 @@ void statistics_of(ScaleShiftAct args, const Kernels& table, A* mean, A* var) {
   const int64_t pixels = args.N * args.P * args.Q, K = args.K, chunks = divide_up(pixels, kChunk);
   A* partial = static_cast<A*>(scratch(Scratch::kPartial, chunks * 3 * K * sizeof(A)));
   double* sums = static_cast<double*>(scratch(Scratch::kVectors, 2 * K * sizeof(double)));
-  parallel_for(0, chunks, chunk_grain(K), [&](int64_t begin, int64_t end) {
-    for (int64_t chunk = begin; chunk < end; ++chunk) {
-      A* out = partial + chunk * 3 * K;
-      table.statistics(args, chunk * kChunk, std::min(pixels, (chunk + 1) * kChunk), out, out + K, out + 2 * K);
-    }
+  for_each_slice(chunks, K, [&](int64_t chunk, int64_t k0, int64_t k1) {
+    ScaleShiftAct slice = args;
+    slice.K = k1 - k0;
+    slice.z = from_channel(args.z, k0, args.dtype);
+    A* out = partial + chunk * 3 * K + k0;
+    table.statistics(slice, chunk * kChunk, std::min(pixels, (chunk + 1) * kChunk), out, out + K, out + 2 * K);
   });
   parallel_for(0, K, std::max<int64_t>(16, 32768 / chunks), [&](int64_t begin, int64_t end) {
     combine_statistics(partial, K, pixels, begin, end, sums, sums + K, mean, var);
@@ -82,22 +108,27 @@ template <typename A>
 void backward_of(BnActBackward args, const Kernels& table) {
   const int64_t pixels = args.N * args.P * args.Q, K = args.K, chunks = divide_up(pixels, kChunk);
   A* vectors = static_cast<A*>(scratch(Scratch::kVectors, 5 * K * sizeof(A)));
-  A *mean = vectors, *scale = mean + K, *shift = scale + K, *k1 = shift + K, *k2 = k1 + K;
+  A *mean = vectors, *scale = mean + K, *shift = scale + K, *k1s = shift + K, *k2s = k1s + K;
   const bool norm = args.mean != nullptr, training = norm && args.training;
   for (int64_t k = 0; k < K; ++k) {
     mean[k] = value_or<A>(args.mean, k, 0);
     scale[k] = norm ? value_or<A>(args.gamma, k, 1) * value_or<A>(args.rstd, k, 1) : A(1);
     shift[k] = norm ? value_or<A>(args.beta, k, 0) : A(0);
-    k1[k] = k2[k] = 0;
+    k1s[k] = k2s[k] = 0;
   }
-  const NormCoefficients coefficients{mean, scale, shift, k1, k2};
+  const NormCoefficients coefficients{mean, scale, shift, k1s, k2s};
 
   if (training || args.grad_gamma || args.grad_beta || args.grad_z_sum) {
     A* partial = static_cast<A*>(scratch(Scratch::kPartial, chunks * 2 * K * sizeof(A)));
-    parallel_for(0, chunks, chunk_grain(K), [&](int64_t begin, int64_t end) {
-      for (int64_t chunk = begin; chunk < end; ++chunk)
-        table.norm_reduce(args, coefficients, chunk * kChunk, std::min(pixels, (chunk + 1) * kChunk),
-                          partial + chunk * 2 * K, partial + (chunk * 2 + 1) * K);
+    for_each_slice(chunks, K, [&](int64_t chunk, int64_t k0, int64_t k1) {
+      BnActBackward slice = args;
+      slice.K = k1 - k0;
+      slice.grad_y = from_channel(args.grad_y, k0, args.dtype);
+      slice.z = from_channel(args.z, k0, args.dtype);
+      slice.residual = from_channel(args.residual, k0, args.dtype);
+      const NormCoefficients own{mean + k0, scale + k0, shift + k0, k1s + k0, k2s + k0};
+      A* out = partial + chunk * 2 * K + k0;
+      table.norm_reduce(slice, own, chunk * kChunk, std::min(pixels, (chunk + 1) * kChunk), out, out + K);
     });
     double* sums = static_cast<double*>(scratch(Scratch::kSums, 2 * K * sizeof(double)));
     parallel_for(0, K, std::max<int64_t>(16, 32768 / std::max<int64_t>(1, chunks)), [&](int64_t begin, int64_t end) {
@@ -113,8 +144,8 @@ void backward_of(BnActBackward args, const Kernels& table) {
       for (int64_t k = begin; k < end; ++k) {
         const double rstd = norm ? value_or<A>(args.rstd, k, 1) : 1.0;
         if (training) {
-          k1[k] = static_cast<A>(scale[k] * sum[k] / count);
-          k2[k] = static_cast<A>(scale[k] * rstd * rstd * product[k] / count);
+          k1s[k] = static_cast<A>(scale[k] * sum[k] / count);
+          k2s[k] = static_cast<A>(scale[k] * rstd * rstd * product[k] / count);
         }
         if (args.grad_gamma) static_cast<A*>(args.grad_gamma)[k] = static_cast<A>(product[k] * rstd);
         if (args.grad_beta) static_cast<A*>(args.grad_beta)[k] = static_cast<A>(sum[k]);
@@ -126,9 +157,8 @@ void backward_of(BnActBackward args, const Kernels& table) {
     });
   }
   if (!args.grad_z.data && !args.grad_residual.data) return;
-  parallel_for(0, chunks, chunk_grain(K), [&](int64_t begin, int64_t end) {
-    table.norm_apply(args, coefficients, begin * kChunk, std::min(pixels, end * kChunk));
-  });
+  parallel_for(0, pixels, pixel_grain(K),
+               [&](int64_t begin, int64_t end) { table.norm_apply(args, coefficients, begin, end); });
 }
 
 }  // namespace
@@ -156,7 +186,7 @@ void scale_shift_act(const ScaleShiftAct& given) {
   if (pixels == 0 || args.K == 0) return;
   const Kernels& table = kernels(args.dtype);
   count_kernel(table.norm_forward_name);
-  parallel_for(0, pixels, chunk_grain(args.K) * kChunk,
+  parallel_for(0, pixels, pixel_grain(args.K),
                [&](int64_t begin, int64_t end) { table.scale_shift_act(args, begin, end); });
 }
 

@@ -4,6 +4,7 @@
 #include "common/counters.h"
 #include "common/parallel.h"
 #include "cpu/kernel_table.h"
+#include "cpu/run_conv.h"
 #include "cpu/scratch.h"
 #include "cpu/tiling.h"
 #include "cpu/training/products.h"
@@ -17,8 +18,11 @@ using namespace training;
 
 constexpr int64_t kTileBytes = 1280 << 10;  // the intermediate's gradient in a tile, halo included: stays in L2
 constexpr int64_t kTiles = 4;
+constexpr int64_t kImageBytes = 2 << 20;  // the same of whole images, which need no halo: stays in L2 and L3
 
 struct TilePlan {
+  bool whole;        // images are not cut: their panels of channels are the tasks
+  int64_t images;    // that go through both passes together, if whole
   int64_t segments;  // of an image's height
   int64_t tiles;
   int64_t most_rows;   // output rows of a tile, at most
@@ -50,8 +54,10 @@ TilePlan make_plan(const ConvShape& s, int64_t storage) {
   const int64_t halo = divide_up((s.R - 1) * s.dilation_h, s.stride_h);
   const int64_t rows = std::max<int64_t>(kTileBytes / row_bytes - halo, 1);
   TilePlan plan;
-  plan.segments = std::clamp<int64_t>(divide_up(s.P(), rows), 1, s.H);
-  plan.segments = std::max(plan.segments, std::min(divide_up(kTiles, s.N), divide_up(s.H, 8)));
+  plan.whole = s.P() * row_bytes <= kImageBytes;
+  plan.images = std::clamp<int64_t>(kImageBytes / (s.P() * row_bytes), 1, s.N);
+  plan.segments = plan.whole ? 1 : std::clamp<int64_t>(divide_up(s.P(), rows), 1, s.H);
+  if (!plan.whole) plan.segments = std::max(plan.segments, std::min(divide_up(kTiles, s.N), divide_up(s.H, 8)));
   plan.tiles = s.N * plan.segments;
   plan.most_rows = plan.most_strip = 1;
   for (int64_t i = 0; i < plan.segments; ++i) {
@@ -109,25 +115,100 @@ void reduce_depthwise(const Kernels& table, const SeparableBackward& args, const
 
 size_t storage_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 
-// grad_z * pointwise weight for output rows [p0, p1) of an image, by the forward kernels.
-void pointwise_data(const KernelTable& forward, const SeparableBackward& args, const void* packed,
-                    const SeparableTile& tile, void* out) {
+// grad_z * pointwise weight for output rows [p0, p1) of images [n0, n1), by the forward kernels, into
+// out [n1 - n0, p1 - p0, Q, C].
+ConvTask pointwise_task(const SeparableBackward& args, const void* packed, int64_t n0, int64_t n1, int64_t p0,
+                        int64_t p1, void* out) {
   const ConvShape& s = args.shape;
-  const int64_t rows = tile.p1 - tile.p0, Q = s.Q();
-  if (rows == 0) return;
+  const int64_t rows = p1 - p0, Q = s.Q();
   ConvTask task{};
-  task.geometry = {1, s.K, rows, Q, s.C, 1, 1, 1, 1, 0, 0, 1, 1, rows, Q};
+  task.geometry = {n1 - n0, s.K, rows, Q, s.C, 1, 1, 1, 1, 0, 0, 1, 1, rows, Q};
   task.x = args.grad_z;
   task.x.data = static_cast<const char*>(args.grad_z.data) +
-                (tile.n * args.grad_z.stride_n + tile.p0 * args.grad_z.stride_h) * storage_bytes(args.dtype);
+                (n0 * args.grad_z.stride_n + p0 * args.grad_z.stride_h) * storage_bytes(args.dtype);
   task.weight = packed;
   task.epilogue.activation = Activation::kNone;
   task.epilogue.y = {out, rows * Q * s.C, Q * s.C, s.C};
-  const int64_t count = forward.conv_rows(task.geometry), panels = panels_of(forward, s.C);
+  return task;
+}
+
+void run_on_this_thread(const KernelTable& forward, const ConvTask& task) {
+  const int64_t count = forward.conv_rows(task.geometry), panels = panels_of(forward, task.geometry.K);
   const int64_t most =
       std::max(forward.row_granule, forward.conv_tile_rows(task.geometry) / forward.row_granule * forward.row_granule);
   for (int64_t row = 0; row < count; row += most)
     forward.conv_tile(task, {row, std::min(count, row + most), 0, panels});
+}
+
+struct DataPass {
+  const Kernels& table;
+  const KernelTable& forward;
+  const SeparableBackward& args;
+  const SeparableData data;
+  const void* packed;  // pointwise weight, transposed
+  const TilePlan plan;
+  const BufferSizes bytes;
+  char* partial;
+  const int64_t stride;  // of the tiles' partial sums, in elements
+
+  SeparableScratch buffers() const {
+    SeparableScratch buffers;
+    char* memory =
+        static_cast<char*>(scratch(Scratch::kStrip, bytes.strip + bytes.grad_mid + bytes.line + bytes.weights));
+    buffers.strip = memory;
+    buffers.grad_mid = memory += bytes.strip;
+    buffers.line = memory += bytes.grad_mid;
+    buffers.weights = memory += bytes.line;
+    buffers.offsets =
+        static_cast<int64_t*>(scratch(Scratch::kOffsets, 2 * args.shape.R * args.shape.S * sizeof(int64_t)));
+    return buffers;
+  }
+
+  void run(const SeparableTile& tile, int64_t index, const SeparableScratch& buffers) const {
+    table.separable_data(data, tile, buffers, partial + index * stride * table.accumulator_bytes);
+  }
+};
+
+// Tiles of rows, each with the halo of the pointwise data gradient that it needs.
+void tiled_pass(const DataPass& pass) {
+  const ConvShape& s = pass.args.shape;
+  const int64_t panels = divide_up(s.C, pass.table.columns);
+  parallel_for(0, pass.plan.tiles, 1, [&](int64_t begin, int64_t end) {
+    const SeparableScratch buffers = pass.buffers();
+    void* grad_mid = scratch(Scratch::kGradient, pass.plan.most_rows * s.Q() * s.C * storage_bytes(pass.args.dtype));
+    for (int64_t i = begin; i < end; ++i) {
+      SeparableTile tile = make_tile(s, pass.plan.segments, i);
+      tile.c0 = 0, tile.c1 = panels;
+      if (tile.p0 < tile.p1)
+        run_on_this_thread(pass.forward,
+                           pointwise_task(pass.args, pass.packed, tile.n, tile.n + 1, tile.p0, tile.p1, grad_mid));
+      tile.grad_mid = {grad_mid, 0, s.Q() * s.C, s.C};
+      pass.run(tile, i, buffers);
+    }
+  });
+}
+
+// The pointwise data gradient of whole images, then the rest of them by panels of channels.
+void whole_pass(const DataPass& pass) {
+  const ConvShape& s = pass.args.shape;
+  const int64_t panels = divide_up(s.C, pass.table.columns), image = s.P() * s.Q() * s.C;
+  const int64_t storage = static_cast<int64_t>(storage_bytes(pass.args.dtype));
+  char* grad_mid = static_cast<char*>(scratch(Scratch::kGradient, pass.plan.images * image * storage));
+  for (int64_t n0 = 0; n0 < s.N; n0 += pass.plan.images) {
+    const int64_t n1 = std::min(s.N, n0 + pass.plan.images);
+    run_conv(pass.forward, pointwise_task(pass.args, pass.packed, n0, n1, 0, s.P(), grad_mid), num_threads());
+    parallel_for(0, (n1 - n0) * panels, 1, [&](int64_t begin, int64_t end) {
+      const SeparableScratch buffers = pass.buffers();
+      for (int64_t i = begin; i < end;) {
+        const int64_t n = i / panels, last = std::min(end, (n + 1) * panels);
+        SeparableTile tile = make_tile(s, 1, n0 + n);
+        tile.c0 = i % panels, tile.c1 = last - n * panels;
+        tile.grad_mid = {grad_mid + (n * image + tile.p0 * s.Q() * s.C) * storage, 0, s.Q() * s.C, s.C};
+        pass.run(tile, n0 + n, buffers);
+        i = last;
+      }
+    });
+  }
 }
 
 void data_gradients(const Kernels& table, const SeparableBackward& args, const void* packed_depthwise) {
@@ -139,31 +220,15 @@ void data_gradients(const Kernels& table, const SeparableBackward& args, const v
   void* packed = scratch(Scratch::kPacked, forward.conv_weight_bytes(pixels));
   parallel_for(0, panels_of(forward, s.C), 1,
                [&](int64_t begin, int64_t end) { forward.conv_pack(pixels, transposed, packed, begin, end); });
-  SeparableData data;
-  data.args = &args;
-  data.packed_depthwise = packed_depthwise;
   const TilePlan plan = make_plan(s, storage_bytes(args.dtype));
-  const BufferSizes bytes = buffer_sizes(table, s, plan);
   const int64_t stride = divide_up(s.C, table.columns) * (s.R * s.S + 1) * table.columns;
   char* partial = static_cast<char*>(scratch(Scratch::kPartial, plan.tiles * stride * table.accumulator_bytes));
-
-  parallel_for(0, plan.tiles, 1, [&](int64_t begin, int64_t end) {
-    SeparableScratch buffers;
-    char* memory =
-        static_cast<char*>(scratch(Scratch::kStrip, bytes.strip + bytes.grad_mid + bytes.line + bytes.weights));
-    buffers.strip = memory;
-    buffers.grad_mid = memory += bytes.strip;
-    buffers.line = memory += bytes.grad_mid;
-    buffers.weights = memory += bytes.line;
-    buffers.offsets = static_cast<int64_t*>(scratch(Scratch::kOffsets, 2 * s.R * s.S * sizeof(int64_t)));
-    void* grad_mid = scratch(Scratch::kGradient, plan.most_rows * s.Q() * s.C * storage_bytes(args.dtype));
-    for (int64_t i = begin; i < end; ++i) {
-      SeparableTile tile = make_tile(s, plan.segments, i);
-      pointwise_data(forward, args, packed, tile, grad_mid);
-      tile.grad_mid = {grad_mid, 0, s.Q() * s.C, s.C};
-      table.separable_data(data, tile, buffers, partial + i * stride * table.accumulator_bytes);
-    }
-  });
+  const DataPass pass{table,   forward, args, {&args, packed_depthwise}, packed, plan, buffer_sizes(table, s, plan),
+                      partial, stride};
+  if (plan.whole)
+    whole_pass(pass);
+  else
+    tiled_pass(pass);
   if (!args.grad_depthwise_weight && !args.grad_depthwise_bias) return;
   if (args.dtype == DType::kFloat64)
     reduce_depthwise(table, args, reinterpret_cast<const double*>(partial), plan.tiles, stride);

@@ -17,22 +17,23 @@ def separate_memory(written: Mapping[str, Tensor | None], read: Mapping[str, Ten
     """
     if torch.compiler.is_compiling():
         return
-    targets = {name: tensor for name, tensor in written.items() if tensor is not None and _has_address(tensor)}
-    sources = {name: tensor for name, tensor in read.items() if tensor is not None and _has_address(tensor)}
-    checked: list[str] = []
-    for name, tensor in targets.items():
+    others = [
+        (name, tensor, *_extent(tensor)) for name, tensor in read.items() if tensor is not None and _has_address(tensor)
+    ]
+    for name, tensor in written.items():
+        if tensor is None or not _has_address(tensor):
+            continue
         if tensor.stride(0) == 0 and tensor.shape[0] > 1:
             raise ValueError(f"{name}: expected memory for each channel in training, got an expanded tensor (stride 0)")
         begin, end = _extent(tensor)
-        for other, theirs in (*((n, targets[n]) for n in checked), *sources.items()):
-            their_begin, their_end = _extent(theirs)
+        for other, theirs, their_begin, their_end in others:
             if begin < their_end and their_begin < end and not _interleaved(tensor, theirs):
                 raise ValueError(f"{name} and {other}: expected separate memory in training, got tensors that overlap")
-        checked.append(name)
+        others.append((name, tensor, begin, end))
 
 
 def _has_address(tensor: Tensor) -> bool:
-    if tensor.device.type == "meta" or tensor.numel() == 0 or isinstance(tensor, FakeTensor):
+    if tensor.is_meta or tensor.numel() == 0 or isinstance(tensor, FakeTensor):
         return False
     return not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
@@ -40,6 +41,8 @@ def _has_address(tensor: Tensor) -> bool:
 def _extent(tensor: Tensor) -> tuple[int, int]:
     """The bytes [begin, end) that a tensor's elements lie in."""
     begin = tensor.data_ptr()
+    if tensor.is_contiguous():
+        return begin, begin + tensor.nbytes
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     return begin, begin + (last + 1) * tensor.element_size()
 

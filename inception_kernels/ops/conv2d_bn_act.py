@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from .. import _extension, backends, reference
 from . import _checks as check
 from ._aliasing import separate_memory
+from ._autograd import gradient_operator, training_call
 from ._common import (
     autocast_dtype,
     cast,
@@ -110,7 +112,7 @@ def conv2d_bn_act(
             x, weight, bn_weight, bn_bias, running_mean, running_var, bias, residual,
             stride, padding, dilation, activation, eps,
         )  # fmt: skip
-    y, _, mean, var = kernels.conv2d_bn_act_training(
+    y, _, mean, var = _training_calls[kernels.name](
         x, weight, bn_weight, bn_bias, bias, residual, stride, padding, dilation, activation, eps
     )
     update_running_statistics(running_mean, running_var, mean, var, momentum, x.shape[0] * size[0] * size[1])
@@ -201,7 +203,8 @@ def _setup_training(ctx, inputs, output):
 def _gradients(kernels, ctx, grad_y: Tensor, mask: list[bool], training: bool) -> list[Tensor | None]:
     x, weight, bn_weight, bn_bias, mean, var, bias, residual, z = ctx.saved_tensors
     stride, padding, dilation, activation, eps = ctx.options
-    gradients = kernels.conv2d_bn_act_backward(
+    gradients = gradient_operator(
+        kernels.conv2d_bn_act_backward,
         grad_y, x, weight, bn_weight, bn_bias, mean, var, bias, residual, z,
         stride, padding, dilation, activation, training, eps, mask,
     )  # fmt: skip
@@ -222,6 +225,9 @@ def _backward_training(kernels, ctx, grad_y, *ignored):
     return *_gradients(kernels, ctx, grad_y, mask, True), *[None] * 5
 
 
+_training_calls: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]] = {}  # by namespace
+
+
 def register(name: str) -> None:
     """Fakes and gradients of the operators of one namespace."""
     kernels = getattr(torch.ops, name)
@@ -229,9 +235,9 @@ def register(name: str) -> None:
     torch.library.register_fake(f"{name}::conv2d_bn_act_training", _fake_training)
     torch.library.register_fake(f"{name}::conv2d_bn_act_backward", _fake_backward)
     torch.library.register_autograd(f"{name}::conv2d_bn_act", partial(_backward, kernels), setup_context=_setup)
-    torch.library.register_autograd(
-        f"{name}::conv2d_bn_act_training", partial(_backward_training, kernels), setup_context=_setup_training
-    )
+    backward_training = partial(_backward_training, kernels)
+    torch.library.register_autograd(f"{name}::conv2d_bn_act_training", backward_training, setup_context=_setup_training)
+    _training_calls[name] = training_call(kernels.conv2d_bn_act_training, _setup_training, backward_training)
     torch.library.register_autograd(f"{name}::conv2d_bn_act_backward", refuse_double_backward(_NAME))
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from .. import _extension, backends, reference
 from . import _checks as check
 from ._aliasing import separate_memory
+from ._autograd import gradient_operator, training_call
 from ._common import (
     autocast_dtype,
     cast,
@@ -129,7 +131,7 @@ def separable_conv2d(
             depthwise_bias, bias, residual, stride, padding, dilation,
             input_activation, mid_activation, activation, eps,
         )  # fmt: skip
-    y, _, mean, var = kernels.separable_conv2d_training(
+    y, _, mean, var = _training_calls[kernels.name](
         x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, depthwise_bias, bias, residual,
         stride, padding, dilation, input_activation, mid_activation, activation, eps,
     )  # fmt: skip
@@ -203,9 +205,10 @@ def _setup_training(ctx, inputs, output):
 
 def _gradients(kernels, ctx, grad_y: Tensor, mask: list[bool], training: bool) -> list[Tensor | None]:
     *geometry, input_activation, mid_activation, activation, eps = ctx.options
-    gradients = kernels.separable_conv2d_backward(
-        grad_y, *ctx.saved_tensors, *geometry, input_activation, mid_activation, activation, training, eps, mask
-    )
+    gradients = gradient_operator(
+        kernels.separable_conv2d_backward,
+        grad_y, *ctx.saved_tensors, *geometry, input_activation, mid_activation, activation, training, eps, mask,
+    )  # fmt: skip
     return wanted(gradients, mask)
 
 
@@ -222,6 +225,9 @@ def _backward_training(kernels, ctx, grad_y, *ignored):
     return *_gradients(kernels, ctx, grad_y, list(ctx.needs_input_grad[:8]), True), *[None] * 7
 
 
+_training_calls: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]] = {}  # by namespace
+
+
 def register(name: str) -> None:
     """Fakes and gradients of the operators of one namespace."""
     kernels = getattr(torch.ops, name)
@@ -229,9 +235,11 @@ def register(name: str) -> None:
     torch.library.register_fake(f"{name}::separable_conv2d_training", _fake_training)
     torch.library.register_fake(f"{name}::separable_conv2d_backward", _fake_backward)
     torch.library.register_autograd(f"{name}::separable_conv2d", partial(_backward, kernels), setup_context=_setup)
+    backward_training = partial(_backward_training, kernels)
     torch.library.register_autograd(
-        f"{name}::separable_conv2d_training", partial(_backward_training, kernels), setup_context=_setup_training
+        f"{name}::separable_conv2d_training", backward_training, setup_context=_setup_training
     )
+    _training_calls[name] = training_call(kernels.separable_conv2d_training, _setup_training, backward_training)
     torch.library.register_autograd(f"{name}::separable_conv2d_backward", refuse_double_backward(_NAME))
 
 

@@ -62,9 +62,11 @@ struct SeparableData {
   const void* packed_depthwise;  // written by pack_depthwise
 };
 
-// One tile: grad_x rows [h0, h1) of image n; the depthwise weight gradient sums over output rows [own0, own1).
+// One tile: grad_x rows [h0, h1) of image n, panels [c0, c1) of channels; the depthwise weight gradient sums over
+// output rows [own0, own1).
 struct SeparableTile {
   int64_t n, h0, h1;
+  int64_t c0, c1;
   int64_t own0, own1;
   int64_t p0, p1;      // output rows whose gradient the tile needs
   NhwcInput grad_mid;  // [1, p1 - p0, Q, C]: pointwise data gradient of those rows
@@ -104,7 +106,7 @@ struct Kernels {
   void (*weight_finish)(const WeightGradient& args, const WeightSums& sums, int64_t count, int64_t stride, int64_t k0,
                         int64_t k1, const WeightOutput& grad_weight);
 
-  // partial [c panel][R * S + 1][columns], written: weight and bias gradients of the tile.
+  // partial [c panel][R * S + 1][columns], written where the tile is: its weight and bias gradients.
   void (*separable_data)(const SeparableData& args, const SeparableTile& tile, const SeparableScratch& scratch,
                          void* partial);
   // out (dtype of the layer) from doubles.

@@ -40,8 +40,8 @@ void separable_tile(const SeparableData& data, const SeparableTile& tile, const 
     forward_offset[t] = (t / s.S * s.dilation_h * in_width + t % s.S * s.dilation_w) * columns;
 
   const bool wants_weight = args.grad_depthwise_weight || args.grad_depthwise_bias;
-  for (int64_t c = 0, panel = 0; c < s.C; c += columns, ++panel) {
-    const int64_t left = s.C - c;
+  for (int64_t panel = tile.c0; panel < tile.c1; ++panel) {
+    const int64_t c = panel * columns, left = s.C - c;
     const A* weight = static_cast<const A*>(data.packed_depthwise) + panel * (taps + 1) * columns;
     A* sums = static_cast<A*>(partial) + panel * (taps + 1) * columns;
 
