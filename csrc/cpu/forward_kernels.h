@@ -1,9 +1,9 @@
 // The kernel table of one instruction set and dtype: producer -> product -> epilogue, one tile at a time.
 //
 #pragma once
+#include "cpu/conv_rows.h"
+#include "cpu/depthwise.h"
 #include "cpu/pack_columns.h"
-#include "cpu/producers.h"
-#include "cpu/scratch.h"
 
 namespace ik::cpu::IK_ISA {
 
@@ -21,37 +21,29 @@ struct ForwardKernels {
     for (int64_t q = panel_begin; q < panel_end; q++)
       pack_columns<T>(g, w, q * kNR, static_cast<A*>(packed) + q * k * kNR);
   }
-  static int64_t conv_rows(const Geometry& g) { return g.N * g.P * g.Q; }
-  static int64_t tile_rows(int64_t k) {
-    const int64_t fits = kTileBytes / static_cast<int64_t>(sizeof(A)) / round_up(k, kBlock);
-    return larger(4, smaller(fits, 448) / kMR) * kMR;
-  }
-  static int64_t conv_tile_rows(const Geometry& g) { return tile_rows(g.R * g.S * g.C); }
-  static int64_t separable_tile_rows(const Geometry& g) { return tile_rows(g.C); }
-
-  static void multiply(const Geometry& g, const A* a, const void* weight, int64_t k, const Epilogue& epilogue,
-                       const Tile& tile) {
-    const int64_t rows = tile.row_end - tile.row_begin;
-    int64_t* y_offset = static_cast<int64_t*>(scratch(Scratch::kRows, static_cast<size_t>(2 * rows) * sizeof(int64_t)));
-    int64_t* r_offset = epilogue.residual.data ? y_offset + rows : nullptr;
-    pixel_offsets(g, epilogue.y, tile.row_begin, tile.row_end, y_offset);
-    if (r_offset) pixel_offsets(g, epilogue.residual, tile.row_begin, tile.row_end, r_offset);
-    multiply_tile<T>(a, weight, k, rows, epilogue, y_offset, r_offset, g.K, tile);
-  }
-  static A* tile_of_a(int64_t rows, int64_t k) {
-    const int64_t elements = ceil_div(rows, kMR) * panel_elements<A>(k);
-    return static_cast<A*>(scratch(Scratch::kTile, static_cast<size_t>(elements) * sizeof(A)));
+  // Row panels of unequal height count as whole ones, so that any split at multiples of kMR is one between panels.
+  static int64_t conv_rows(const Geometry& g) { return g.N * PixelLines(g, kMR).panels_of_image() * kMR; }
+  static int64_t conv_tile_rows(const Geometry& g) {
+    const PixelLines lines(g, kMR);
+    const int64_t image = larger(1, lines.strip_lines(0, g.P)) * lines.width * g.C * static_cast<int64_t>(sizeof(A));
+    return larger(2, kTileBytes * lines.panels_of_image() / larger(1, image)) * kMR;
   }
   static void conv_tile(const ConvTask& t, const Tile& tile) {
-    const int64_t k = t.geometry.R * t.geometry.S * t.geometry.C;
-    A* a = tile_of_a(tile.row_end - tile.row_begin, k);
-    im2col<T>(t.geometry, t.x, tile.row_begin, tile.row_end, a);
-    multiply(t.geometry, a, t.weight, k, t.epilogue, tile);
+    const Geometry& g = t.geometry;
+    const Rows<A> rows = ConvRows<T>::of(t, tile.row_begin / kMR, tile.row_end / kMR);
+    multiply<T>(rows, t.weight, g.R * g.S * g.C, g.K, t.epilogue, tile.panel_begin, tile.panel_end);
+  }
+
+  static int64_t separable_tile_rows(const Geometry& g) {
+    const int64_t fits = kTileBytes / static_cast<int64_t>(sizeof(A)) / round_up(g.C, kBlock);
+    return larger(4, smaller(fits, 448) / kMR) * kMR;
   }
   static void separable_tile(const SeparableTask& t, const Tile& tile) {
-    A* a = tile_of_a(tile.row_end - tile.row_begin, t.geometry.C);
+    const int64_t elements = ceil_div(tile.row_end - tile.row_begin, kMR) * panel_elements<A>(t.geometry.C);
+    A* a = static_cast<A*>(scratch(Scratch::kTile, static_cast<size_t>(elements) * sizeof(A)));
     depthwise<T>(t, tile.row_begin, tile.row_end, a);
-    multiply(t.geometry, a, t.pointwise, t.geometry.C, t.epilogue, tile);
+    const Rows<A> rows = depthwise_rows<T>(t, tile.row_begin, tile.row_end, a);
+    multiply<T>(rows, t.pointwise, t.geometry.C, t.geometry.K, t.epilogue, tile.panel_begin, tile.panel_end);
   }
 
   // [channel vector][R * S][kLanes]

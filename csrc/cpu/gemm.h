@@ -1,7 +1,7 @@
 // The register-blocked product that every operator is built on, its operand formats and its epilogue.
-//   A: [panel of kMR rows][block of 16 k][kMR][16]     written by a producer, stays in cache
+//   A: rows a constant pitch apart, read in place or from a producer's tile; k runs through the same segments in all
 //   B: [panel of kNR columns][k][kNR]                  packed once
-//   C: [kMR][kNR]                                      on the stack, finished by the epilogue
+//   C: stays in registers until scale, shift, residual and activation are applied
 // The order of summation of an element of C depends on k alone: its bits do not depend on the tile it is in.
 //
 #pragma once
@@ -12,9 +12,12 @@
 
 namespace ik::cpu::IK_ISA {
 
-constexpr int64_t kBlock = 16;
-// Sums are chained over so many k and then added up: a single chain over thousands would lose digits.
+// Sums are chained over about so many k and then added up: a single chain over thousands would lose digits.
 constexpr int64_t kChain = 256;
+
+// A producer's tile: [row panel][block of kBlock k][kMR][kBlock]. Writing one vector of a row after the other and reading
+// the panel then both walk through adjacent lines.
+constexpr int64_t kBlock = 64;
 
 // Registers decide the block: kMR x kNV accumulators, kNV columns of B and one broadcast of A.
 template <typename A>
@@ -34,92 +37,171 @@ template <typename A>
 inline int64_t panel_elements(int64_t k) {
   return round_up(k, kBlock) * Gemm<A>::kMR;
 }
-// Where element k of row `row` lies, counted from its panel.
+// Where element k of a panel's row 0 lies.
 template <typename A>
-inline int64_t panel_offset(int64_t row, int64_t k) {
-  return (k / kBlock * Gemm<A>::kMR + row) * kBlock + k % kBlock;
+inline int64_t panel_offset(int64_t k) {
+  return k / kBlock * Gemm<A>::kMR * kBlock + k % kBlock;
 }
 
-template <typename A, int MR, int NV>
-void micro_kernel(const A* a, const A* b, int64_t k, bool add, A* c) {
-  constexpr int kLanes = Vec<A>::kLanes, kNR = Gemm<A>::kNR, kMR = Gemm<A>::kMR;
+// Consecutive k that are consecutive elements of a row of A, `offset` elements from the row's start.
+struct Segment {
+  int64_t offset, length;
+  bool ends_chain;
+};
+
+// At most kMR rows of A and where their results go: elements from the output's (residual's) column 0.
+template <typename A>
+struct RowPanel {
+  const A* a;
+  int rows;
+  int64_t y[Gemm<A>::kMR], residual[Gemm<A>::kMR];
+};
+
+// One panel of B and what becomes of its columns.
+template <typename T>
+struct ColumnPanel {
+  using A = Accum<T>;
+  const Segment* segments;
+  int64_t segment_count;
+  int64_t pitch;  // elements between rows of A
+  const A* b;
+  const A* scale;  // of the panel's columns; null = 1
+  const A* shift;  // null = 0
+  const T* residual;
+  T* y;
+  A low, high;  // the activation as bounds
+  A* sums;      // [kMR][kNR]; if not null, the sums are stored here and nothing else is done
+};
+
+template <typename T, int MR, int NV>
+void micro_kernel(const ColumnPanel<T>& panel, const RowPanel<Accum<T>>& rows) {
+  using A = Accum<T>;
+  constexpr int kLanes = Vec<A>::kLanes, kNR = Gemm<A>::kNR, kUnroll = 4, kAhead = 16;
+  // Three rows share a base register: base, base + pitch, base + 2 * pitch are addressing modes of x86.
+  constexpr int kBases = (MR + 2) / 3;
+  const int64_t pitch = panel.pitch * static_cast<int64_t>(sizeof(A));
+  const A* b = panel.b;
   Vec<A> sum[MR][NV];
+  alignas(64) A finished[MR * NV * kLanes];
+  const Segment *segment = panel.segments, *const end = segment + panel.segment_count;
+  for (;;) {
 #pragma GCC unroll 16
-  for (int i = 0; i < MR; i++) {
+    for (int i = 0; i < MR; i++) {
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; j++) sum[i][j] = broadcast(A(0));
-  }
-  while (k > 0) {
-    const int64_t steps = smaller(k, kBlock);
+      for (int j = 0; j < NV; j++) sum[i][j] = broadcast(A(0));
+    }
+    const bool first = segment == panel.segments;
 #pragma GCC unroll 1
-    for (int64_t s = 0; s < steps; s++) {
-      Vec<A> column[NV];
+    do {
+      const char* base[kBases];
+#pragma GCC unroll 5
+      for (int i = 0; i < kBases; i++)
+        base[i] = reinterpret_cast<const char*>(rows.a + segment->offset) + 3 * i * pitch;
+      const auto step = [&](int s) __attribute__((always_inline)) {
+        Vec<A> column[NV];
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; j++) column[j] = load(b + j * kLanes);
-      // B lies in L2 or beyond, A in L2: fetch B 16 steps ahead and the next block of A, one row a step.
+        for (int j = 0; j < NV; j++) column[j] = load(b + s * kNR + j * kLanes);
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; j++) __builtin_prefetch(b + kBlock * kNR + j * kLanes);
-      __builtin_prefetch(a + (kMR + s) * kBlock);
+        for (int j = 0; j < NV; j++) __builtin_prefetch(b + (s + kAhead) * kNR + j * kLanes);
+#pragma GCC unroll 16
+        for (int i = 0; i < MR; i++) {
+          const Vec<A> row = broadcast(reinterpret_cast<const A*>(base[i / 3] + i % 3 * pitch)[s]);
+#pragma GCC unroll 2
+          for (int j = 0; j < NV; j++) accumulate(sum[i][j], row, column[j]);
+        }
+        __asm__ volatile("" ::: "memory");  // loads of the next step hoisted above would need registers
+      };
+      const auto advance = [&](int steps) __attribute__((always_inline)) {
+#pragma GCC unroll 5
+        for (int i = 0; i < kBases; i++) {
+          base[i] += steps * static_cast<int>(sizeof(A));
+          __asm__("" : "+r"(base[i]));  // else the compiler would keep a pointer per row, in memory
+        }
+        b += steps * kNR;
+      };
+      int64_t k = segment->length;
+#pragma GCC unroll 1
+      for (; k >= kUnroll; k -= kUnroll) {
+#pragma GCC unroll 4
+        for (int s = 0; s < kUnroll; s++) step(s);
+        advance(kUnroll);
+      }
+#pragma GCC unroll 1
+      for (; k > 0; k--) {
+        step(0);
+        advance(1);
+      }
+    } while (!segment++->ends_chain);
+    if (!first) {
 #pragma GCC unroll 16
       for (int i = 0; i < MR; i++) {
-        const Vec<A> row = broadcast(a[i * kBlock + s]);
 #pragma GCC unroll 2
-        for (int j = 0; j < NV; j++) sum[i][j] = fmadd(row, column[j], sum[i][j]);
+        for (int j = 0; j < NV; j++) sum[i][j] = load(finished + (i * NV + j) * kLanes) + sum[i][j];
       }
-      b += kNR;
     }
-    a += kMR * kBlock;
-    k -= steps;
-  }
+    if (segment == end) break;
 #pragma GCC unroll 16
-  for (int i = 0; i < MR; i++) {
+    for (int i = 0; i < MR; i++) {
 #pragma GCC unroll 2
-    for (int j = 0; j < NV; j++) {
-      A* to = c + i * kNR + j * kLanes;
-      store(to, add ? load(to) + sum[i][j] : sum[i][j]);
+      for (int j = 0; j < NV; j++) store(finished + (i * NV + j) * kLanes, sum[i][j]);
     }
+  }
+  if (panel.sums) {
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; i++) {
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; j++) store(panel.sums + i * kNR + j * kLanes, sum[i][j]);
+    }
+    return;
+  }
+#pragma GCC unroll 2
+  for (int j = 0; j < NV; j++) {
+    if (panel.scale || panel.shift) {
+      const Vec<A> scale = panel.scale ? load(panel.scale + j * kLanes) : broadcast(A(1));
+      const Vec<A> shift = panel.shift ? load(panel.shift + j * kLanes) : broadcast(A(0));
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; i++) sum[i][j] = fmadd(sum[i][j], scale, shift);
+    }
+    if (panel.residual) {
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; i++) sum[i][j] = sum[i][j] + load(panel.residual + rows.residual[i] + j * kLanes);
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < MR; i++)
+      store(panel.y + rows.y[i] + j * kLanes,
+            vmin(broadcast(panel.high), vmax(broadcast(panel.low), sum[i][j])));
   }
 }
 
-template <typename A>
-using MicroKernel = void (*)(const A*, const A*, int64_t, bool, A*);
+template <typename T>
+using MicroKernel = void (*)(const ColumnPanel<T>&, const RowPanel<Accum<T>>&);
 
-template <typename A, int NV, int... kRows>
-inline MicroKernel<A> pick_micro_kernel(int64_t rows, std::integer_sequence<int, kRows...>) {
-  static constexpr MicroKernel<A> kTable[] = {micro_kernel<A, kRows + 1, NV>...};
+template <typename T, int NV, int... kRows>
+inline MicroKernel<T> pick_micro_kernel(int rows, std::integer_sequence<int, kRows...>) {
+  static constexpr MicroKernel<T> kTable[] = {micro_kernel<T, kRows + 1, NV>...};
   return kTable[rows - 1];
 }
 
-// c[rows][kNR] = a * b; columns beyond `columns` may be left unwritten.
-template <typename A>
-inline void multiply_panels(const A* a, const A* b, int64_t k, int64_t rows, int64_t columns, A* c) {
-  constexpr std::make_integer_sequence<int, Gemm<A>::kMR> kAllRows{};
-  const MicroKernel<A> kernel =
-      columns > Vec<A>::kLanes ? pick_micro_kernel<A, 2>(rows, kAllRows) : pick_micro_kernel<A, 1>(rows, kAllRows);
-  for (int64_t begin = 0; begin < k; begin += kChain)
-    kernel(a + begin * Gemm<A>::kMR, b + begin * Gemm<A>::kNR, smaller(kChain, k - begin), begin > 0, c);
-}
-
-template <typename T, Activation kActivation>
-inline void finish_rows(const Epilogue& epilogue, const Accum<T>* c, const int64_t* y_offset, const int64_t* r_offset,
-                        int64_t rows, int64_t column, int64_t columns) {
+// What the micro-kernel does on registers, from its sums: for activations that are no bounds and for ragged columns.
+template <typename T>
+inline void finish(const ColumnPanel<T>& panel, const RowPanel<Accum<T>>& rows, Activation activation,
+                   int64_t columns) {
   using A = Accum<T>;
   constexpr int kLanes = Vec<A>::kLanes;
-  const bool affine = epilogue.scale || epilogue.shift;
   for (int64_t j = 0; j < columns; j += kLanes) {
     const int n = static_cast<int>(smaller(kLanes, columns - j));
     Vec<A> scale = broadcast(A(1)), shift = broadcast(A(0));
-    if (epilogue.scale) scale = load(static_cast<const A*>(epilogue.scale) + column + j, n);
-    if (epilogue.shift) shift = load(static_cast<const A*>(epilogue.shift) + column + j, n);
-    for (int64_t i = 0; i < rows; i++) {
-      Vec<A> value = load(c + i * Gemm<A>::kNR + j);
-      if (affine) value = fmadd(value, scale, shift);
-      if (r_offset) {
-        const T* residual = static_cast<const T*>(epilogue.residual.data) + r_offset[i] + column + j;
+    if (panel.scale) scale = load(panel.scale + j, n);
+    if (panel.shift) shift = load(panel.shift + j, n);
+    for (int i = 0; i < rows.rows; i++) {
+      Vec<A> value = load(panel.sums + i * Gemm<A>::kNR + j);
+      if (panel.scale || panel.shift) value = fmadd(value, scale, shift);
+      if (panel.residual) {
+        const T* residual = panel.residual + rows.residual[i] + j;
         value = value + (n == kLanes ? load(residual) : load(residual, n));
       }
-      value = activate<kActivation>(value);
-      T* y = static_cast<T*>(epilogue.y.data) + y_offset[i] + column + j;
+      value = activate(activation, value);
+      T* y = panel.y + rows.y[i] + j;
       if (n == kLanes)
         store(y, value);
       else
@@ -127,39 +209,50 @@ inline void finish_rows(const Epilogue& epilogue, const Accum<T>* c, const int64
     }
   }
 }
-template <typename T>
-inline void finish(const Epilogue& epilogue, const Accum<T>* c, const int64_t* y_offset, const int64_t* r_offset,
-                   int64_t rows, int64_t column, int64_t columns) {
-  switch (epilogue.activation) {
-    case Activation::kNone:
-      return finish_rows<T, Activation::kNone>(epilogue, c, y_offset, r_offset, rows, column, columns);
-    case Activation::kRelu:
-      return finish_rows<T, Activation::kRelu>(epilogue, c, y_offset, r_offset, rows, column, columns);
-    case Activation::kRelu6:
-      return finish_rows<T, Activation::kRelu6>(epilogue, c, y_offset, r_offset, rows, column, columns);
-    case Activation::kElu:
-      return finish_rows<T, Activation::kElu>(epilogue, c, y_offset, r_offset, rows, column, columns);
-    case Activation::kSilu:
-      return finish_rows<T, Activation::kSilu>(epilogue, c, y_offset, r_offset, rows, column, columns);
-  }
-}
 
-// The columns [panel_begin, panel_end) of a tile of `rows` rows in A. Panels outer, rows inner: a panel of B is read
-// once from memory, A stays in L2.
+// A tile's rows, all of one pitch.
+template <typename A>
+struct Rows {
+  const RowPanel<A>* panels;
+  int64_t count;
+  int64_t pitch;
+  const Segment* segments;
+  int64_t segment_count;
+};
+
+// The columns of panels [panel_begin, panel_end). Panels of B outer, rows inner: a panel of B is read once from memory,
+// A stays in L2.
 template <typename T>
-void multiply_tile(const Accum<T>* a, const void* packed_b, int64_t k, int64_t rows, const Epilogue& epilogue,
-                   const int64_t* y_offset, const int64_t* r_offset, int64_t K, const Tile& tile) {
+void multiply(const Rows<Accum<T>>& rows, const void* packed_b, int64_t k, int64_t K, const Epilogue& epilogue,
+              int64_t panel_begin, int64_t panel_end) {
   using A = Accum<T>;
-  constexpr int64_t kMR = Gemm<A>::kMR, kNR = Gemm<A>::kNR;
-  alignas(64) A c[kMR * kNR];
-  const int64_t panel = panel_elements<A>(k);
-  for (int64_t q = tile.panel_begin; q < tile.panel_end; q++) {
-    const A* b = static_cast<const A*>(packed_b) + q * k * kNR;
-    const int64_t columns = smaller(kNR, K - q * kNR);
-    for (int64_t i = 0; i < rows; i += kMR) {
-      const int64_t n = smaller(kMR, rows - i);
-      multiply_panels(a + i / kMR * panel, b, k, n, columns, c);
-      finish<T>(epilogue, c, y_offset + i, r_offset ? r_offset + i : nullptr, n, q * kNR, columns);
+  constexpr int64_t kMR = Gemm<A>::kMR, kNR = Gemm<A>::kNR, kLanes = Vec<A>::kLanes;
+  constexpr std::make_integer_sequence<int, Gemm<A>::kMR> kAllRows{};
+  alignas(64) A sums[kMR * kNR];
+  const auto at = [](auto* data, int64_t offset) { return data ? data + offset : nullptr; };
+  const Activation activation = epilogue.activation;
+  const bool bounds = activation <= Activation::kRelu6;
+  ColumnPanel<T> panel{};
+  panel.segments = rows.segments;
+  panel.segment_count = rows.segment_count;
+  panel.pitch = rows.pitch;
+  panel.low = activation == Activation::kNone ? -A(HUGE_VAL) : A(0);
+  panel.high = activation == Activation::kRelu6 ? A(6) : A(HUGE_VAL);
+  for (int64_t q = panel_begin; q < panel_end; q++) {
+    const int64_t column = q * kNR, columns = smaller(kNR, K - column);
+    const bool in_registers = bounds && columns % kLanes == 0;
+    panel.b = static_cast<const A*>(packed_b) + column * k;
+    panel.scale = at(static_cast<const A*>(epilogue.scale), column);
+    panel.shift = at(static_cast<const A*>(epilogue.shift), column);
+    panel.residual = at(static_cast<const T*>(epilogue.residual.data), column);
+    panel.y = static_cast<T*>(epilogue.y.data) + column;
+    panel.sums = in_registers ? nullptr : sums;
+    for (int64_t i = 0; i < rows.count; i++) {
+      const RowPanel<A>& part = rows.panels[i];
+      const MicroKernel<T> kernel = columns > kLanes ? pick_micro_kernel<T, 2>(part.rows, kAllRows)
+                                                     : pick_micro_kernel<T, 1>(part.rows, kAllRows);
+      kernel(panel, part);
+      if (!in_registers) finish<T>(panel, part, activation, columns);
     }
   }
 }

@@ -7,6 +7,7 @@ namespace ik::cpu {
 enum class Scratch : int {
   kTile,
   kRows,
+  kSegments,
   kIntermediate,
   kWeights,
   // Of the gradients, which call the forward kernels above.

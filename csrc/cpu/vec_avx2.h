@@ -93,6 +93,8 @@ inline VecF operator/(VecF a, VecF b) { return {_mm256_div_ps(a.v, b.v)}; }
 inline VecD operator/(VecD a, VecD b) { return {_mm256_div_pd(a.v, b.v)}; }
 inline VecF fmadd(VecF a, VecF b, VecF c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
 inline VecD fmadd(VecD a, VecD b, VecD c) { return {_mm256_fmadd_pd(a.v, b.v, c.v)}; }
+inline void accumulate(VecF& sum, VecF a, VecF b) { sum = fmadd(a, b, sum); }
+inline void accumulate(VecD& sum, VecD a, VecD b) { sum = fmadd(a, b, sum); }
 inline VecF vmax(VecF a, VecF b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline VecD vmax(VecD a, VecD b) { return {_mm256_max_pd(a.v, b.v)}; }
 inline VecF vmin(VecF a, VecF b) { return {_mm256_min_ps(a.v, b.v)}; }

@@ -88,6 +88,10 @@ inline Vec<A> fmadd(Vec<A> a, Vec<A> b, Vec<A> c) {
   return {a.v * b.v + c.v};
 }
 template <typename A>
+inline void accumulate(Vec<A>& sum, Vec<A> a, Vec<A> b) {
+  sum = fmadd(a, b, sum);
+}
+template <typename A>
 inline Vec<A> vmax(Vec<A> a, Vec<A> b) {
   return {a.v > b.v ? a.v : b.v};
 }

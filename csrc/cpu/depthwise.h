@@ -1,7 +1,8 @@
-// Producers write a tile of A (gemm.h) from x: im2col for dense windows, the depthwise convolution for separable ones.
+// The rows of A (gemm.h) of a separable convolution: a tile of depthwise results.
 //
 #pragma once
 #include "cpu/gemm.h"
+#include "cpu/scratch.h"
 
 namespace ik::cpu::IK_ISA {
 
@@ -15,84 +16,6 @@ inline void advance(const Geometry& g, Pixel* at) {
   if (++at->p < g.P) return;
   at->p = 0;
   at->n++;
-}
-
-// Element offsets of output pixels [row_begin, row_end) in a view [N, P, Q, K].
-template <typename View>
-inline void pixel_offsets(const Geometry& g, const View& view, int64_t row_begin, int64_t row_end, int64_t* offset) {
-  Pixel at = pixel_of(g, row_begin);
-  for (int64_t row = row_begin; row < row_end; row++, advance(g, &at))
-    *offset++ = at.n * view.stride_n + at.p * view.stride_h + at.q * view.stride_w;
-}
-
-// Less than a block.
-template <typename T>
-inline void copy_part(const T* from, Accum<T>* to, int64_t n) {
-  constexpr int64_t kLanes = Vec<Accum<T>>::kLanes;
-  for (; n >= kLanes; n -= kLanes, from += kLanes, to += kLanes) store(to, load(from));
-  if (n > 0) store(to, load(from, static_cast<int>(n)), static_cast<int>(n));
-}
-// Elements [k, k + n) of one row of a panel; `row` points at the row's element 0.
-template <typename T>
-inline void copy_run(const T* from, Accum<T>* row, int64_t k, int64_t n) {
-  constexpr int64_t kLanes = Vec<Accum<T>>::kLanes, kStep = Gemm<Accum<T>>::kMR * kBlock;
-  Accum<T>* to = row + (k & ~(kBlock - 1)) * Gemm<Accum<T>>::kMR;
-  if (const int64_t within = k & (kBlock - 1)) {
-    const int64_t count = smaller(kBlock - within, n);
-    copy_part(from, to + within, count);
-    from += count;
-    n -= count;
-    to += kStep;
-  }
-  for (; n >= kBlock; n -= kBlock, from += kBlock, to += kStep)
-    for (int64_t i = 0; i < kBlock; i += kLanes) store(to + i, load(from + i));
-  if (n > 0) copy_part(from, to, n);
-}
-template <typename A>
-inline void zero_run(A* row, int64_t k, int64_t n) {
-  constexpr int64_t kStep = Gemm<A>::kMR * kBlock;
-  for (const int64_t end = k + n; k < end;) {
-    A* to = row + (k & ~(kBlock - 1)) / kBlock * kStep + (k & (kBlock - 1));
-    const int64_t count = smaller(kBlock - (k & (kBlock - 1)), end - k);
-    for (int64_t i = 0; i < count; i++) to[i] = A(0);
-    k += count;
-  }
-}
-
-// Rows [row_begin, row_end) of the matrix whose row m holds, in the order (r, s, c), what output pixel m reads.
-template <typename T>
-void im2col(const Geometry& g, const NhwcInput& x, int64_t row_begin, int64_t row_end, Accum<T>* a) {
-  using A = Accum<T>;
-  constexpr int64_t kMR = Gemm<A>::kMR;
-  const int64_t panel = panel_elements<A>(g.R * g.S * g.C), run = g.S * g.C;
-  const bool contiguous = g.dilation_w == 1 && x.stride_w == g.C;
-  Pixel at = pixel_of(g, row_begin);
-  for (int64_t row = row_begin, i = 0; row < row_end; row++, i++, advance(g, &at)) {
-    A* out = a + i / kMR * panel + i % kMR * kBlock;
-    const int64_t left = at.q * g.stride_w - g.pad_w;
-    for (int64_t r = 0; r < g.R; r++) {
-      const int64_t h = at.p * g.stride_h - g.pad_h + r * g.dilation_h, k = r * run;
-      if (h < 0 || h >= g.H) {
-        zero_run(out, k, run);
-        continue;
-      }
-      const T* line = static_cast<const T*>(x.data) + at.n * x.stride_n + h * x.stride_h;
-      if (contiguous) {
-        const int64_t begin = smaller(g.S, larger(0, -left)), end = larger(begin, smaller(g.S, g.W - left));
-        zero_run(out, k, begin * g.C);
-        if (end > begin) copy_run(line + (left + begin) * g.C, out, k + begin * g.C, (end - begin) * g.C);
-        zero_run(out, k + end * g.C, (g.S - end) * g.C);
-        continue;
-      }
-      for (int64_t s = 0; s < g.S; s++) {
-        const int64_t w = left + s * g.dilation_w;
-        if (w < 0 || w >= g.W)
-          zero_run(out, k + s * g.C, g.C);
-        else
-          copy_run(line + w * x.stride_w, out, k + s * g.C, g.C);
-      }
-    }
-  }
 }
 
 // Input activation of the depthwise part: none and ReLU are one maximum, which also keeps NaN.
@@ -114,6 +37,7 @@ inline void depthwise_any(const SeparableTask& t, Input input, const Accum<T>* w
   constexpr int64_t kMR = Gemm<A>::kMR, kLanes = Vec<A>::kLanes;
   const Geometry& g = t.geometry;
   const int64_t panel = panel_elements<A>(g.C);
+  A* const out = a + panel_offset<A>(c);
   Pixel at = pixel_of(g, row_begin);
   for (int64_t row = row_begin, i = 0; row < row_end; row++, i++, advance(g, &at)) {
     Vec<A> sum = bias;
@@ -129,7 +53,7 @@ inline void depthwise_any(const SeparableTask& t, Input input, const Accum<T>* w
             fmadd(input(lanes == kLanes ? load(from) : load(from, lanes)), load(weight + (r * g.S + s) * kLanes), sum);
       }
     }
-    store(a + i / kMR * panel + panel_offset<A>(i % kMR, c), activate(t.mid_activation, sum));
+    store(out + i / kMR * panel + i % kMR * kBlock, activate(t.mid_activation, sum));
   }
 }
 
@@ -146,7 +70,7 @@ inline void depthwise_3x3(const SeparableTask& t, Input input, const Accum<T>* w
   const int64_t panel = panel_elements<A>(g.C);
   Vec<A> tap[9];
   for (int i = 0; i < 9; i++) tap[i] = load(weight + i * kLanes);
-  A* out = a + panel_offset<A>(0, c);
+  A* out = a + panel_offset<A>(c);
   int64_t within = 0;
   for (int64_t row = row_begin; row < row_end;) {
     const Pixel at = pixel_of(g, row);
@@ -211,13 +135,42 @@ void depthwise_channels(const SeparableTask& t, int64_t row_begin, int64_t row_e
   }
 }
 
-// Rows [row_begin, row_end) of the matrix whose row m holds the C depthwise results of output pixel m.
+// Row m of the tile gets the C depthwise results of output pixel row_begin + m.
 template <typename T>
 void depthwise(const SeparableTask& t, int64_t row_begin, int64_t row_end, Accum<T>* a) {
   if (t.input_activation == Activation::kNone || t.input_activation == Activation::kRelu)
     depthwise_channels<T, true>(t, row_begin, row_end, a);
   else
     depthwise_channels<T, false>(t, row_begin, row_end, a);
+}
+
+// The tile as the product reads it.
+template <typename T>
+Rows<Accum<T>> depthwise_rows(const SeparableTask& t, int64_t row_begin, int64_t row_end, const Accum<T>* a) {
+  using A = Accum<T>;
+  const Geometry& g = t.geometry;
+  const NhwcOutput& y = t.epilogue.y;
+  const NhwcInput& residual = t.epilogue.residual;
+  const int64_t rows = row_end - row_begin, count = ceil_div(rows, Gemm<A>::kMR);
+  RowPanel<A>* const panels =
+      static_cast<RowPanel<A>*>(scratch(Scratch::kRows, static_cast<size_t>(count) * sizeof(RowPanel<A>)));
+  Pixel at = pixel_of(g, row_begin);
+  for (int64_t i = 0; i < count; i++) {
+    const int64_t begin = i * Gemm<A>::kMR, end = smaller(rows, begin + Gemm<A>::kMR);
+    panels[i].a = a + i * panel_elements<A>(g.C);
+    panels[i].rows = static_cast<int>(end - begin);
+    for (int64_t j = 0; j < end - begin; j++, advance(g, &at)) {
+      panels[i].y[j] = at.n * y.stride_n + at.p * y.stride_h + at.q * y.stride_w;
+      panels[i].residual[j] = at.n * residual.stride_n + at.p * residual.stride_h + at.q * residual.stride_w;
+    }
+  }
+  const int64_t blocks = ceil_div(g.C, kBlock);
+  Segment* const segments =
+      static_cast<Segment*>(scratch(Scratch::kSegments, static_cast<size_t>(blocks) * sizeof(Segment)));
+  for (int64_t i = 0; i < blocks; i++)
+    segments[i] = {panel_offset<A>(i * kBlock), smaller(kBlock, g.C - i * kBlock),
+                   (i + 1) * kBlock % kChain == 0 || i + 1 == blocks};
+  return {panels, count, kBlock, segments, blocks};
 }
 
 }  // namespace ik::cpu::IK_ISA

@@ -1,0 +1,237 @@
+// The rows of A (gemm.h) of a dense convolution. A row is what one output pixel reads, in the order (r, s, c); it is
+// never gathered. Neighbouring pixels' windows overlap in memory, at a constant pitch along a line of pixels: they are
+// read from x itself, or, where the window leaves the image, the dtype differs or the pitch is a bad one, from a strip:
+// the lines of x that a tile reads, copied once with their padding.
+//
+#pragma once
+#include <type_traits>
+
+#include "cpu/gemm.h"
+#include "cpu/scratch.h"
+
+namespace ik::cpu::IK_ISA {
+
+// How the output pixels are cut into row panels, which depends on the geometry alone.
+struct PixelLines {
+  Geometry g;  // with rows and columns exchanged where that makes whole images lines
+  bool exchanged;
+  int64_t reach_h, reach_w;        // input rows and columns from a window's first to its last
+  int64_t line_step, pixel_step;   // strip rows (columns) from one output row (column) to the next
+  int64_t width;                   // strip columns
+  int64_t lines, length, panels;   // lines of an image, pixels and row panels of a line
+
+  PixelLines(const Geometry& geometry, int64_t most_rows) : g(geometry) {
+    exchanged = g.R == 1 && g.S > 1 && g.stride_h == 1 && g.stride_w == 1;
+    if (exchanged) {
+      std::swap(g.H, g.W);
+      std::swap(g.R, g.S);
+      std::swap(g.pad_h, g.pad_w);
+      std::swap(g.dilation_h, g.dilation_w);
+      std::swap(g.P, g.Q);
+    }
+    reach_h = (g.R - 1) * g.dilation_h + 1;
+    reach_w = (g.S - 1) * g.dilation_w + 1;
+    line_step = smaller(g.stride_h, reach_h);
+    pixel_step = smaller(g.stride_w, reach_w);
+    width = (g.Q - 1) * pixel_step + reach_w;
+    const bool flat = line_step == 1 && width == g.Q;
+    lines = flat ? 1 : g.P;
+    length = flat ? g.P * g.Q : g.Q;
+    panels = ceil_div(length, most_rows);
+  }
+  int64_t panels_of_image() const { return lines * panels; }
+  int64_t strip_lines(int64_t p_begin, int64_t p_end) const { return (p_end - p_begin - 1) * line_step + reach_h; }
+
+  template <typename View>
+  View view(View v) const {
+    if (exchanged) std::swap(v.stride_h, v.stride_w);
+    return v;
+  }
+  // The pixels of row panel `index` of an image, numbered within the image.
+  void pixels(int64_t index, int64_t* begin, int64_t* end) const {
+    const int64_t line = index / panels, panel = index % panels;
+    *begin = line * length + length * panel / panels;
+    *end = line * length + length * (panel + 1) / panels;
+  }
+};
+
+template <typename T>
+inline void copy_elements(const T* from, Accum<T>* to, int64_t n) {
+  constexpr int64_t kLanes = Vec<Accum<T>>::kLanes;
+  for (; n >= kLanes; n -= kLanes, from += kLanes, to += kLanes) store(to, load(from));
+  if (n > 0) store(to, load(from, static_cast<int>(n)), static_cast<int>(n));
+}
+template <typename A>
+inline void zero_elements(A* to, int64_t n) {
+  for (int64_t i = 0; i < n; i++) to[i] = A(0);
+}
+
+template <typename T>
+class ConvRows {
+ public:
+  using A = Accum<T>;
+  static constexpr int64_t kMR = Gemm<A>::kMR;
+
+  // Row panels [begin, end), numbered through all images. The result lives in this thread's scratch.
+  static Rows<A> of(const ConvTask& task, int64_t begin, int64_t end) {
+    return ConvRows(task, begin, end).build();
+  }
+
+ private:
+  // The row panels of one image, and the output rows they lie in.
+  struct Part {
+    int64_t n, begin, end, p_begin, p_end;
+  };
+
+  ConvRows(const ConvTask& task, int64_t begin, int64_t end)
+      : lines_(task.geometry, kMR),
+        g_(lines_.g),
+        x_(lines_.view(task.x)),
+        y_(lines_.view(task.epilogue.y)),
+        residual_(lines_.view(task.epilogue.residual)),
+        begin_(begin),
+        end_(end) {}
+
+  Part part_at(int64_t panel) const {
+    const int64_t images = lines_.panels_of_image(), n = panel / images;
+    Part part{n, panel - n * images, smaller(end_ - n * images, images), 0, 0};
+    int64_t first, last, unused;
+    lines_.pixels(part.begin, &first, &unused);
+    lines_.pixels(part.end - 1, &unused, &last);
+    part.p_begin = first / g_.Q;
+    part.p_end = (last - 1) / g_.Q + 1;
+    return part;
+  }
+  template <typename Body>
+  void for_each_part(Body body) const {
+    for (int64_t panel = begin_; panel < end_;) {
+      const Part part = part_at(panel);
+      body(part);
+      panel += part.end - part.begin;
+    }
+  }
+
+  static bool bad_pitch(int64_t elements) {
+    return elements * static_cast<int64_t>(sizeof(A)) % 4096 == 0;  // all rows would fight for the same sets of L1
+  }
+
+  bool readable_in_place() const {
+    if constexpr (!std::is_same_v<T, A>) return false;
+    if (bad_pitch(g_.stride_w * x_.stride_w)) return false;
+    if (lines_.lines == 1 && g_.P > 1 && g_.stride_h * x_.stride_h != g_.Q * g_.stride_w * x_.stride_w) return false;
+    if (g_.pad_w > 0 || (g_.Q - 1) * g_.stride_w - g_.pad_w + lines_.reach_w > g_.W) return false;
+    bool inside = true;
+    for_each_part([&](const Part& part) {
+      const int64_t top = part.p_begin * g_.stride_h - g_.pad_h;
+      const int64_t bottom = (part.p_end - 1) * g_.stride_h - g_.pad_h + lines_.reach_h;
+      inside = inside && top >= 0 && bottom <= g_.H;
+    });
+    return inside;
+  }
+
+  Rows<A> build() {
+    RowPanel<A>* const panels = static_cast<RowPanel<A>*>(
+        scratch(Scratch::kRows, static_cast<size_t>(end_ - begin_) * sizeof(RowPanel<A>)));
+    RowPanel<A>* out = panels;
+    if (readable_in_place()) {
+      const A* const x = static_cast<const A*>(x_.data);
+      for_each_part([&](const Part& part) {
+        const int64_t top = part.p_begin * g_.stride_h - g_.pad_h;
+        fill(part, x + part.n * x_.stride_n + top * x_.stride_h - g_.pad_w * x_.stride_w, g_.stride_h * x_.stride_h,
+             g_.stride_w * x_.stride_w, &out);
+      });
+      return rows(panels, g_.stride_w * x_.stride_w, x_.stride_w, g_.dilation_h * x_.stride_h);
+    }
+    // One element more than a bad pitch: pixels need not be aligned.
+    const int64_t pixel = bad_pitch(lines_.pixel_step * g_.C) ? g_.C + Vec<A>::kLanes : g_.C;
+    const int64_t line = lines_.width * pixel;
+    int64_t strip_lines = 0;
+    for_each_part([&](const Part& part) { strip_lines += lines_.strip_lines(part.p_begin, part.p_end); });
+    A* strip = static_cast<A*>(scratch(Scratch::kTile, static_cast<size_t>(strip_lines * line) * sizeof(A)));
+    for_each_part([&](const Part& part) {
+      const int64_t count = lines_.strip_lines(part.p_begin, part.p_end);
+      copy_strip(part, count, pixel, strip);
+      fill(part, strip, lines_.line_step * line, lines_.pixel_step * pixel, &out);
+      strip += count * line;
+    });
+    return rows(panels, lines_.pixel_step * pixel, pixel, g_.dilation_h * line);
+  }
+
+  // The row panels of a part whose first window begins at `a`.
+  void fill(const Part& part, const A* a, int64_t line_pitch, int64_t pixel_pitch, RowPanel<A>** out) const {
+    for (int64_t index = part.begin; index < part.end; index++) {
+      int64_t begin, end;
+      lines_.pixels(index, &begin, &end);
+      RowPanel<A>* const panel = (*out)++;
+      int64_t p = begin / g_.Q, q = begin % g_.Q;
+      panel->a = a + (p - part.p_begin) * line_pitch + q * pixel_pitch;
+      panel->rows = static_cast<int>(end - begin);
+      for (int i = 0; i < panel->rows; i++) {
+        panel->y[i] = part.n * y_.stride_n + p * y_.stride_h + q * y_.stride_w;
+        panel->residual[i] = part.n * residual_.stride_n + p * residual_.stride_h + q * residual_.stride_w;
+        if (++q == g_.Q) q = 0, p++;
+      }
+    }
+  }
+
+  void copy_strip(const Part& part, int64_t count, int64_t pixel, A* strip) const {
+    const int64_t width = lines_.width, pixel_step = lines_.pixel_step;
+    const bool gaps = pixel_step < g_.stride_w, contiguous = x_.stride_w == g_.C && pixel == g_.C;
+    const int64_t left = smaller(width, larger(0, g_.pad_w)), right = smaller(width, larger(left, g_.W + g_.pad_w));
+    for (int64_t i = 0; i < count; i++, strip += width * pixel) {
+      const int64_t h = (part.p_begin + i / lines_.line_step) * g_.stride_h + i % lines_.line_step - g_.pad_h;
+      if (h < 0 || h >= g_.H) {
+        zero_elements(strip, width * pixel);
+        continue;
+      }
+      const T* const from = static_cast<const T*>(x_.data) + part.n * x_.stride_n + h * x_.stride_h;
+      if (gaps) {
+        for (int64_t j = 0; j < width; j++) {
+          const int64_t w = j / pixel_step * g_.stride_w + j % pixel_step - g_.pad_w;
+          if (w < 0 || w >= g_.W)
+            zero_elements(strip + j * pixel, g_.C);
+          else
+            copy_elements(from + w * x_.stride_w, strip + j * pixel, g_.C);
+        }
+        continue;
+      }
+      zero_elements(strip, left * pixel);
+      if (contiguous)
+        copy_elements(from + (left - g_.pad_w) * g_.C, strip + left * g_.C, (right - left) * g_.C);
+      else
+        for (int64_t j = left; j < right; j++)
+          copy_elements(from + (j - g_.pad_w) * x_.stride_w, strip + j * pixel, g_.C);
+      zero_elements(strip + right * pixel, (width - right) * pixel);
+    }
+  }
+
+  // `tap_w` and `tap_h` are the elements from one tap's pixel to the next.
+  Rows<A> rows(const RowPanel<A>* panels, int64_t pitch, int64_t pixel, int64_t tap_h) const {
+    const int64_t tap_w = g_.dilation_w * pixel;
+    const bool merged = tap_w == g_.C;
+    const int64_t taps = merged ? 1 : g_.S, run = merged ? g_.S * g_.C : g_.C;
+    const int64_t most = g_.R * taps + g_.R * g_.S * g_.C / kChain;
+    Segment* const segments =
+        static_cast<Segment*>(scratch(Scratch::kSegments, static_cast<size_t>(most) * sizeof(Segment)));
+    int64_t count = 0, chained = 0;
+    for (int64_t r = 0; r < g_.R; r++)
+      for (int64_t s = 0; s < taps; s++)
+        for (int64_t done = 0; done < run;) {
+          const int64_t length = smaller(run - done, kChain - chained);
+          chained = (chained + length) % kChain;
+          segments[count++] = {r * tap_h + s * tap_w + done, length, chained == 0};
+          done += length;
+        }
+    segments[count - 1].ends_chain = true;
+    return {panels, end_ - begin_, pitch, segments, count};
+  }
+
+  const PixelLines lines_;
+  const Geometry& g_;
+  const NhwcInput x_;
+  const NhwcOutput y_;
+  const NhwcInput residual_;
+  const int64_t begin_, end_;
+};
+
+}  // namespace ik::cpu::IK_ISA
