@@ -57,6 +57,10 @@ STABLE_TORCH_LIBRARY(inception_kernels, m) {
       "Tensor? running_var1, Tensor? bias1, Tensor weight2, Tensor? bn_weight2, Tensor? bn_bias2, "
       "Tensor? running_mean2, Tensor? running_var2, Tensor? bias2, int[2] stride1, int[2] stride2, int[2] padding1, "
       "int[2] padding2, str mid_activation, str activation, float eps) -> Tensor");
+  m.def(
+      "asymmetric_pair_prepacked(Tensor x, Tensor packed1, Tensor? scale1, Tensor? shift1, int[4] weight_shape1, "
+      "Tensor packed2, Tensor? scale2, Tensor? shift2, int[4] weight_shape2, int[2] stride1, int[2] stride2, "
+      "int[2] padding1, int[2] padding2, str mid_activation, str activation) -> Tensor");
 
   m.def(
       "pointwise_depthwise_conv2d(Tensor x, Tensor pointwise_weight, Tensor depthwise_weight, Tensor? bn_weight, "

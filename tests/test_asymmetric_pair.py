@@ -6,6 +6,7 @@ from operator_cases import DTYPES, LAYOUTS, check, evaluate_on, in_layout, pair_
 from oracle import ACTIVATIONS
 
 import inception_kernels as ik
+from inception_kernels.ops.prepared import PreparedAsymmetricPair
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -123,3 +124,30 @@ def test_equals_two_convolutions(mode, dtype):
     torch.testing.assert_close(outcome.y, y, rtol=0, atol=16 * torch.finfo(y.dtype).eps * y.abs().max().item())
     for name, value in outcome.statistics.items():
         torch.testing.assert_close(value, t[name], rtol=16 * torch.finfo(y.dtype).eps, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", GEOMETRIES)
+def test_prepared_has_the_bits_of_the_operator(name, dtype):
+    case = pair_case(**GEOMETRIES[name], **rotated(list(GEOMETRIES).index(name)), dtype=DTYPES[dtype])
+    t, options = case.tensors, dict(case.options)
+    bn = [tuple(t[f + n] for f in ("bn_weight", "bn_bias", "running_mean", "running_var")) for n in "12"]
+    arguments = (t["weight1"], t["weight2"], *bn, t.get("bias1"), t.get("bias2"))
+    for name in ("training", "momentum"):
+        options.pop(name, None)
+    with ik.use_backend("cpu"):
+        direct = ik.asymmetric_pair(t["x"], *arguments, **options)
+    y = PreparedAsymmetricPair(*arguments, **options)(t["x"])
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    # Both fold the batch norm in float64, in another order of operations.
+    torch.testing.assert_close(y, direct, rtol=0, atol=4 * torch.finfo(y.dtype).eps * direct.abs().max().item())
+
+
+def test_prepared_refuses_what_does_not_fit():
+    pair = PreparedAsymmetricPair(torch.randn(4, 3, 1, 3), torch.randn(5, 4, 3, 1))
+    with pytest.raises(RuntimeError, match="x: expected 3 channels"):
+        pair(torch.randn(1, 2, 5, 5))
+    with pytest.raises(RuntimeError, match="padded intermediate"):
+        pair(torch.randn(1, 3, 2, 5))
+    with pytest.raises(RuntimeError, match="weight_shape2: expected 4 input channels, got 3"):
+        PreparedAsymmetricPair(torch.randn(4, 3, 1, 3), torch.randn(5, 3, 3, 1))(torch.randn(1, 3, 5, 5))

@@ -15,10 +15,10 @@ namespace ik::cpu::IK_ISA {
 struct PixelLines {
   Geometry g;  // with rows and columns exchanged where that makes whole images lines
   bool exchanged;
-  int64_t reach_h, reach_w;        // input rows and columns from a window's first to its last
-  int64_t line_step, pixel_step;   // strip rows (columns) from one output row (column) to the next
-  int64_t width;                   // strip columns
-  int64_t lines, length, panels;   // lines of an image, pixels and row panels of a line
+  int64_t reach_h, reach_w;       // input rows and columns from a window's first to its last
+  int64_t line_step, pixel_step;  // strip rows (columns) from one output row (column) to the next
+  int64_t width;                  // strip columns
+  int64_t lines, length, panels;  // lines of an image, pixels and row panels of a line
 
   PixelLines(const Geometry& geometry, int64_t most_rows) : g(geometry) {
     exchanged = g.R == 1 && g.S > 1 && g.stride_h == 1 && g.stride_w == 1;
@@ -73,9 +73,7 @@ class ConvRows {
   static constexpr int64_t kMR = Gemm<A>::kMR;
 
   // Row panels [begin, end), numbered through all images. The result lives in this thread's scratch.
-  static Rows<A> of(const ConvTask& task, int64_t begin, int64_t end) {
-    return ConvRows(task, begin, end).build();
-  }
+  static Rows<A> of(const ConvTask& task, int64_t begin, int64_t end) { return ConvRows(task, begin, end).build(); }
 
  private:
   // The row panels of one image, and the output rows they lie in.
@@ -130,8 +128,8 @@ class ConvRows {
   }
 
   Rows<A> build() {
-    RowPanel<A>* const panels = static_cast<RowPanel<A>*>(
-        scratch(Scratch::kRows, static_cast<size_t>(end_ - begin_) * sizeof(RowPanel<A>)));
+    RowPanel<A>* const panels =
+        static_cast<RowPanel<A>*>(scratch(Scratch::kRows, static_cast<size_t>(end_ - begin_) * sizeof(RowPanel<A>)));
     RowPanel<A>* out = panels;
     if (readable_in_place()) {
       const A* const x = static_cast<const A*>(x_.data);
@@ -223,7 +221,7 @@ class ConvRows {
           done += length;
         }
     segments[count - 1].ends_chain = true;
-    return {panels, end_ - begin_, pitch, segments, count};
+    return {panels, end_ - begin_, pitch, segments, count, {}};
   }
 
   const PixelLines lines_;

@@ -36,8 +36,8 @@ inline void depthwise_any(const SeparableTask& t, Input input, const Accum<T>* w
   using A = Accum<T>;
   constexpr int64_t kMR = Gemm<A>::kMR, kLanes = Vec<A>::kLanes;
   const Geometry& g = t.geometry;
-  const int64_t panel = panel_elements<A>(g.C);
-  A* const out = a + panel_offset<A>(c);
+  const int64_t panel = panel_elements<A>(g.C), pitch = tile_pitch<A>(g.C);
+  A* const out = a + c / kChain * kMR * pitch + c % kChain;
   Pixel at = pixel_of(g, row_begin);
   for (int64_t row = row_begin, i = 0; row < row_end; row++, i++, advance(g, &at)) {
     Vec<A> sum = bias;
@@ -53,7 +53,7 @@ inline void depthwise_any(const SeparableTask& t, Input input, const Accum<T>* w
             fmadd(input(lanes == kLanes ? load(from) : load(from, lanes)), load(weight + (r * g.S + s) * kLanes), sum);
       }
     }
-    store(out + i / kMR * panel + i % kMR * kBlock, activate(t.mid_activation, sum));
+    store(out + i / kMR * panel + i % kMR * pitch, activate(t.mid_activation, sum));
   }
 }
 
@@ -67,10 +67,10 @@ inline void depthwise_3x3(const SeparableTask& t, Input input, const Accum<T>* w
   alignas(64) static constexpr T kZeros[kLanes] = {};
   constexpr int64_t kAhead = 16;
   const Geometry& g = t.geometry;
-  const int64_t panel = panel_elements<A>(g.C);
+  const int64_t panel = panel_elements<A>(g.C), pitch = tile_pitch<A>(g.C);
   Vec<A> tap[9];
   for (int i = 0; i < 9; i++) tap[i] = load(weight + i * kLanes);
-  A* out = a + panel_offset<A>(c);
+  A* out = a + c / kChain * kMR * pitch + c % kChain;
   int64_t within = 0;
   for (int64_t row = row_begin; row < row_end;) {
     const Pixel at = pixel_of(g, row);
@@ -101,7 +101,7 @@ inline void depthwise_3x3(const SeparableTask& t, Input input, const Accum<T>* w
         }
       }
       if (w >= left + 2) {
-        store(out + within * kBlock, activate(t.mid_activation, first));
+        store(out + within * pitch, activate(t.mid_activation, first));
         if (++within == kMR) {
           within = 0;
           out += panel;
@@ -164,13 +164,13 @@ Rows<Accum<T>> depthwise_rows(const SeparableTask& t, int64_t row_begin, int64_t
       panels[i].residual[j] = at.n * residual.stride_n + at.p * residual.stride_h + at.q * residual.stride_w;
     }
   }
-  const int64_t blocks = ceil_div(g.C, kBlock);
+  const int64_t pitch = tile_pitch<A>(g.C), chains = ceil_div(g.C, kChain);
   Segment* const segments =
-      static_cast<Segment*>(scratch(Scratch::kSegments, static_cast<size_t>(blocks) * sizeof(Segment)));
-  for (int64_t i = 0; i < blocks; i++)
-    segments[i] = {panel_offset<A>(i * kBlock), smaller(kBlock, g.C - i * kBlock),
-                   (i + 1) * kBlock % kChain == 0 || i + 1 == blocks};
-  return {panels, count, kBlock, segments, blocks};
+      static_cast<Segment*>(scratch(Scratch::kSegments, static_cast<size_t>(chains) * sizeof(Segment)));
+  for (int64_t i = 0; i < chains; i++)
+    segments[i] = {i * Gemm<A>::kMR * pitch, smaller(kChain, g.C - i * kChain), true};
+  const Pixel first = pixel_of(g, row_begin), last = pixel_of(g, row_end - 1);
+  return {panels, count, pitch, segments, chains, Upcoming::after<T>(g, t.x, first.n, first.p, last.n, last.p)};
 }
 
 }  // namespace ik::cpu::IK_ISA

@@ -35,7 +35,7 @@ struct ForwardKernels {
   }
 
   static int64_t separable_tile_rows(const Geometry& g) {
-    const int64_t fits = kTileBytes / static_cast<int64_t>(sizeof(A)) / round_up(g.C, kBlock);
+    const int64_t fits = kTileBytes / static_cast<int64_t>(sizeof(A)) * kMR / panel_elements<A>(g.C);
     return larger(4, smaller(fits, 448) / kMR) * kMR;
   }
   static void separable_tile(const SeparableTask& t, const Tile& tile) {

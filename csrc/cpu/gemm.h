@@ -9,15 +9,12 @@
 
 #include "cpu/activation.h"
 #include "cpu/kernel_table.h"
+#include "cpu/upcoming.h"
 
 namespace ik::cpu::IK_ISA {
 
 // Sums are chained over about so many k and then added up: a single chain over thousands would lose digits.
 constexpr int64_t kChain = 256;
-
-// A producer's tile: [row panel][block of kBlock k][kMR][kBlock]. Writing one vector of a row after the other and reading
-// the panel then both walk through adjacent lines.
-constexpr int64_t kBlock = 64;
 
 // Registers decide the block: kMR x kNV accumulators, kNV columns of B and one broadcast of A.
 template <typename A>
@@ -33,14 +30,15 @@ inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
+// A producer's tile: [row panel][chain of k][kMR][pitch]. Long runs of a row let the hardware follow all rows of a
+// panel; a pitch of no more than a chain keeps the rows' elements of one k close together for the producer.
+template <typename A>
+inline int64_t tile_pitch(int64_t k) {
+  return smaller(kChain, round_up(k, Vec<A>::kLanes));
+}
 template <typename A>
 inline int64_t panel_elements(int64_t k) {
-  return round_up(k, kBlock) * Gemm<A>::kMR;
-}
-// Where element k of a panel's row 0 lies.
-template <typename A>
-inline int64_t panel_offset(int64_t k) {
-  return k / kBlock * Gemm<A>::kMR * kBlock + k % kBlock;
+  return ceil_div(k, kChain) * Gemm<A>::kMR * tile_pitch<A>(k);
 }
 
 // Consecutive k that are consecutive elements of a row of A, `offset` elements from the row's start.
@@ -69,8 +67,9 @@ struct ColumnPanel {
   const A* shift;  // null = 0
   const T* residual;
   T* y;
-  A low, high;  // the activation as bounds
-  A* sums;      // [kMR][kNR]; if not null, the sums are stored here and nothing else is done
+  A low, high;      // the activation as bounds
+  A* sums;          // [kMR][kNR]: of the chains so far
+  bool unfinished;  // all sums go there, and nothing else is done
 };
 
 template <typename T, int MR, int NV>
@@ -82,7 +81,7 @@ void micro_kernel(const ColumnPanel<T>& panel, const RowPanel<Accum<T>>& rows) {
   const int64_t pitch = panel.pitch * static_cast<int64_t>(sizeof(A));
   const A* b = panel.b;
   Vec<A> sum[MR][NV];
-  alignas(64) A finished[MR * NV * kLanes];
+  A* const finished = panel.sums;
   const Segment *segment = panel.segments, *const end = segment + panel.segment_count;
   for (;;) {
 #pragma GCC unroll 16
@@ -91,7 +90,6 @@ void micro_kernel(const ColumnPanel<T>& panel, const RowPanel<Accum<T>>& rows) {
       for (int j = 0; j < NV; j++) sum[i][j] = broadcast(A(0));
     }
     const bool first = segment == panel.segments;
-#pragma GCC unroll 1
     do {
       const char* base[kBases];
 #pragma GCC unroll 5
@@ -136,21 +134,21 @@ void micro_kernel(const ColumnPanel<T>& panel, const RowPanel<Accum<T>>& rows) {
 #pragma GCC unroll 16
       for (int i = 0; i < MR; i++) {
 #pragma GCC unroll 2
-        for (int j = 0; j < NV; j++) sum[i][j] = load(finished + (i * NV + j) * kLanes) + sum[i][j];
+        for (int j = 0; j < NV; j++) sum[i][j] = load(finished + i * kNR + j * kLanes) + sum[i][j];
       }
     }
     if (segment == end) break;
 #pragma GCC unroll 16
     for (int i = 0; i < MR; i++) {
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; j++) store(finished + (i * NV + j) * kLanes, sum[i][j]);
+      for (int j = 0; j < NV; j++) store(finished + i * kNR + j * kLanes, sum[i][j]);
     }
   }
-  if (panel.sums) {
+  if (panel.unfinished) {
 #pragma GCC unroll 16
     for (int i = 0; i < MR; i++) {
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; j++) store(panel.sums + i * kNR + j * kLanes, sum[i][j]);
+      for (int j = 0; j < NV; j++) store(finished + i * kNR + j * kLanes, sum[i][j]);
     }
     return;
   }
@@ -168,8 +166,7 @@ void micro_kernel(const ColumnPanel<T>& panel, const RowPanel<Accum<T>>& rows) {
     }
 #pragma GCC unroll 16
     for (int i = 0; i < MR; i++)
-      store(panel.y + rows.y[i] + j * kLanes,
-            vmin(broadcast(panel.high), vmax(broadcast(panel.low), sum[i][j])));
+      store(panel.y + rows.y[i] + j * kLanes, vmin(broadcast(panel.high), vmax(broadcast(panel.low), sum[i][j])));
   }
 }
 
@@ -218,6 +215,7 @@ struct Rows {
   int64_t pitch;
   const Segment* segments;
   int64_t segment_count;
+  Upcoming upcoming;
 };
 
 // The columns of panels [panel_begin, panel_end). Panels of B outer, rows inner: a panel of B is read once from memory,
@@ -236,8 +234,11 @@ void multiply(const Rows<Accum<T>>& rows, const void* packed_b, int64_t k, int64
   panel.segments = rows.segments;
   panel.segment_count = rows.segment_count;
   panel.pitch = rows.pitch;
+  panel.sums = sums;
   panel.low = activation == Activation::kNone ? -A(HUGE_VAL) : A(0);
   panel.high = activation == Activation::kRelu6 ? A(6) : A(HUGE_VAL);
+  const int64_t calls = rows.count * (panel_end - panel_begin);
+  int64_t call = 0;
   for (int64_t q = panel_begin; q < panel_end; q++) {
     const int64_t column = q * kNR, columns = smaller(kNR, K - column);
     const bool in_registers = bounds && columns % kLanes == 0;
@@ -246,11 +247,12 @@ void multiply(const Rows<Accum<T>>& rows, const void* packed_b, int64_t k, int64
     panel.shift = at(static_cast<const A*>(epilogue.shift), column);
     panel.residual = at(static_cast<const T*>(epilogue.residual.data), column);
     panel.y = static_cast<T*>(epilogue.y.data) + column;
-    panel.sums = in_registers ? nullptr : sums;
+    panel.unfinished = !in_registers;
     for (int64_t i = 0; i < rows.count; i++) {
       const RowPanel<A>& part = rows.panels[i];
       const MicroKernel<T> kernel = columns > kLanes ? pick_micro_kernel<T, 2>(part.rows, kAllRows)
                                                      : pick_micro_kernel<T, 1>(part.rows, kAllRows);
+      rows.upcoming.fetch(call++, calls);
       kernel(panel, part);
       if (!in_registers) finish<T>(panel, part, activation, columns);
     }

@@ -84,8 +84,12 @@ inline VecD operator/(VecD a, VecD b) { return {_mm512_div_pd(a.v, b.v)}; }
 inline VecF fmadd(VecF a, VecF b, VecF c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
 inline VecD fmadd(VecD a, VecD b, VecD c) { return {_mm512_fmadd_pd(a.v, b.v, c.v)}; }
 // sum = fmadd(a, b, sum) in sum's own register: in loops of many sums gcc 12 renames them, and then spills some.
-inline void accumulate(VecF& sum, VecF a, VecF b) { __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum.v) : "v"(a.v), "v"(b.v)); }
-inline void accumulate(VecD& sum, VecD a, VecD b) { __asm__("vfmadd231pd %2, %1, %0" : "+v"(sum.v) : "v"(a.v), "v"(b.v)); }
+inline void accumulate(VecF& sum, VecF a, VecF b) {
+  __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum.v) : "v"(a.v), "v"(b.v));
+}
+inline void accumulate(VecD& sum, VecD a, VecD b) {
+  __asm__("vfmadd231pd %2, %1, %0" : "+v"(sum.v) : "v"(a.v), "v"(b.v));
+}
 inline VecF vmax(VecF a, VecF b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline VecD vmax(VecD a, VecD b) { return {_mm512_max_pd(a.v, b.v)}; }
 inline VecF vmin(VecF a, VecF b) { return {_mm512_min_ps(a.v, b.v)}; }

@@ -136,7 +136,18 @@ class PlainPair(nn.Module):
         )
 
     def prepared(self) -> FusedCall:
-        return self.fused()
+        first, second = self.first, self.second
+        return prepared.PreparedAsymmetricPair(
+            first.conv.weight,
+            second.conv.weight,
+            _four(first.bn),
+            _four(second.bn),
+            padding1=first.geometry["padding"],
+            padding2=second.geometry["padding"],
+            mid_activation=first.activation,
+            activation=second.activation,
+            eps=first.bn.eps,
+        )
 
 
 class PlainPointwiseDepthwise(nn.Module):

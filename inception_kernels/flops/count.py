@@ -153,9 +153,9 @@ class _Recorder(TorchDispatchMode):
 
 
 def _packed_weight_elements(func: Any, args: Any, kwargs: Any) -> int:
-    """Elements of the weight that a packed buffer stands for, without the padding of the packing."""
+    """Elements of the weights that packed buffers stand for, without the padding of the packing."""
     values = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
     if "window" in values:
         k, c, r, s = values["window"]
         return c * r * s + k * c
-    return prod(values["weight_shape"])
+    return sum(prod(shape) for name, shape in values.items() if name.startswith("weight_shape"))

@@ -198,6 +198,13 @@ def _asymmetric_pair(
     return 2 * asymmetric_pair_macs(x, weight1, weight2, stride1, stride2, padding1, padding2)
 
 
+def _asymmetric_pair_prepacked(
+    x, packed1, scale1, shift1, weight_shape1, packed2, scale2, shift2, weight_shape2,
+    stride1, stride2, padding1, padding2, *_, **__,
+):  # fmt: skip
+    return 2 * asymmetric_pair_macs(x, weight_shape1, weight_shape2, stride1, stride2, padding1, padding2)
+
+
 def _pointwise_depthwise_conv2d(
     x, pointwise_weight, depthwise_weight, bn_weight, bn_bias, mean, var, stride, padding, dilation, *_, **__
 ):
@@ -215,6 +222,7 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "separable_conv2d_backward": _separable_conv2d_backward,
     "separable_conv2d_prepacked": _separable_conv2d_prepacked,
     "asymmetric_pair": _asymmetric_pair,
+    "asymmetric_pair_prepacked": _asymmetric_pair_prepacked,
     "pointwise_depthwise_conv2d": _pointwise_depthwise_conv2d,
 }
 

@@ -134,6 +134,15 @@ def _fake(
     return empty_activations(x, (x.shape[0], weight2.shape[0], *size), memory_format_of(x))
 
 
+def _fake_prepacked(
+    x, packed1, scale1, shift1, weight_shape1, packed2, scale2, shift2, weight_shape2,
+    stride1, stride2, padding1, padding2, mid_activation, activation,
+):  # fmt: skip
+    mid = check.output_size(x.shape[2:], weight_shape1[2:], stride1, padding1, _NO_DILATION)
+    size = check.output_size(mid, weight_shape2[2:], stride2, padding2, _NO_DILATION)
+    return empty_activations(x, (x.shape[0], weight_shape2[0], *size), torch.channels_last)
+
+
 def _setup(ctx, inputs, output):
     ctx.save_for_backward(*inputs[:13])
     ctx.options = inputs[13:]
@@ -180,3 +189,4 @@ def register(name: str) -> None:
 
 if _extension.available:
     register("inception_kernels")
+    torch.library.register_fake("inception_kernels::asymmetric_pair_prepacked", _fake_prepacked)

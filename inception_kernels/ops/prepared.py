@@ -9,9 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..reference.asymmetric_pair import NO_BATCH_NORM, BatchNorm
 from . import _checks as check
 
 _Vector = Tensor | None
+_NO_DILATION = (1, 1)
 
 
 def _fold(
@@ -129,3 +131,53 @@ class PreparedSeparableConv2d:
             x, *self._packed, self._depthwise_bias, self._scale, self._shift, residual,
             self._window, *self._geometry, *self._activations,
         )  # fmt: skip
+
+
+class PreparedAsymmetricPair:
+    """:func:`inception_kernels.asymmetric_pair` in evaluation with everything constant done beforehand.
+
+    Args:
+        weight1, weight2, bn1, bn2, bias1, bias2, stride1, stride2, padding1, padding2, mid_activation, activation, eps:
+            as :func:`inception_kernels.asymmetric_pair`, on the CPU or a CUDA device.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        weight1: Tensor,
+        weight2: Tensor,
+        bn1: BatchNorm | None = None,
+        bn2: BatchNorm | None = None,
+        bias1: _Vector = None,
+        bias2: _Vector = None,
+        stride1: check.IntOrPair = 1,
+        stride2: check.IntOrPair = 1,
+        padding1: check.IntOrPair = 0,
+        padding2: check.IntOrPair = 0,
+        *,
+        mid_activation: str = "relu",
+        activation: str = "relu",
+        eps: float = 1e-5,
+    ) -> None:
+        first = check.pair(stride1, "stride1", 1), check.pair(padding1, "padding1", 0)
+        second = check.pair(stride2, "stride2", 1), check.pair(padding2, "padding2", 0)
+        self._parts = (
+            *self._prepare(weight1, bn1, bias1, *first, eps),
+            *self._prepare(weight2, bn2, bias2, *second, eps),
+        )
+        self._geometry = (first[0], second[0], first[1], second[1])
+        self._activations = (
+            check.activation(mid_activation, "mid_activation"),
+            check.activation(activation, "activation"),
+        )
+        self._run = torch.ops.inception_kernels.asymmetric_pair_prepacked.default
+
+    @staticmethod
+    def _prepare(weight, bn, bias, stride, padding, eps):
+        packed = torch.ops.inception_kernels.conv2d_bn_act_pack(weight, stride, padding, _NO_DILATION)
+        scale, shift = _fold(weight.dtype, *(bn or NO_BATCH_NORM), bias, eps)
+        return packed, scale, shift, list(weight.shape)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x ``[N, C, H, W]`` of the weights' dtype -> ``[N, K, P, Q]``, channels-last."""
+        return self._run(x, *self._parts, *self._geometry, *self._activations)
