@@ -15,6 +15,9 @@ SIZES = {
         dict(N=3, C=35, H=17, W=19, K=67, window=(1, 7), padding=(0, 3)),
         dict(N=3, C=33, H=14, W=15, K=40, window=(3, 3), stride=2, padding=1),
         dict(N=2, C=70, H=13, W=11, K=130, window=(1, 1)),
+        dict(N=2, C=24, H=30, W=31, K=33, window=(3, 3)),
+        dict(N=2, C=129, H=12, W=16, K=34, window=(3, 3), padding=1),
+        dict(N=2, C=1024, H=5, W=6, K=33, window=(1, 1)),
     ],
     "separable_conv2d": [
         dict(N=3, C=70, H=19, W=17, K=67, padding=1, input_activation="relu"),

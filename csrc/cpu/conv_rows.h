@@ -132,17 +132,19 @@ class ConvRows {
         static_cast<RowPanel<A>*>(scratch(Scratch::kRows, static_cast<size_t>(end_ - begin_) * sizeof(RowPanel<A>)));
     RowPanel<A>* out = panels;
     if (readable_in_place()) {
+      const Segment* const segments = make_segments(x_.stride_w, g_.dilation_h * x_.stride_h);
       const A* const x = static_cast<const A*>(x_.data);
       for_each_part([&](const Part& part) {
         const int64_t top = part.p_begin * g_.stride_h - g_.pad_h;
         fill(part, x + part.n * x_.stride_n + top * x_.stride_h - g_.pad_w * x_.stride_w, g_.stride_h * x_.stride_h,
              g_.stride_w * x_.stride_w, &out);
       });
-      return rows(panels, g_.stride_w * x_.stride_w, x_.stride_w, g_.dilation_h * x_.stride_h);
+      return {panels, end_ - begin_, g_.stride_w * x_.stride_w, segments, {}};
     }
     // One element more than a bad pitch: pixels need not be aligned.
     const int64_t pixel = bad_pitch(lines_.pixel_step * g_.C) ? g_.C + Vec<A>::kLanes : g_.C;
     const int64_t line = lines_.width * pixel;
+    const Segment* const segments = make_segments(pixel, g_.dilation_h * line);
     int64_t strip_lines = 0;
     for_each_part([&](const Part& part) { strip_lines += lines_.strip_lines(part.p_begin, part.p_end); });
     A* strip = static_cast<A*>(scratch(Scratch::kTile, static_cast<size_t>(strip_lines * line) * sizeof(A)));
@@ -152,16 +154,23 @@ class ConvRows {
       fill(part, strip, lines_.line_step * line, lines_.pixel_step * pixel, &out);
       strip += count * line;
     });
-    return rows(panels, lines_.pixel_step * pixel, pixel, g_.dilation_h * line);
+    return {panels, end_ - begin_, lines_.pixel_step * pixel, segments, {}};
   }
 
   // The row panels of a part whose first window begins at `a`.
   void fill(const Part& part, const A* a, int64_t line_pitch, int64_t pixel_pitch, RowPanel<A>** out) const {
+    const auto top = [&](int64_t p) { return p * g_.stride_h - g_.pad_h; };
     for (int64_t index = part.begin; index < part.end; index++) {
       int64_t begin, end;
       lines_.pixels(index, &begin, &end);
       RowPanel<A>* const panel = (*out)++;
       int64_t p = begin / g_.Q, q = begin % g_.Q;
+      // Window rows above the image even for the last pixel, and below it even for the first one.
+      const int64_t above = smaller(g_.R, larger(0, ceil_div(-top((end - 1) / g_.Q), g_.dilation_h)));
+      const int64_t inside = smaller(g_.R, larger(0, ceil_div(g_.H - top(p), g_.dilation_h)));
+      const bool any = above < inside;
+      panel->segment_begin = static_cast<int>(any ? above * segments_of_row_ : 0);
+      panel->segment_end = static_cast<int>((any ? inside : g_.R) * segments_of_row_);
       panel->a = a + (p - part.p_begin) * line_pitch + q * pixel_pitch;
       panel->rows = static_cast<int>(end - begin);
       for (int i = 0; i < panel->rows; i++) {
@@ -203,25 +212,29 @@ class ConvRows {
     }
   }
 
-  // `tap_w` and `tap_h` are the elements from one tap's pixel to the next.
-  Rows<A> rows(const RowPanel<A>* panels, int64_t pitch, int64_t pixel, int64_t tap_h) const {
+  // `pixel` and `tap_h` are the elements from one pixel to the next and from one tap to the one below.
+  Segment* make_segments(int64_t pixel, int64_t tap_h) {
     const int64_t tap_w = g_.dilation_w * pixel;
-    const bool merged = tap_w == g_.C;
+    // Where chains end must not depend on whether the taps of a window row are adjacent in memory.
+    const bool short_rows = 2 * g_.S * g_.C <= 3 * kChain, merged = short_rows && tap_w == g_.C;
     const int64_t taps = merged ? 1 : g_.S, run = merged ? g_.S * g_.C : g_.C;
-    const int64_t most = g_.R * taps + g_.R * g_.S * g_.C / kChain;
-    Segment* const segments =
-        static_cast<Segment*>(scratch(Scratch::kSegments, static_cast<size_t>(most) * sizeof(Segment)));
-    int64_t count = 0, chained = 0;
+    const int64_t pieces = short_rows ? 1 : ceil_div(run, kChain);
+    segments_of_row_ = taps * pieces;
+    Segment* const segments = static_cast<Segment*>(
+        scratch(Scratch::kSegments, static_cast<size_t>(g_.R * segments_of_row_) * sizeof(Segment)));
+    Segment* out = segments;
+    int64_t k = 0, chained = 0;
     for (int64_t r = 0; r < g_.R; r++)
       for (int64_t s = 0; s < taps; s++)
-        for (int64_t done = 0; done < run;) {
-          const int64_t length = smaller(run - done, kChain - chained);
-          chained = (chained + length) % kChain;
-          segments[count++] = {r * tap_h + s * tap_w + done, length, chained == 0};
-          done += length;
+        for (int64_t i = 0; i < pieces; i++) {
+          const int64_t begin = run * i / pieces, length = run * (i + 1) / pieces - begin;
+          chained += length;
+          const bool ends_chain = chained >= kChain && (!short_rows || s == taps - 1);
+          *out++ = {k, r * tap_h + s * tap_w + begin, length, ends_chain};
+          if (ends_chain) chained = 0;
+          k += length;
         }
-    segments[count - 1].ends_chain = true;
-    return {panels, end_ - begin_, pitch, segments, count, {}};
+    return segments;
   }
 
   const PixelLines lines_;
@@ -230,6 +243,7 @@ class ConvRows {
   const NhwcOutput y_;
   const NhwcInput residual_;
   const int64_t begin_, end_;
+  int64_t segments_of_row_ = 0;
 };
 
 }  // namespace ik::cpu::IK_ISA

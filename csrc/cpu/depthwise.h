@@ -159,6 +159,8 @@ Rows<Accum<T>> depthwise_rows(const SeparableTask& t, int64_t row_begin, int64_t
     const int64_t begin = i * Gemm<A>::kMR, end = smaller(rows, begin + Gemm<A>::kMR);
     panels[i].a = a + i * panel_elements<A>(g.C);
     panels[i].rows = static_cast<int>(end - begin);
+    panels[i].segment_begin = 0;
+    panels[i].segment_end = static_cast<int>(ceil_div(g.C, kChain));
     for (int64_t j = 0; j < end - begin; j++, advance(g, &at)) {
       panels[i].y[j] = at.n * y.stride_n + at.p * y.stride_h + at.q * y.stride_w;
       panels[i].residual[j] = at.n * residual.stride_n + at.p * residual.stride_h + at.q * residual.stride_w;
@@ -168,9 +170,9 @@ Rows<Accum<T>> depthwise_rows(const SeparableTask& t, int64_t row_begin, int64_t
   Segment* const segments =
       static_cast<Segment*>(scratch(Scratch::kSegments, static_cast<size_t>(chains) * sizeof(Segment)));
   for (int64_t i = 0; i < chains; i++)
-    segments[i] = {i * Gemm<A>::kMR * pitch, smaller(kChain, g.C - i * kChain), true};
+    segments[i] = {i * kChain, i * Gemm<A>::kMR * pitch, smaller(kChain, g.C - i * kChain), true};
   const Pixel first = pixel_of(g, row_begin), last = pixel_of(g, row_end - 1);
-  return {panels, count, pitch, segments, chains, Upcoming::after<T>(g, t.x, first.n, first.p, last.n, last.p)};
+  return {panels, count, pitch, segments, Upcoming::after<T>(g, t.x, first.n, first.p, last.n, last.p)};
 }
 
 }  // namespace ik::cpu::IK_ISA

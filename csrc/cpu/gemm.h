@@ -43,7 +43,7 @@ inline int64_t panel_elements(int64_t k) {
 
 // Consecutive k that are consecutive elements of a row of A, `offset` elements from the row's start.
 struct Segment {
-  int64_t offset, length;
+  int64_t k, offset, length;
   bool ends_chain;
 };
 
@@ -52,6 +52,8 @@ template <typename A>
 struct RowPanel {
   const A* a;
   int rows;
+  // The others are zero in all rows.
+  int segment_begin, segment_end;
   int64_t y[Gemm<A>::kMR], residual[Gemm<A>::kMR];
 };
 
@@ -60,7 +62,6 @@ template <typename T>
 struct ColumnPanel {
   using A = Accum<T>;
   const Segment* segments;
-  int64_t segment_count;
   int64_t pitch;  // elements between rows of A
   const A* b;
   const A* scale;  // of the panel's columns; null = 1
@@ -79,17 +80,18 @@ void micro_kernel(const ColumnPanel<T>& panel, const RowPanel<Accum<T>>& rows) {
   // Three rows share a base register: base, base + pitch, base + 2 * pitch are addressing modes of x86.
   constexpr int kBases = (MR + 2) / 3;
   const int64_t pitch = panel.pitch * static_cast<int64_t>(sizeof(A));
-  const A* b = panel.b;
+  const A* b = panel.b + panel.segments[rows.segment_begin].k * kNR;
   Vec<A> sum[MR][NV];
   A* const finished = panel.sums;
-  const Segment *segment = panel.segments, *const end = segment + panel.segment_count;
+  const Segment *const begin = panel.segments + rows.segment_begin, *const end = panel.segments + rows.segment_end;
+  const Segment* segment = begin;
   for (;;) {
 #pragma GCC unroll 16
     for (int i = 0; i < MR; i++) {
 #pragma GCC unroll 2
       for (int j = 0; j < NV; j++) sum[i][j] = broadcast(A(0));
     }
-    const bool first = segment == panel.segments;
+    const bool first = segment == begin;
     do {
       const char* base[kBases];
 #pragma GCC unroll 5
@@ -129,7 +131,7 @@ void micro_kernel(const ColumnPanel<T>& panel, const RowPanel<Accum<T>>& rows) {
         step(0);
         advance(1);
       }
-    } while (!segment++->ends_chain);
+    } while (!segment++->ends_chain && segment != end);
     if (!first) {
 #pragma GCC unroll 16
       for (int i = 0; i < MR; i++) {
@@ -214,7 +216,6 @@ struct Rows {
   int64_t count;
   int64_t pitch;
   const Segment* segments;
-  int64_t segment_count;
   Upcoming upcoming;
 };
 
@@ -232,7 +233,6 @@ void multiply(const Rows<Accum<T>>& rows, const void* packed_b, int64_t k, int64
   const bool bounds = activation <= Activation::kRelu6;
   ColumnPanel<T> panel{};
   panel.segments = rows.segments;
-  panel.segment_count = rows.segment_count;
   panel.pitch = rows.pitch;
   panel.sums = sums;
   panel.low = activation == Activation::kNone ? -A(HUGE_VAL) : A(0);
