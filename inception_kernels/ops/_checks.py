@@ -27,6 +27,10 @@ def describe(value: object) -> str:
 
 def pair(value: IntOrPair, name: str, smallest: int) -> Pair:
     """An integer or two of them, (height, width), each at least ``smallest``."""
+    if type(value) is tuple and len(value) == 2:
+        first, second = value
+        if type(first) is int and type(second) is int and first >= smallest and second >= smallest:
+            return first, second
     both = (value, value) if isinstance(value, (int, torch.SymInt)) else value
     if isinstance(both, str) or not isinstance(both, Sequence) or len(both) != 2:
         raise ValueError(f"{name}: expected an integer or two, got {value!r}")
