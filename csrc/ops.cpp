@@ -74,6 +74,9 @@ STABLE_TORCH_LIBRARY(inception_kernels, m) {
       "label_smoothing_cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor? weight, "
       "Tensor statistics, float smoothing, int ignore_index, str reduction) -> Tensor grad_logits");
 
+  m.def("run_program(Tensor[] inputs, Tensor program, Tensor constants, int[] output_sizes) -> Tensor[]");
+  m.def("time_program(Tensor[] inputs, Tensor program, Tensor constants, int[] output_sizes) -> Tensor");
+
   m.def("_counted_kernels() -> str");
   m.def("_reset_counted_kernels() -> ()");
   m.def("_cpu_isa() -> str");

@@ -9,13 +9,7 @@
 namespace ik::cpu {
 
 void run_conv(const KernelTable& table, const ConvTask& task, int threads) {
-  Work work;
-  work.rows = table.conv_rows(task.geometry);
-  work.row_granule = table.row_granule;
-  work.tile_rows = table.conv_tile_rows(task.geometry);
-  work.panels = panels_of(table, task.geometry.K);
-  work.produce_cost = 0.3;  // a load and a store for kMR multiply-adds a panel
-  for_each_tile(work, threads, [&](const Tile& tile) { table.conv_tile(task, tile); });
+  for_each_tile(conv_work(table, task.geometry), threads, [&](const Tile& tile) { table.conv_tile(task, tile); });
 }
 
 size_t conv2d_packed_bytes(const ConvShape& shape, DType dtype) {

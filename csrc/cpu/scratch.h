@@ -19,6 +19,8 @@ enum class Scratch : int {
   kVectors,
   kSums,
   kOffsets,
+  // Of a program, which calls the forward kernels as well.
+  kArena,
   kCount
 };
 

@@ -39,15 +39,8 @@ void separable_forward(const SeparableForward& args) {
   task.mid_activation = args.mid_activation;
   task.epilogue = {args.scale, args.shift, args.residual, args.activation, args.y};
   count_kernel(table.separable_counter);
-
-  Work work;
-  work.rows = task.geometry.N * task.geometry.P * task.geometry.Q;
-  work.row_granule = table.row_granule;
-  work.tile_rows = table.separable_tile_rows(task.geometry);
-  work.panels = panels_of(table, task.geometry.K);
-  // In multiply-adds: a tap takes about as long as a column of the product.
-  work.produce_cost = static_cast<double>(task.geometry.R * task.geometry.S) / static_cast<double>(table.panel_width);
-  for_each_tile(work, num_threads(), [&](const Tile& tile) { table.separable_tile(task, tile); });
+  for_each_tile(separable_work(table, task.geometry), num_threads(),
+                [&](const Tile& tile) { table.separable_tile(task, tile); });
 }
 
 }  // namespace ik::cpu

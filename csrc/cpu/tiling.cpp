@@ -43,28 +43,54 @@ Geometry band_of(const Geometry& geometry, int64_t p_begin, int64_t p_end) {
   return band;
 }
 
-void for_each_tile(const Work& work, int threads, const std::function<void(const Tile&)>& body) {
-  if (work.rows <= 0 || work.panels <= 0) return;
-  const int64_t granules = ceil_div(work.rows, work.row_granule);
-  Split split = split_for(work, granules, std::max(1, threads));
+Work conv_work(const KernelTable& table, const Geometry& geometry) {
+  Work work;
+  work.rows = table.conv_rows(geometry);
+  work.row_granule = table.row_granule;
+  work.tile_rows = table.conv_tile_rows(geometry);
+  work.panels = panels_of(table, geometry.K);
+  work.produce_cost = 0.3;  // a load and a store for kMR multiply-adds a panel
+  return work;
+}
+
+Work separable_work(const KernelTable& table, const Geometry& geometry) {
+  Work work;
+  work.rows = geometry.N * geometry.P * geometry.Q;
+  work.row_granule = table.row_granule;
+  work.tile_rows = table.separable_tile_rows(geometry);
+  work.panels = panels_of(table, geometry.K);
+  // In multiply-adds: a tap takes about as long as a column of the product.
+  work.produce_cost = static_cast<double>(geometry.R * geometry.S) / static_cast<double>(table.panel_width);
+  return work;
+}
+
+Tiling::Tiling(const Work& work, int threads)
+    : work_(work), granules_(ceil_div(std::max<int64_t>(0, work.rows), work.row_granule)) {
+  const Split split = split_for(work, granules_, std::max(1, threads));
   const int64_t tile_granules = std::max<int64_t>(1, work.tile_rows / work.row_granule);
-  split.rows *= ceil_div(ceil_div(granules, split.rows), tile_granules);
+  rows_ = work.panels <= 0 ? 0 : split.rows * ceil_div(ceil_div(granules_, split.rows), tile_granules);
+  panels_ = split.panels;
+}
+
+Tile Tiling::operator[](int64_t i) const {
+  const int64_t row = i / panels_, panel = i % panels_;
+  Tile tile;
+  tile.row_begin = granules_ * row / rows_ * work_.row_granule;
+  tile.row_end = std::min(work_.rows, granules_ * (row + 1) / rows_ * work_.row_granule);
+  tile.panel_begin = work_.panels * panel / panels_;
+  tile.panel_end = work_.panels * (panel + 1) / panels_;
+  return tile;
+}
+
+void for_each_tile(const Work& work, int threads, const std::function<void(const Tile&)>& body) {
+  const Tiling tiles(work, threads);
   auto run = [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; i++) {
-      const int64_t row = i / split.panels, panel = i % split.panels;
-      Tile tile;
-      tile.row_begin = granules * row / split.rows * work.row_granule;
-      tile.row_end = std::min(work.rows, granules * (row + 1) / split.rows * work.row_granule);
-      tile.panel_begin = work.panels * panel / split.panels;
-      tile.panel_end = work.panels * (panel + 1) / split.panels;
-      body(tile);
-    }
+    for (int64_t i = begin; i < end; i++) body(tiles[i]);
   };
-  const int64_t tiles = split.rows * split.panels;
-  if (threads <= 1 || tiles == 1)
-    run(0, tiles);
+  if (threads <= 1 || tiles.size() <= 1)
+    run(0, tiles.size());
   else
-    parallel_for(0, tiles, 1, run);
+    parallel_for(0, tiles.size(), 1, run);
 }
 
 }  // namespace ik::cpu

@@ -22,6 +22,22 @@ struct Work {
   double produce_cost;  // of one row, in units of one row times one panel
 };
 
+Work conv_work(const KernelTable& table, const Geometry& geometry);
+Work separable_work(const KernelTable& table, const Geometry& geometry);
+
+// The tiles that cover a work, in the order of their rows, so that equal shares of them are about equal work.
+class Tiling {
+ public:
+  Tiling(const Work& work, int threads);
+
+  int64_t size() const { return rows_ * panels_; }
+  Tile operator[](int64_t i) const;
+
+ private:
+  Work work_;
+  int64_t granules_, rows_, panels_;
+};
+
 // Calls body(tile) for tiles that cover the work, on all threads; row tiles of one thread only when threads == 1.
 void for_each_tile(const Work& work, int threads, const std::function<void(const Tile&)>& body);
 

@@ -97,6 +97,12 @@ inline void accumulate(VecF& sum, VecF a, VecF b) { sum = fmadd(a, b, sum); }
 inline void accumulate(VecD& sum, VecD a, VecD b) { sum = fmadd(a, b, sum); }
 inline VecF vmax(VecF a, VecF b) { return {_mm256_max_ps(a.v, b.v)}; }
 inline VecD vmax(VecD a, VecD b) { return {_mm256_max_pd(a.v, b.v)}; }
+inline VecF vmax_nan(VecF a, VecF b) {
+  return {_mm256_blendv_ps(_mm256_max_ps(a.v, b.v), a.v, _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q))};
+}
+inline VecD vmax_nan(VecD a, VecD b) {
+  return {_mm256_blendv_pd(_mm256_max_pd(a.v, b.v), a.v, _mm256_cmp_pd(a.v, a.v, _CMP_UNORD_Q))};
+}
 inline VecF vmin(VecF a, VecF b) { return {_mm256_min_ps(a.v, b.v)}; }
 inline VecD vmin(VecD a, VecD b) { return {_mm256_min_pd(a.v, b.v)}; }
 inline VecF where_greater(VecF a, VecF b, VecF yes, VecF no) {

@@ -92,6 +92,12 @@ inline void accumulate(VecD& sum, VecD a, VecD b) {
 }
 inline VecF vmax(VecF a, VecF b) { return {_mm512_max_ps(a.v, b.v)}; }
 inline VecD vmax(VecD a, VecD b) { return {_mm512_max_pd(a.v, b.v)}; }
+inline VecF vmax_nan(VecF a, VecF b) {
+  return {_mm512_mask_mov_ps(_mm512_max_ps(a.v, b.v), _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q), a.v)};
+}
+inline VecD vmax_nan(VecD a, VecD b) {
+  return {_mm512_mask_mov_pd(_mm512_max_pd(a.v, b.v), _mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q), a.v)};
+}
 inline VecF vmin(VecF a, VecF b) { return {_mm512_min_ps(a.v, b.v)}; }
 inline VecD vmin(VecD a, VecD b) { return {_mm512_min_pd(a.v, b.v)}; }
 inline VecF where_greater(VecF a, VecF b, VecF yes, VecF no) {

@@ -1,7 +1,7 @@
 // Vectors of the portable build: 16 bytes, through the compiler's vector extension (SSE2, NEON, or scalar code).
 // The three vec_*.h offer one interface, so that a kernel written once against it is compiled once per instruction set:
 // Vec<A>::kLanes, broadcast, load and store of any storage type (whole, or the first n lanes), arithmetic, comparisons.
-// vmax and vmin return their second argument where either is NaN.
+// vmax and vmin return their second argument where either is NaN, vmax_nan returns NaN.
 #pragma once
 #include <cmath>
 
@@ -94,6 +94,10 @@ inline void accumulate(Vec<A>& sum, Vec<A> a, Vec<A> b) {
 template <typename A>
 inline Vec<A> vmax(Vec<A> a, Vec<A> b) {
   return {a.v > b.v ? a.v : b.v};
+}
+template <typename A>
+inline Vec<A> vmax_nan(Vec<A> a, Vec<A> b) {
+  return {a.v != a.v ? a.v : vmax(a, b).v};
 }
 template <typename A>
 inline Vec<A> vmin(Vec<A> a, Vec<A> b) {

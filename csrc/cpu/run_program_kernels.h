@@ -1,0 +1,160 @@
+// Pools and elementwise steps on channels-last activations, written once for all instruction sets.
+#pragma once
+#include <type_traits>
+
+#include "cpu/activation.h"
+#include "cpu/run_program_table.h"
+
+namespace ik::cpu::IK_ISA {
+
+template <typename T>
+struct ProgramKernels {
+  using A = Accum<T>;
+  using V = Vec<A>;
+  static constexpr int64_t kLanes = V::kLanes;
+
+  static V read(const T* from, int64_t lanes) {
+    return lanes >= kLanes ? load(from) : load(from, static_cast<int>(lanes));
+  }
+
+  // What happens to `lanes` channels of one pixel on their way out.
+  struct Finish {
+    V scale, shift;
+    bool scaled, shifted;
+    Activation activation;
+
+    Finish(const Epilogue& e, int64_t c, int64_t lanes) : activation(e.activation) {
+      const A* scales = static_cast<const A*>(e.scale);
+      const A* shifts = static_cast<const A*>(e.shift);
+      const int n = static_cast<int>(lanes < kLanes ? lanes : kLanes);
+      scaled = scales != nullptr;
+      shifted = shifts != nullptr;
+      scale = scaled ? load(scales + c, n) : broadcast(A(1));
+      shift = shifted ? load(shifts + c, n) : broadcast(A(0));
+    }
+    // Adding a missing shift would turn -0 into 0.
+    void operator()(V value, const T* residual, T* y, int64_t lanes) const {
+      if (scaled) value = value * scale;
+      if (shifted) value = value + shift;
+      if (residual) value = value + read(residual, lanes);
+      value = activate(activation, value);
+      if (lanes >= kLanes)
+        store(y, value);
+      else
+        store(y, value, static_cast<int>(lanes));
+    }
+  };
+
+  static const T* at(const NhwcInput& view, int64_t n, int64_t h, int64_t w, int64_t c) {
+    if (!view.data) return nullptr;
+    return static_cast<const T*>(view.data) + n * view.stride_n + h * view.stride_h + w * view.stride_w + c;
+  }
+  static T* at(const NhwcOutput& view, int64_t n, int64_t h, int64_t w, int64_t c) {
+    return static_cast<T*>(view.data) + n * view.stride_n + h * view.stride_h + w * view.stride_w + c;
+  }
+
+  struct Max {
+    static V start() { return broadcast(static_cast<A>(-HUGE_VAL)); }
+    static V combine(V sum, V x) { return vmax_nan(sum, x); }
+  };
+  struct Sum {
+    static V start() { return broadcast(A(0)); }
+    static V combine(V sum, V x) { return sum + x; }
+  };
+
+  template <typename Reduction>
+  static void pool(const PoolTask& t, int64_t unit_begin, int64_t unit_end) {
+    const Geometry& g = t.geometry;
+    const int64_t chunks = (g.C + kPoolChunk - 1) / kPoolChunk;
+    for (int64_t unit = unit_begin; unit < unit_end; unit++) {
+      const int64_t row = unit / chunks, n = row / g.P, p = row % g.P;
+      const int64_t c_begin = unit % chunks * kPoolChunk,
+                    c_end = g.C - c_begin < kPoolChunk ? g.C : c_begin + kPoolChunk;
+      const int64_t h = p * g.stride_h - g.pad_h;
+      // Taps inside the image: [r_begin, r_end).
+      const int64_t r_begin = first_inside(h, g.dilation_h), r_end = taps_inside(h, g.dilation_h, g.H, g.R);
+      for (int64_t q = 0; q < g.Q; q++) {
+        const int64_t w = q * g.stride_w - g.pad_w;
+        const int64_t s_begin = first_inside(w, g.dilation_w), s_end = taps_inside(w, g.dilation_w, g.W, g.S);
+        const A divisor = average_divisor(t, h, w, r_end - r_begin, s_end - s_begin);
+        for (int64_t c = c_begin; c < c_end; c += kLanes) {
+          const int64_t lanes = g.C - c;
+          V sum = Reduction::start();
+          for (int64_t r = r_begin; r < r_end; r++) {
+            const T* from = at(t.x, n, h + r * g.dilation_h, w + s_begin * g.dilation_w, c);
+            for (int64_t s = s_begin; s < s_end; s++, from += g.dilation_w * t.x.stride_w)
+              sum = Reduction::combine(sum, read(from, lanes));
+          }
+          if constexpr (std::is_same_v<Reduction, Sum>) sum = sum / broadcast(divisor);
+          Finish(t.epilogue, c, lanes)(sum, at(t.epilogue.residual, n, p, q, c), at(t.epilogue.y, n, p, q, c), lanes);
+        }
+      }
+    }
+  }
+
+  static int64_t first_inside(int64_t start, int64_t dilation) {
+    return start >= 0 ? 0 : (-start + dilation - 1) / dilation;
+  }
+  static int64_t taps_inside(int64_t start, int64_t dilation, int64_t size, int64_t taps) {
+    const int64_t fit = size <= start ? 0 : (size - start + dilation - 1) / dilation;
+    return fit < taps ? fit : taps;
+  }
+  // As torch.nn.functional.avg_pool2d counts: padding counts, what a ceiled output reads beyond it does not.
+  static A average_divisor(const PoolTask& t, int64_t h, int64_t w, int64_t rows, int64_t columns) {
+    if (t.divisor) return static_cast<A>(t.divisor);
+    const Geometry& g = t.geometry;
+    if (!t.count_include_pad) return static_cast<A>(rows * columns);
+    const int64_t below = g.H + g.pad_h - h, right = g.W + g.pad_w - w;
+    return static_cast<A>((below < g.R ? below : g.R) * (right < g.S ? right : g.S));
+  }
+
+  static void elementwise(const ElementwiseTask& t, int64_t row_begin, int64_t row_end) {
+    const Geometry& g = t.geometry;
+    for (int64_t row = row_begin; row < row_end; row++) {
+      const int64_t n = row / g.H, h = row % g.H;
+      if (t.x_stride_c != 1)
+        gathered_row(t, n, h);
+      else
+        adjacent_row(t, n, h);
+    }
+  }
+  static void adjacent_row(const ElementwiseTask& t, int64_t n, int64_t h) {
+    const Geometry& g = t.geometry;
+    for (int64_t c = 0; c < g.C; c += kLanes) {
+      const int64_t lanes = g.C - c;
+      const Finish finish(t.epilogue, c, lanes);
+      for (int64_t w = 0; w < g.W; w++)
+        finish(read(at(t.x, n, h, w, c), lanes), at(t.epilogue.residual, n, h, w, c), at(t.epilogue.y, n, h, w, c),
+               lanes);
+    }
+  }
+  // Pixels of one channel at a time: their neighbours are adjacent in a contiguous image.
+  static void gathered_row(const ElementwiseTask& t, int64_t n, int64_t h) {
+    const Geometry& g = t.geometry;
+    const A* scale = static_cast<const A*>(t.epilogue.scale);
+    const A* shift = static_cast<const A*>(t.epilogue.shift);
+    const bool plain = !scale && !shift && !t.epilogue.residual.data && t.epilogue.activation == Activation::kNone;
+    for (int64_t c = 0; c < g.C; c++) {
+      const T* from = static_cast<const T*>(t.x.data) + n * t.x.stride_n + h * t.x.stride_h + c * t.x_stride_c;
+      T* to = at(t.epilogue.y, n, h, 0, c);
+      if (plain) {
+        for (int64_t w = 0; w < g.W; w++) to[w * t.epilogue.y.stride_w] = from[w * t.x.stride_w];
+        continue;
+      }
+      const Finish finish(t.epilogue, c, 1);
+      for (int64_t w = 0; w < g.W; w++)
+        finish(broadcast(to_accum(from[w * t.x.stride_w])), at(t.epilogue.residual, n, h, w, c),
+               to + w * t.epilogue.y.stride_w, 1);
+    }
+  }
+
+  static constexpr ProgramTable table(const char* max_pool, const char* average_pool, const char* elementwise_name) {
+    return {max_pool, average_pool, elementwise_name, pool<Max>, pool<Sum>, elementwise};
+  }
+};
+
+#define IK_PROGRAM_TABLE(type, variant)                                                                     \
+  ProgramKernels<type>::table("run_program.max_pool.cpu_" variant, "run_program.average_pool.cpu_" variant, \
+                              "run_program.elementwise.cpu_" variant)
+
+}  // namespace ik::cpu::IK_ISA

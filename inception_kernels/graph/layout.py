@@ -1,0 +1,193 @@
+"""Where the values of a graph live: in the arena, in an input or in an output, and since when and how long.
+
+A concatenation is a place, not a step: its inputs are written where they belong, and copied only where they cannot be. The
+arena is planned for one set of input shapes; places are reused as soon as nobody reads them any more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import fx
+
+from .passes._graph import residual_of, step_of
+from .steps import Concatenate, Elementwise, Shape, Slice, Step
+
+ALIGNMENT = 64  # bytes
+
+
+@dataclass(frozen=True)
+class Place:
+    """Channels [channel, ...) of the tensor that a root value fills."""
+
+    root: fx.Node
+    channel: int
+
+
+@dataclass
+class ScheduledStep:
+    step: Step
+    x: fx.Node
+    residual: fx.Node | None
+    y: fx.Node  # the value whose place it writes
+    copies: bool = False  # writes x into its slice of y
+    channel: int = 0  # of y, where it copies
+    region: int = 0
+
+
+@dataclass
+class Schedule:
+    """Steps in the order of their regions; the steps of one region do not read what another of them writes."""
+
+    steps: list[ScheduledStep]
+    places: dict[fx.Node, Place]
+    shapes: dict[fx.Node, Shape]
+    inputs: list[fx.Node]
+    outputs: list[fx.Node]
+    offsets: dict[fx.Node, int] = field(default_factory=dict)  # of roots in the arena, in bytes
+    arena_bytes: int = 0
+
+
+def schedule(graph: fx.GraphModule, nodes: list[fx.Node], inputs: dict[fx.Node, Shape], outputs: list[fx.Node],
+             layout_copies: frozenset[fx.Node], element_bytes: int) -> Schedule:
+    """Args:
+        nodes: in topological order, calls of steps, concatenations and slices.
+        inputs: what they read of others, with its shape.
+        outputs: what others read of them; none of them a slice or an input.
+        layout_copies: inputs whose channels are not adjacent.
+    """  # fmt: skip
+    shapes: dict[fx.Node, Shape] = dict(inputs)
+    for node in nodes:
+        shapes[node] = graph.get_submodule(str(node.target)).output_shape(
+            *(shapes[a] for a in (node.args if step_of(graph, node, Concatenate) else node.args[:1]))
+        )
+    result = Schedule([], _places(graph, nodes, shapes, outputs), shapes, list(inputs), outputs)
+    _steps(graph, nodes, result, layout_copies)
+    _regions(graph, result)
+    _arena(result, element_bytes)
+    return result
+
+
+def _places(
+    graph: fx.GraphModule, nodes: list[fx.Node], shapes: dict[fx.Node, Shape], outputs: list[fx.Node]
+) -> dict[fx.Node, Place]:
+    direct: dict[fx.Node, tuple[fx.Node, int]] = {}  # value -> the one it is a part of, and from which channel
+    for node in reversed(nodes):
+        if step_of(graph, node, Slice) is not None:
+            direct[node] = (node.args[0], step_of(graph, node, Slice).begin)  # type: ignore[union-attr, assignment]
+        elif step_of(graph, node, Concatenate) is not None:
+            channel = 0
+            for value in node.args:
+                assert isinstance(value, fx.Node)
+                movable = step_of(graph, value, Step) is not None or step_of(graph, value, Concatenate) is not None
+                if movable and value in nodes and value not in direct and value not in outputs:
+                    direct[value] = (node, channel)
+                channel += shapes[value][1]
+    places: dict[fx.Node, Place] = {}
+    for node in shapes:
+        root, channel = node, 0
+        while root in direct:
+            root, more = direct[root]
+            channel += more
+        places[node] = Place(root, channel)
+    return places
+
+
+def _steps(graph: fx.GraphModule, nodes: list[fx.Node], result: Schedule, layout_copies: frozenset[fx.Node]) -> None:
+    sources: dict[fx.Node, fx.Node] = {}
+    copies = fx.Graph()
+    for value in layout_copies:  # a value of its own: the input with adjacent channels
+        copy = copies.placeholder(f"{value.name}_channels_last")
+        result.shapes[copy] = result.shapes[value]
+        result.places[copy] = Place(copy, 0)
+        result.steps.append(ScheduledStep(Elementwise(), value, None, copy))
+        sources[value] = copy
+    for node in nodes:
+        step = step_of(graph, node, Step)
+        if step is not None:
+            x, residual = node.args[0], residual_of(node)
+            assert isinstance(x, fx.Node)
+            result.steps.append(
+                ScheduledStep(step, sources.get(x, x), sources.get(residual, residual) if residual else None, node)
+            )
+        elif step_of(graph, node, Concatenate) is not None:
+            channel, own = 0, result.places[node]
+            for value in node.args:
+                assert isinstance(value, fx.Node)
+                if result.places[value] != Place(own.root, own.channel + channel):
+                    copy_step = ScheduledStep(Elementwise(), sources.get(value, value), None, node, True, channel)
+                    result.steps.append(copy_step)
+                channel += result.shapes[value][1]
+
+
+def _regions(graph: fx.GraphModule, result: Schedule) -> None:
+    """As early as what it reads allows."""
+    ready: dict[fx.Node, int] = {}  # value -> the first region that may read it
+
+    def first_region(value: fx.Node | None) -> int:
+        return 0 if value is None else ready.get(value, 0)
+
+    by_value: dict[fx.Node, list[ScheduledStep]] = {}
+    for step in result.steps:
+        by_value.setdefault(step.y, []).append(step)
+    pending = {id(step) for step in result.steps}
+
+    def visit(value: fx.Node) -> int:
+        """When a value is complete: its own steps, the parts that were written in place, and what it is a view of."""
+        if value in ready:
+            return ready[value]
+        ready[value] = 0
+        region = 0
+        for step in by_value.get(value, ()):
+            for source in (step.x, step.residual):
+                if source is not None:
+                    region_of_source = visit(source)
+                    step.region = max(step.region, region_of_source)
+            region = max(region, step.region + 1)
+            pending.discard(id(step))
+        if value.op == "call_module" and value in result.shapes and value not in result.inputs:
+            module = graph.get_submodule(str(value.target))
+            if isinstance(module, Concatenate | Slice):
+                for part in value.all_input_nodes:
+                    region = max(region, visit(part))
+        ready[value] = region
+        return region
+
+    for step in result.steps:
+        visit(step.y)
+    assert not pending
+    result.steps.sort(key=lambda step: step.region)
+
+
+def _arena(result: Schedule, element_bytes: int) -> None:
+    """First fit over the lifetimes, which count in regions."""
+    first: dict[fx.Node, int] = {}
+    last: dict[fx.Node, int] = {}
+    for step in result.steps:
+        for value in (step.x, step.residual, step.y):
+            if value is None:
+                continue
+            root = result.places[value].root
+            if root in result.inputs or root in result.outputs:
+                continue
+            first[root] = min(first.get(root, step.region), step.region)
+            last[root] = max(last.get(root, step.region), step.region)
+    placed: list[tuple[int, int, fx.Node]] = []  # begin, end, root
+    for root in sorted(first, key=lambda root: (first[root], -_bytes(result.shapes[root], element_bytes))):
+        size = _bytes(result.shapes[root], element_bytes)
+        busy = sorted(
+            (begin, end) for begin, end, other in placed if first[other] <= last[root] and first[root] <= last[other]
+        )
+        offset = 0
+        for begin, end in busy:
+            if offset + size <= begin:
+                break
+            offset = max(offset, end)
+        placed.append((offset, offset + size, root))
+        result.offsets[root] = offset
+        result.arena_bytes = max(result.arena_bytes, offset + size)
+
+
+def _bytes(shape: Shape, element_bytes: int) -> int:
+    size = shape[0] * shape[1] * shape[2] * shape[3] * element_bytes
+    return -(-size // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,239 @@
+"""`optimize`: a network for inference as one operator call."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from .. import _extension
+from .capture import Captured, capture
+from .encode import Constants, encode
+from .layout import Schedule, schedule
+from .partition import Segment, partition
+from .passes import apply_passes
+from .report import GraphReport, StepTime, describe
+from .steps import Shape
+
+_Environment = dict[fx.Node, Any]
+
+
+class _Program:
+    """One segment, encoded for one shape."""
+
+    def __init__(self, segment: Segment, plan: Schedule, program: Tensor, constants: Tensor, sizes: list[int]) -> None:
+        self.segment, self.plan = segment, plan
+        self.program, self.constants, self.sizes = program, constants, sizes
+
+    def __call__(self, env: _Environment) -> None:
+        inputs = [env[node] for node in self.segment.inputs]
+        outputs = torch.ops.inception_kernels.run_program(inputs, self.program, self.constants, self.sizes)
+        env.update(zip(self.segment.outputs, outputs, strict=True))
+
+
+class _Network:
+    """A captured graph after the passes, and its programs for every batch size that came."""
+
+    def __init__(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.captured: Captured = capture(model, args, kwargs)
+        self.graph = self.captured.graph
+        self.changed = apply_passes(self.graph)
+        self.actions = partition(self.graph)
+        self.placeholders = [node for node in self.graph.graph.nodes if node.op == "placeholder"]
+        self.returned: list[fx.Node] = list(next(n for n in self.graph.graph.nodes if n.op == "output").args[0])
+        self.constants: dict[torch.dtype, Constants] = {}
+        self._plans: dict[Any, list[Callable[[_Environment], None]]] = {}
+
+    @property
+    def is_generic(self) -> bool:
+        """Whether the batch size is nowhere in the graph: PyTorch's calls may hold it as a number."""
+        return not any(isinstance(action, fx.Node) and action.op == "call_function" for action in self.actions)
+
+    def run(self, tensors: list[Tensor]) -> list[Tensor]:
+        env: _Environment = dict(zip(self.placeholders, tensors, strict=True))
+        key = tuple((t.shape, t.dtype, t.dim() == 4 and t.stride(1) == 1) for t in tensors)
+        plan = self._plans.get(key)
+        if plan is None:
+            self._plans[key] = self._make_plan(env)
+        else:
+            for step in plan:
+                step(env)
+        return [env[node] for node in self.returned]
+
+    def programs(self, tensors: list[Tensor]) -> list[tuple[_Program, list[Tensor]]]:
+        env: _Environment = dict(zip(self.placeholders, tensors, strict=True))
+        return [
+            (step, [env[node] for node in step.segment.inputs])
+            for step in self._make_plan(env)
+            if isinstance(step, _Program)
+        ]
+
+    def _make_plan(self, env: _Environment) -> list[Callable[[_Environment], None]]:
+        """Runs once, because the shapes of what PyTorch computes are known only then."""
+        plan: list[Callable[[_Environment], None]] = []
+        for action in self.actions:
+            step = self._program(action, env) if isinstance(action, Segment) else self._torch_call(action)
+            step(env)
+            plan.append(step)
+        for node in self.returned:
+            if node.op == "get_attr":
+                value = getattr(self.graph, str(node.target))
+                plan.append(lambda env, node=node, value=value: env.update({node: value}))
+                plan[-1](env)
+        return plan
+
+    def _program(self, segment: Segment, env: _Environment) -> _Program:
+        tensors = [env[node] for node in segment.inputs]
+        dtype = tensors[0].dtype
+        shapes: dict[fx.Node, Shape] = {
+            node: tuple(tensor.shape) for node, tensor in zip(segment.inputs, tensors, strict=True)  # type: ignore[misc]
+        }
+        constants = self.constants.setdefault(dtype, Constants(dtype))
+        scattered = frozenset(
+            node
+            for node, tensor in zip(segment.inputs, tensors, strict=True)
+            if tensor.shape[1] > 1 and tensor.stride(1) != 1
+        )
+        plan = schedule(self.graph, segment.nodes, shapes, segment.outputs, scattered, dtype.itemsize)
+        program, sizes = encode(plan, constants, dtype.itemsize)
+        return _Program(segment, plan, program, constants.buffer, sizes)
+
+    def _torch_call(self, node: fx.Node) -> Callable[[_Environment], None]:
+        attributes = {
+            source: getattr(self.graph, str(source.target)) for source in node.all_input_nodes if source.op == "get_attr"
+        }
+        target = self.graph.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+
+        def call(env: _Environment) -> None:
+            def look_up(source: fx.Node) -> Any:
+                return attributes[source] if source in attributes else env[source]
+
+            env[node] = target(*fx.map_arg(node.args, look_up), **fx.map_arg(node.kwargs, look_up))  # type: ignore[operator]
+
+        return call
+
+
+class Optimized(nn.Module):
+    """What :func:`optimize` returns: call it as the model. `print` it for what runs and what does not."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        object.__setattr__(self, "_model", model)  # no child: its parameters are not this module's
+        self._networks: dict[Any, _Network] = {}
+        self.training = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        _check_inputs(tensors)
+        network = self._network(leaves, spec, args, kwargs)
+        with torch.no_grad():
+            results = network.run(tensors)
+        captured = network.captured
+        outputs = [results[output] if isinstance(output, int) else output[0] for output in captured.outputs]
+        return pytree.tree_unflatten(outputs, captured.out_spec)
+
+    def _network(self, leaves: list[Any], spec: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Network:
+        # Image sizes may be anywhere in a captured graph (a pool over x.shape[2:]), batch sizes only in PyTorch's calls.
+        key = (spec, *((leaf.dtype, leaf.shape[1:]) if isinstance(leaf, Tensor) else leaf for leaf in leaves))
+        network = self._networks.get(key)
+        if network is None or not network.is_generic:
+            batches = tuple(leaf.shape[:1] for leaf in leaves if isinstance(leaf, Tensor))
+            exact = (key, batches)
+            network = self._networks.get(exact)
+            if network is None:
+                network = _Network(self._model, args, kwargs)
+                self._networks[key if network.is_generic else exact] = network
+        return network
+
+    def train(self, mode: bool = True) -> Any:
+        if mode:
+            raise RuntimeError("an optimised network is for inference only: train the model that it was made from")
+        return super().train(False)
+
+    def programs(self, *args: Any, **kwargs: Any) -> list[tuple[_Program, list[Tensor]]]:
+        """The programs of a call with these arguments, each with its inputs."""
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        _check_inputs(tensors)
+        with torch.no_grad():
+            return self._network(leaves, spec, args, kwargs).programs(tensors)
+
+    @property
+    def report(self) -> GraphReport:
+        """What was fused, what runs as PyTorch operators and why, per captured input shape."""
+        return describe([(network.graph, network.actions, network.captured.torch_calls, network.changed)
+                         for network in self._networks.values()])  # fmt: skip
+
+    def profile(self, *args: Any, repeats: int = 20, **kwargs: Any) -> list[StepTime]:
+        """Milliseconds of every step in a call with these arguments: medians, each step with the machine for itself."""
+        from .profile import profile
+
+        return profile(self, args, kwargs, repeats)
+
+    def extra_repr(self) -> str:
+        return str(self.report)
+
+
+def _check_inputs(tensors: list[Tensor]) -> None:
+    if not tensors:
+        raise TypeError("expected at least one tensor among the arguments")
+    for tensor in tensors:
+        if tensor.device.type != "cpu":
+            raise ValueError(f"expected CPU tensors, as the model was optimised for the CPU; got one on {tensor.device}")
+        if tensor.requires_grad and torch.is_grad_enabled():
+            raise RuntimeError(
+                "an optimised network computes no gradients: call it under torch.no_grad() or with inputs that do not "
+                "require them"
+            )
+
+
+def optimize(model: nn.Module, example_input: Any) -> Optimized:
+    """A new module that computes what `model` does in evaluation, for inference only.
+
+    On the CPU the whole network is one call into C++: batch norms folded, siblings merged, average pools moved behind
+    the 1 x 1 that follows them, every branch written into its slice of the concatenation, intermediates in one buffer that
+    is planned once per input shape. What has no kernel here runs as the PyTorch operator that it is; `print` the result,
+    or read `.report`, for which and why.
+
+    It is a snapshot: later changes of the model's parameters do not reach it. It keeps a copy of the model for inputs of
+    other sizes (captured again when they come; another batch size is only planned again) and the packed weights.
+
+    Args:
+        model: in evaluation (`model.eval()`), on the CPU, that `torch.export` can capture.
+        example_input: a tensor, a tuple or list of arguments or a dictionary of keyword arguments.
+
+    Returns:
+        An `Optimized` module that takes what the model takes and returns what it returns.
+
+    Raises:
+        TypeError: `model` is not a module.
+        ValueError: the model is in training, or not on the CPU.
+        CaptureError: `torch.export` cannot follow the model; the message says where.
+        RuntimeError: the package was built without its extension.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+    if any(module.training for module in model.modules()):
+        raise ValueError("model: expected a model in evaluation, got one in training: call model.eval() first")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cpu":
+            raise ValueError(f"model: expected all parameters on the CPU, got {name} on {tensor.device}")
+    if not _extension.available:
+        raise RuntimeError(f"optimize needs the compiled extension: {_extension.reason}")
+    args, kwargs = _arguments(example_input)
+    optimized = Optimized(copy.deepcopy(model))
+    with torch.no_grad():
+        optimized(*args, **kwargs)
+    return optimized
+
+
+def _arguments(example: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(example, dict):
+        return (), example
+    return (tuple(example) if isinstance(example, tuple | list) else (example,)), {}
