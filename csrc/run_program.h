@@ -11,11 +11,12 @@ namespace ik {
 enum class StepKind : int64_t { kConv2d, kSeparable, kMaxPool, kAveragePool, kElementwise };
 enum class Space : int64_t { kNone, kArena, kInput, kOutput };
 
-// Activations [N, H, W, C] somewhere: `offset` and strides count elements. An input has its tensor's own strides.
+// Activations [N, H, W, C] somewhere: `offset` and strides count elements. An input has its tensor's own strides, and
+// the offset is its first channel.
 struct PlacedView {
   Space space;
-  int64_t index;   // of the input or output
-  int64_t offset;  // in the arena or output
+  int64_t index;  // of the input or output
+  int64_t offset;
   int64_t stride_n, stride_h, stride_w, stride_c;
 };
 

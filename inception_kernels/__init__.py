@@ -6,6 +6,7 @@ The operators are autograd functions over hand-written kernels; :func:`swap` put
 from . import backends, flops, models, nn, reference
 from ._version import __version__
 from .backends import BackendUnavailableError, use_backend
+from .graph import CaptureError, Optimized, optimize
 from .ops import (
     asymmetric_pair,
     conv2d_bn_act,
@@ -17,6 +18,8 @@ from .swap import Plan, SwapReport, explain, plan, swap, swapped, unswap
 
 __all__ = [
     "BackendUnavailableError",
+    "CaptureError",
+    "Optimized",
     "Plan",
     "SwapReport",
     "__version__",
@@ -28,6 +31,7 @@ __all__ = [
     "label_smoothing_cross_entropy",
     "models",
     "nn",
+    "optimize",
     "plan",
     "pointwise_depthwise_conv2d",
     "reference",

@@ -182,9 +182,11 @@ class Decoder {
     if (view.space != Space::kInput) return {place(view, N, H, W, C), view.stride_n, view.stride_h, view.stride_w};
     require(view.index >= 0 && view.index < static_cast<int64_t>(run_.inputs.size()), "no such input");
     const ProgramTensor& x = run_.inputs[view.index];
-    require(x.N == N && x.C == C && x.H == H && x.W == W, "an input is of another shape than the program was made for");
+    require(x.N == N && x.H == H && x.W == W, "an input is of another shape than the program was made for");
+    require(view.offset >= 0 && view.offset <= x.C && C <= x.C - view.offset, "an input has too few channels");
     *stride_c = C == 1 ? 1 : x.stride_c;
-    return {x.data, x.stride_n, x.stride_h, x.stride_w};
+    const char* const first = static_cast<const char*>(x.data) + view.offset * x.stride_c * element_bytes(dtype_);
+    return {first, x.stride_n, x.stride_h, x.stride_w};
   }
 
   NhwcInput adjacent(const PlacedView& view, int64_t N, int64_t H, int64_t W, int64_t C) const {

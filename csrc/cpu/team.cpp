@@ -13,7 +13,7 @@
 namespace ik::cpu {
 namespace {
 
-constexpr int kSpins = 4096;  // then the processor is offered to others
+constexpr int kSpins = 256;  // some 10 us; then the processor is offered to others
 
 struct alignas(64) Counter {
   std::atomic<int64_t> value{0};

@@ -6,7 +6,10 @@ that down for the operator `run_program`, and `module` keeps it all per input sh
 """
 
 from .capture import CaptureError
+from .compile_backend import CompiledGraph, compiled_graphs, register_if_loaded
 from .module import Optimized, optimize
 from .report import GraphReport, StepTime
 
-__all__ = ["CaptureError", "GraphReport", "Optimized", "StepTime", "optimize"]
+register_if_loaded()
+
+__all__ = ["CaptureError", "CompiledGraph", "GraphReport", "Optimized", "StepTime", "compiled_graphs", "optimize"]

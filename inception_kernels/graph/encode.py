@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx
 
 from .layout import ALIGNMENT, Schedule, ScheduledStep
-from .steps import AveragePool, Convolution, Elementwise, MaxPool, Separable, Shape
+from .steps import AveragePool, Convolution, Elementwise, MaxPool, Separable
 
 _MAGIC, _VERSION = 0x4D4152474F5250, 1
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
@@ -111,13 +111,9 @@ def _view(schedule: Schedule, value: fx.Node | None, channel: int, element_bytes
         return [_NONE, 0, 0, 0, 0, 0, 1]
     place = schedule.places[value]
     if place.root in schedule.inputs:
-        return [_INPUT, schedule.inputs.index(place.root), 0, 0, 0, 0, 1]
-    _, channels, height, width = _root_shape(schedule, place.root)
+        return [_INPUT, schedule.inputs.index(place.root), place.channel, 0, 0, 0, 1]
+    _, channels, height, width = schedule.shapes[place.root]
     strides = [height * width * channels, width * channels, channels, 1]
     if place.root in schedule.outputs:
         return [_OUTPUT, schedule.outputs.index(place.root), place.channel + channel, *strides]
     return [_ARENA, 0, schedule.offsets[place.root] // element_bytes + place.channel + channel, *strides]
-
-
-def _root_shape(schedule: Schedule, root: fx.Node) -> Shape:
-    return schedule.shapes[root]

@@ -99,6 +99,9 @@ def _steps(graph: fx.GraphModule, nodes: list[fx.Node], result: Schedule, layout
     for value in layout_copies:  # a value of its own: the input with adjacent channels
         copy = copies.placeholder(f"{value.name}_channels_last")
         result.shapes[copy] = result.shapes[value]
+        for node, place in result.places.items():  # views of the input are views of its copy
+            if place.root is value and node is not value:
+                result.places[node] = Place(copy, place.channel)
         result.places[copy] = Place(copy, 0)
         result.steps.append(ScheduledStep(Elementwise(), value, None, copy))
         sources[value] = copy

@@ -16,6 +16,7 @@ from .steps import (
     Elementwise,
     Flatten,
     MaxPool,
+    Slice,
 )
 
 aten = torch.ops.aten
@@ -160,8 +161,21 @@ def _mean(a: dict[str, Any], shapes: Shapes) -> Steps:
     return [AveragePool(None)] if a["keepdim"] else [AveragePool(None), Flatten()], [x]
 
 
+def _number(value: Any) -> float | None:
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _everywhere(x: fx.Node, shapes: Shapes, value: float) -> Tensor:
+    return torch.full((shapes[x][1],), value, dtype=torch.float64)
+
+
 def _addition(a: dict[str, Any], shapes: Shapes) -> Steps:
-    x, y = _image(a["self"], shapes), _image(a["other"], shapes)
+    x, number = _image(a["self"], shapes), _number(a["other"])
+    if number is not None:
+        return [Elementwise(shift=_everywhere(x, shapes, number * a["alpha"]))], [x]
+    y = _image(a["other"], shapes)
     if shapes[x] != shapes[y]:
         raise Declined(f"it broadcasts {list(shapes[x])} and {list(shapes[y])}")
     if a["alpha"] != 1:
@@ -170,12 +184,30 @@ def _addition(a: dict[str, Any], shapes: Shapes) -> Steps:
 
 
 def _scaling(a: dict[str, Any], shapes: Shapes) -> Steps:
-    x, factor = _image(a["self"], shapes), a["other"]
-    if isinstance(factor, Tensor) and factor.numel() == 1:
-        factor = factor.item()
-    if not isinstance(factor, int | float):
+    x, factor = _image(a["self"], shapes), _number(a["other"])
+    if factor is None:
         raise Declined("its factor is not a constant number")
-    return [Elementwise(torch.full((shapes[x][1],), float(factor), dtype=torch.float64))], [x]
+    return [Elementwise(_everywhere(x, shapes, factor))], [x]
+
+
+def _subtraction(a: dict[str, Any], shapes: Shapes) -> Steps:
+    x, number = _image(a["self"], shapes), _number(a["other"])
+    if number is None:
+        raise Declined("what it subtracts is not a constant number")
+    return [Elementwise(shift=_everywhere(x, shapes, -number * a["alpha"]))], [x]
+
+
+def _channel(a: dict[str, Any], shapes: Shapes) -> Steps:
+    """x[:, c].unsqueeze(1), as torchvision's `transform_input` takes the channels of an image."""
+    picked = a["self"]
+    if not isinstance(picked, fx.Node) or picked.target is not aten.select.int:
+        raise Declined("it is not of one channel of an image")
+    x, dim, channel = picked.args
+    if dim != 1 or a["dim"] % 4 != 1:
+        raise Declined("it is not of one channel of an image")
+    image = _image(x, shapes | {n: tuple(n.meta["val"].shape) for n in picked.all_input_nodes if "val" in n.meta})
+    assert isinstance(channel, int)
+    return [Slice(channel % image.meta["val"].shape[1], 1)], [image]
 
 
 def _concatenation(a: dict[str, Any], shapes: Shapes) -> Steps:
@@ -224,7 +256,9 @@ _TRANSLATIONS: dict[Any, Callable[..., Steps]] = {
     aten.adaptive_avg_pool2d: _adaptive_average_pool,
     aten.mean: _mean,
     aten.add: _addition,
+    aten.sub: _subtraction,
     aten.mul: _scaling,
+    aten.unsqueeze: _channel,
     aten.cat: _concatenation,
     aten.view: _flatten,
     aten._unsafe_view: _flatten,

@@ -8,7 +8,7 @@ from inception_kernels.bench.contenders.compiled import Compiled
 from inception_kernels.bench.contenders.eager import CudaGraph, Eager
 from inception_kernels.bench.contenders.onnx_runtime import OnnxRuntime
 from inception_kernels.bench.contenders.openvino import OpenVino
-from inception_kernels.bench.contenders.ours import Ours
+from inception_kernels.bench.contenders.ours import Optimised, Ours
 
 EAGER = "eager"
 
@@ -35,6 +35,7 @@ def contenders(config: Config) -> list[Contender]:
             OpenVino(),
             OnnxRuntime(),
             Ours(),
+            Optimised(),
         ]
     if config.tune:
         every.append(Ours("inception_kernels:tuned", tune=True))

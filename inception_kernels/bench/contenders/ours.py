@@ -1,4 +1,4 @@
-"""Our operators: called directly for an operator's case, swapped into the model for a network's."""
+"""Our operators: called directly for an operator's case, swapped into the model or the model optimised for a network's."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import cast
 import torch
 
 import inception_kernels as ik
-from inception_kernels import backends
+from inception_kernels import _extension, backends
 from inception_kernels.bench.contenders.base import Prepared, Unfit
 from inception_kernels.bench.contenders.eager import captured, layout_name
 from inception_kernels.bench.plain import Fusable
@@ -76,6 +76,27 @@ class Ours:
         compiled = self.backend == device or (self.backend is None and device == "cpu")
         function = plain.prepared() if compiled and not problem.case.training else plain.fused()
         return problem.step(function, problem.copy_of_input(channels_last=True), tuple(module.parameters()))
+
+
+class Optimised:
+    """The whole network in one operator: `inception_kernels.optimize`."""
+
+    role = OURS
+    name = "inception_kernels:optimize"
+
+    def unfit(self, case: Case) -> Unfit | None:
+        if case.kind != "network":
+            return Unfit(NOT_APPLICABLE, "optimize is for networks")
+        if case.training:
+            return Unfit(NOT_APPLICABLE, "an optimised network does not train")
+        if not _extension.available:
+            return Unfit(NOT_APPLICABLE, f"{_extension.reason}")
+        return None
+
+    def prepare(self, problem: Problem) -> Prepared:
+        x = problem.copy_of_input(channels_last=True)
+        step = problem.step(ik.optimize(problem.copy_of_module(), example_input=x), x, ())
+        return Prepared(step, step.outputs, layout_name(True), ran=lambda: _counted(step))
 
 
 def _counted(call) -> str:
