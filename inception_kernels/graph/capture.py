@@ -38,7 +38,9 @@ def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
             program = torch.export.export(model, args, kwargs).run_decompositions({})
     except Exception as error:  # torch.export raises many kinds; each says what in the model it cannot follow
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
-        raise CaptureError(f"torch.export cannot capture {type(model).__name__}: {type(error).__name__}: {first}") from error
+        raise CaptureError(
+            f"torch.export cannot capture {type(model).__name__}: {type(error).__name__}: {first}"
+        ) from error
     return _import(program)
 
 
@@ -57,7 +59,9 @@ def _import(program: torch.export.ExportedProgram) -> Captured:
             raise CaptureError(f"the model has an input of kind {spec.kind.name}, expected tensors")
     for spec in signature.output_specs:
         if spec.kind != OutputKind.USER_OUTPUT:
-            raise CaptureError(f"the model changes {spec.target} when it is called ({spec.kind.name}): not an inference")
+            raise CaptureError(
+                f"the model changes {spec.target} when it is called ({spec.kind.name}): not an inference"
+            )
 
     importer = _Importer(program.graph_module, constants)
     for node in program.graph_module.graph.nodes:
@@ -154,5 +158,3 @@ class _Single:
 
     def __init__(self, value: fx.Node) -> None:
         self.value = value
-
-

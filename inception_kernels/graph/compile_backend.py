@@ -1,4 +1,4 @@
-"""`torch.compile(model, backend="inception_kernels")`: for inference what `optimize` does, for all else plain PyTorch."""
+"""`torch.compile(model, backend="inception_kernels")`: for inference as `optimize`, for all else plain PyTorch."""
 
 from __future__ import annotations
 
@@ -87,9 +87,7 @@ class CompiledGraph:
     def _run(self, inputs: tuple[Any, ...]) -> Any:
         if self._static is None:
             self._static = [i for i, value in enumerate(inputs) if _is_static(value)]
-            self._moving = [
-                i for i, value in enumerate(inputs) if i not in self._static and isinstance(value, Tensor)
-            ]
+            self._moving = [i for i, value in enumerate(inputs) if i not in self._static and isinstance(value, Tensor)]
         static = tuple(inputs[i] for i in self._static)
         moving = [inputs[i] for i in self._moving]
         others = tuple(value for value in inputs if not isinstance(value, Tensor))

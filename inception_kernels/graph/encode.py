@@ -93,7 +93,7 @@ def _step(
         for value in (scheduled.x, scheduled.residual, scheduled.y)
     ]
     return [
-        _KINDS[type(step)],  # type: ignore[index]
+        _KINDS[type(step)],
         int(begins),
         _ACTIVATIONS[step.activation],
         _ACTIVATIONS[getattr(step, "input_activation", "none")],

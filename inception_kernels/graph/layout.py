@@ -1,12 +1,13 @@
 """Where the values of a graph live: in the arena, in an input or in an output, and since when and how long.
 
-A concatenation is a place, not a step: its inputs are written where they belong, and copied only where they cannot be. The
-arena is planned for one set of input shapes; places are reused as soon as nobody reads them any more.
+A concatenation is a place, not a step: its inputs are written where they belong, and copied only where they cannot be.
+The arena is planned for one set of input shapes; places are reused as soon as nobody reads them any more.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import fx
 
@@ -48,8 +49,14 @@ class Schedule:
     arena_bytes: int = 0
 
 
-def schedule(graph: fx.GraphModule, nodes: list[fx.Node], inputs: dict[fx.Node, Shape], outputs: list[fx.Node],
-             layout_copies: frozenset[fx.Node], element_bytes: int) -> Schedule:
+def schedule(
+    graph: fx.GraphModule,
+    nodes: list[fx.Node],
+    inputs: dict[fx.Node, Shape],
+    outputs: list[fx.Node],
+    layout_copies: frozenset[fx.Node],
+    element_bytes: int,
+) -> Schedule:
     """Args:
         nodes: in topological order, calls of steps, concatenations and slices.
         inputs: what they read of others, with its shape.
@@ -58,14 +65,18 @@ def schedule(graph: fx.GraphModule, nodes: list[fx.Node], inputs: dict[fx.Node, 
     """  # fmt: skip
     shapes: dict[fx.Node, Shape] = dict(inputs)
     for node in nodes:
-        shapes[node] = graph.get_submodule(str(node.target)).output_shape(
-            *(shapes[a] for a in (node.args if step_of(graph, node, Concatenate) else node.args[:1]))
-        )
+        module: Any = graph.get_submodule(str(node.target))
+        count = None if isinstance(module, Concatenate) else 1  # a residual is of the output's shape
+        shapes[node] = module.output_shape(*(shapes[value] for value in _values(node)[:count]))
     result = Schedule([], _places(graph, nodes, shapes, outputs), shapes, list(inputs), outputs)
     _steps(graph, nodes, result, layout_copies)
     _regions(graph, result)
     _arena(result, element_bytes)
     return result
+
+
+def _values(node: fx.Node) -> list[fx.Node]:
+    return [value for value in node.args if isinstance(value, fx.Node)]
 
 
 def _places(
@@ -77,8 +88,7 @@ def _places(
             direct[node] = (node.args[0], step_of(graph, node, Slice).begin)  # type: ignore[union-attr, assignment]
         elif step_of(graph, node, Concatenate) is not None:
             channel = 0
-            for value in node.args:
-                assert isinstance(value, fx.Node)
+            for value in _values(node):
                 movable = step_of(graph, value, Step) is not None or step_of(graph, value, Concatenate) is not None
                 if movable and value in nodes and value not in direct and value not in outputs:
                     direct[value] = (node, channel)
@@ -115,8 +125,7 @@ def _steps(graph: fx.GraphModule, nodes: list[fx.Node], result: Schedule, layout
             )
         elif step_of(graph, node, Concatenate) is not None:
             channel, own = 0, result.places[node]
-            for value in node.args:
-                assert isinstance(value, fx.Node)
+            for value in _values(node):
                 if result.places[value] != Place(own.root, own.channel + channel):
                     copy_step = ScheduledStep(Elementwise(), sources.get(value, value), None, node, True, channel)
                     result.steps.append(copy_step)

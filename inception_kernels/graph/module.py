@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,6 +33,16 @@ class _Program:
         inputs = [env[node] for node in self.segment.inputs]
         outputs = torch.ops.inception_kernels.run_program(inputs, self.program, self.constants, self.sizes)
         env.update(zip(self.segment.outputs, outputs, strict=True))
+
+
+class _Constant:
+    """A returned tensor that does not depend on the input."""
+
+    def __init__(self, node: fx.Node, value: Tensor) -> None:
+        self.node, self.value = node, value
+
+    def __call__(self, env: _Environment) -> None:
+        env[self.node] = self.value
 
 
 class _Network:
@@ -82,8 +91,7 @@ class _Network:
             plan.append(step)
         for node in self.returned:
             if node.op == "get_attr":
-                value = getattr(self.graph, str(node.target))
-                plan.append(lambda env, node=node, value=value: env.update({node: value}))
+                plan.append(_Constant(node, getattr(self.graph, str(node.target))))
                 plan[-1](env)
         return plan
 
@@ -91,7 +99,7 @@ class _Network:
         tensors = [env[node] for node in segment.inputs]
         dtype = tensors[0].dtype
         shapes: dict[fx.Node, Shape] = {
-            node: tuple(tensor.shape) for node, tensor in zip(segment.inputs, tensors, strict=True)  # type: ignore[misc]
+            node: tuple(tensor.shape) for node, tensor in zip(segment.inputs, tensors, strict=True)
         }
         constants = self.constants.setdefault(dtype, Constants(dtype))
         scattered = frozenset(
@@ -105,7 +113,9 @@ class _Network:
 
     def _torch_call(self, node: fx.Node) -> Callable[[_Environment], None]:
         attributes = {
-            source: getattr(self.graph, str(source.target)) for source in node.all_input_nodes if source.op == "get_attr"
+            source: getattr(self.graph, str(source.target))
+            for source in node.all_input_nodes
+            if source.op == "get_attr"
         }
         target = self.graph.get_submodule(str(node.target)) if node.op == "call_module" else node.target
 
@@ -123,7 +133,7 @@ class Optimized(nn.Module):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        object.__setattr__(self, "_model", model)  # no child: its parameters are not this module's
+        self._model = [model]  # no child: its parameters are not this module's
         self._networks: dict[Any, _Network] = {}
         self.training = False
 
@@ -139,7 +149,7 @@ class Optimized(nn.Module):
         return pytree.tree_unflatten(outputs, captured.out_spec)
 
     def _network(self, leaves: list[Any], spec: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Network:
-        # Image sizes may be anywhere in a captured graph (a pool over x.shape[2:]), batch sizes only in PyTorch's calls.
+        # Image sizes may be anywhere in a captured graph (a pool over x.shape[2:]), batch sizes only in PyTorch calls.
         key = (spec, *((leaf.dtype, leaf.shape[1:]) if isinstance(leaf, Tensor) else leaf for leaf in leaves))
         network = self._networks.get(key)
         if network is None or not network.is_generic:
@@ -147,7 +157,7 @@ class Optimized(nn.Module):
             exact = (key, batches)
             network = self._networks.get(exact)
             if network is None:
-                network = _Network(self._model, args, kwargs)
+                network = _Network(self._model[0], args, kwargs)
                 self._networks[key if network.is_generic else exact] = network
         return network
 
@@ -155,6 +165,9 @@ class Optimized(nn.Module):
         if mode:
             raise RuntimeError("an optimised network is for inference only: train the model that it was made from")
         return super().train(False)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        raise RuntimeError("an optimised network is a snapshot: convert the model that it was made from, then optimise")
 
     def programs(self, *args: Any, **kwargs: Any) -> list[tuple[_Program, list[Tensor]]]:
         """The programs of a call with these arguments, each with its inputs."""
@@ -185,7 +198,9 @@ def _check_inputs(tensors: list[Tensor]) -> None:
         raise TypeError("expected at least one tensor among the arguments")
     for tensor in tensors:
         if tensor.device.type != "cpu":
-            raise ValueError(f"expected CPU tensors, as the model was optimised for the CPU; got one on {tensor.device}")
+            raise ValueError(
+                f"expected CPU tensors, as the model was optimised for the CPU; got one on {tensor.device}"
+            )
         if tensor.requires_grad and torch.is_grad_enabled():
             raise RuntimeError(
                 "an optimised network computes no gradients: call it under torch.no_grad() or with inputs that do not "
@@ -196,13 +211,13 @@ def _check_inputs(tensors: list[Tensor]) -> None:
 def optimize(model: nn.Module, example_input: Any) -> Optimized:
     """A new module that computes what `model` does in evaluation, for inference only.
 
-    On the CPU the whole network is one call into C++: batch norms folded, siblings merged, average pools moved behind
-    the 1 x 1 that follows them, every branch written into its slice of the concatenation, intermediates in one buffer that
-    is planned once per input shape. What has no kernel here runs as the PyTorch operator that it is; `print` the result,
-    or read `.report`, for which and why.
+    The whole network is one call into C++: batch norms folded, siblings merged, average pools moved behind the 1 x 1
+    that follows them, every branch written into its slice of the concatenation, intermediates in one buffer that is
+    planned once per input shape. What has no kernel here runs as the PyTorch operator that it is: `print` the result,
+    or read its `.report`, for which and why. On a GPU use :func:`inception_kernels.swap`.
 
-    It is a snapshot: later changes of the model's parameters do not reach it. It keeps a copy of the model for inputs of
-    other sizes (captured again when they come; another batch size is only planned again) and the packed weights.
+    It is a snapshot: later changes of the model's parameters do not reach it. It keeps a copy of the model, which is
+    captured again for images of another size (another batch size is only planned again), and the packed weights.
 
     Args:
         model: in evaluation (`model.eval()`), on the CPU, that `torch.export` can capture.

@@ -1,8 +1,8 @@
 """What a captured network consists of: modules that say in plain PyTorch what one step of a program computes.
 
-A captured graph is a `torch.fx.GraphModule` that calls these modules, and PyTorch operators where it has none: it can be
-executed as it is, which is how the passes are tested. Every value of a step is `[N, C, H, W]`. Vectors per channel are
-kept in float64; `None` stands for 1 (scale) and 0 (shift).
+A captured graph is a `torch.fx.GraphModule` that calls these modules, and PyTorch operators where it has none: it can
+be executed as it is, which is how the passes are tested. Every value of a step is `[N, C, H, W]`. Vectors per channel
+are kept in float64; `None` stands for 1 (scale) and 0 (shift).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Our operators: called directly for an operator's case, swapped into the model or the model optimised for a network's."""
+"""Our operators: called directly for an operator's case; for a network swapped into it, or the network optimised."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rewritings of a captured graph, each exact but for rounding. A pass takes the graph, changes it, and says how often."""
+"""Rewritings of a captured graph, each exact but for rounding. A pass changes the graph and says in how many places."""
 
 from __future__ import annotations
 

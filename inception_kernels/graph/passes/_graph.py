@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import fx, nn
 
@@ -25,7 +25,7 @@ def residual_of(node: fx.Node) -> fx.Node | None:
     return node.args[1] if len(node.args) > 1 else None  # type: ignore[return-value]
 
 
-def insert_step(graph: fx.GraphModule, before: fx.Node, module: nn.Module, *inputs: object) -> fx.Node:
+def insert_step(graph: fx.GraphModule, before: fx.Node, module: nn.Module, *inputs: Any) -> fx.Node:
     """Calls a new module just before a node, under that node's name."""
     count = sum(1 for _ in graph.children())
     name = f"{before.name}_{type(module).__name__.lower()}_{count}"

@@ -1,8 +1,9 @@
 """average pool -> 1 x 1 becomes 1 x 1 -> average pool where that makes the pool narrower.
 
-Both are linear, the pool in every channel alike and the 1 x 1 in every pixel alike, so the order does not matter, whatever
-the pool's window, padding and divisor: padding adds zeros, which a 1 x 1 without a shift leaves zero, and a divisor that
-differs between pixels does not differ between channels. The shift, the residual and the activation follow the pool.
+Both are linear, the pool in every channel alike and the 1 x 1 in every pixel alike, so the order does not matter,
+whatever the pool's window, padding and divisor: padding adds zeros, which a 1 x 1 without a shift leaves zero, and a
+divisor that differs between pixels does not differ between channels. The shift, the residual and the activation follow
+the pool.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def fuse_input_activation(graph: fx.GraphModule) -> int:
         for reader in readers:
             assert reader is not None
             reader.input_activation = step.activation
-        node.replace_all_uses_with(node.args[0])  # type: ignore[arg-type]
+        node.replace_all_uses_with(node.args[0])
         graph.graph.erase_node(node)
         count += 1
     return count

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 
-from torch import fx
+from torch import Tensor, fx
 
 from ..steps import AveragePool, Convolution, Elementwise, MaxPool, Separable, Step
 from ._graph import insert_step, replace, residual_of, sole_user, step_of
@@ -50,9 +50,7 @@ def _rank(graph: fx.GraphModule, node: object) -> int:
     return next((i for i, kind in enumerate(_PRODUCERS) if step_of(graph, node, kind) is not None), len(_PRODUCERS))
 
 
-def _append(
-    graph: fx.GraphModule, node: fx.Node, x: object, step: Elementwise, residual: object
-) -> fx.Node | None:
+def _append(graph: fx.GraphModule, node: fx.Node, x: object, step: Elementwise, residual: object) -> fx.Node | None:
     """The producer of x with this step behind it, or None where it has no room for it."""
     producer = step_of(graph, x, Step)
     if producer is None or not isinstance(producer, _PRODUCERS) or not isinstance(x, fx.Node) or sole_user(x) is None:
@@ -69,7 +67,7 @@ def _append(
     return insert_step(graph, node, fused, x.args[0], own if residual is None else residual)
 
 
-def _compose(first: Step, second: Step) -> tuple[object, object]:
+def _compose(first: Step, second: Step) -> tuple[Tensor | None, Tensor | None]:
     scale, shift = first.scale, first.shift
     if second.scale is not None:
         scale = second.scale if scale is None else scale * second.scale

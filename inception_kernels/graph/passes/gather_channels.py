@@ -1,6 +1,8 @@
-"""Channels of one tensor that are scaled one by one and concatenated again, as `transform_input` does, become one step."""
+"""Channels that are scaled one by one and concatenated again, as `transform_input` does, become one step."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from torch import fx
 
@@ -14,14 +16,17 @@ def gather_channels(graph: fx.GraphModule) -> int:
         if step_of(graph, node, Concatenate) is None:
             continue
         parts = [step_of(graph, part, Elementwise) for part in node.args]
-        slices = [part.args[0] if step is not None else None for part, step in zip(node.args, parts, strict=True)]
+        slices = [
+            part.args[0] if isinstance(part, fx.Node) and step is not None else None
+            for part, step in zip(node.args, parts, strict=True)
+        ]
         views = [step_of(graph, view, Slice) for view in slices]
         if any(view is None for view in views) or any(residual_of(part) is not None for part in node.args):
             continue
-        sources = {view.args[0] for view in slices}
+        sources = {view.args[0] for view in slices if isinstance(view, fx.Node)}
         begins = [view.begin for view in views if view is not None]
         widths = [view.count for view in views if view is not None]
-        source = next(iter(sources))
+        source: Any = next(iter(sources))
         whole = _channels(source)
         in_order = begins == [sum(widths[:i]) for i in range(len(widths))] and sum(widths) == whole
         steps = [part for part in parts if part is not None]

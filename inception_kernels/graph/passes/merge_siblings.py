@@ -1,6 +1,6 @@
 """1 x 1 convolutions of one tensor become one with all their outputs, of which each reader gets its channels.
 
-Only those whose result does not go straight into a concatenation: that is written in place, which a merged output is not.
+Only those whose result does not go straight into a concatenation, which they write in place: a merged output cannot.
 """
 
 from __future__ import annotations
