@@ -65,10 +65,11 @@ Work separable_work(const KernelTable& table, const Geometry& geometry) {
 }
 
 Tiling::Tiling(const Work& work, int threads)
-    : work_(work), granules_(ceil_div(std::max<int64_t>(0, work.rows), work.row_granule)) {
+    : work_(work), granules_(ceil_div(std::max<int64_t>(0, work.rows), work.row_granule)), rows_(0), panels_(1) {
+  if (work.rows <= 0 || work.panels <= 0) return;
   const Split split = split_for(work, granules_, std::max(1, threads));
   const int64_t tile_granules = std::max<int64_t>(1, work.tile_rows / work.row_granule);
-  rows_ = work.panels <= 0 ? 0 : split.rows * ceil_div(ceil_div(granules_, split.rows), tile_granules);
+  rows_ = split.rows * ceil_div(ceil_div(granules_, split.rows), tile_granules);
   panels_ = split.panels;
 }
 
