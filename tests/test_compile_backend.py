@@ -1,0 +1,113 @@
+"""`torch.compile(model, backend="inception_kernels")`."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from helpers import assert_as_accurate, randomize_batch_norm
+from swap_models import Branches, Residual
+from torch import nn
+
+from inception_kernels import _extension, backends
+from inception_kernels.graph import compiled_graphs
+from inception_kernels.graph.compile_backend import NAME, register
+
+pytestmark = pytest.mark.skipif(not _extension.available, reason="the compiled operators are not built")
+
+
+@pytest.fixture(autouse=True)
+def fresh():
+    register()
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    torch.manual_seed(0)
+    return randomize_batch_norm(Residual(), example_input=torch.randn(2, 3, 43, 43)).eval()
+
+
+def check(model: nn.Module, fast, x: torch.Tensor) -> None:
+    with torch.no_grad():
+        backends.reset_counters()
+        actual = fast(x)
+        ran = backends.counters()
+        baseline = model(x)
+        exact = model.double()(x.double())
+        model.float()
+    assert any("conv2d_bn_act.forward" in name for name in ran), ran
+    assert_as_accurate(actual, baseline, exact)
+
+
+def test_it_is_in_the_list():
+    assert NAME in torch._dynamo.list_backends()
+
+
+def test_inference_with_several_shapes(model):
+    fast = torch.compile(model, backend=NAME)
+    for shape in ((2, 3, 43, 43), (3, 3, 43, 43), (4, 3, 51, 47)):
+        check(model, fast, torch.randn(shape))
+
+
+def test_parameters_that_change(model):
+    fast = torch.compile(model, backend=NAME)
+    x = torch.randn(2, 3, 43, 43)
+    check(model, fast, x)
+    with torch.no_grad():
+        model.fc.bias.add_(1)
+    check(model, fast, x)
+    model.bn1.running_mean = torch.randn(8)
+    check(model, fast, x)
+    model.fc = nn.Linear(16, 7)
+    check(model, fast, x)
+
+
+def test_wanted_gradients_run_as_pytorch_with_the_reason(model, caplog):
+    fast = torch.compile(model, backend=NAME)
+    x = torch.randn(2, 3, 43, 43)
+    with caplog.at_level(logging.WARNING, "inception_kernels"):
+        y = fast(x)
+        fast(x)
+    assert torch.equal(y, model(x))
+    y.sum().backward()
+    assert model.fc.weight.grad is not None
+    assert [record.getMessage() for record in caplog.records if "gradients are wanted" in record.getMessage()]
+    assert len(caplog.records) == 1, "once per graph and reason"
+    assert any("gradients are wanted" in str(graph) for graph in compiled_graphs())
+    check(model, fast, x)  # and without them it runs
+    assert any("1 program(s)" in str(graph) for graph in compiled_graphs())
+
+
+def test_training_runs_as_pytorch():
+    model = Branches()
+    fast = torch.compile(model, backend=NAME)
+    x = torch.randn(4, 3, 23, 23)
+    batches = model.stem.bn.num_batches_tracked.clone()
+    with torch.no_grad():
+        fast(x)
+    assert model.stem.bn.num_batches_tracked == batches + 1
+    assert any("changes" in graph.declined for graph in compiled_graphs()), [str(g) for g in compiled_graphs()]
+
+
+def test_autocast_runs_as_pytorch(model):
+    fast = torch.compile(model, backend=NAME)
+    x = torch.randn(2, 3, 43, 43)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert fast(x).dtype == torch.bfloat16
+    assert any("autocast" in graph.declined for graph in compiled_graphs())
+
+
+def test_a_function_with_a_graph_break(model):
+    @torch.compile(backend=NAME)
+    def twice(x: torch.Tensor) -> torch.Tensor:
+        y = model(x)
+        torch._dynamo.graph_break()
+        return model(x) + y
+
+    x = torch.randn(2, 3, 43, 43)
+    with torch.no_grad():
+        torch.testing.assert_close(twice(x), 2 * model(x))

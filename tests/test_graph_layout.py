@@ -1,0 +1,98 @@
+"""Places of values: concatenations in place, no two live values in one place, regions in order."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import randomize_batch_norm
+from torch import fx
+
+from inception_kernels import models
+from inception_kernels.graph.capture import capture
+from inception_kernels.graph.layout import Schedule, schedule
+from inception_kernels.graph.partition import partition
+from inception_kernels.graph.passes import apply_passes
+from inception_kernels.graph.passes._graph import step_of
+from inception_kernels.graph.steps import Concatenate, Slice
+
+
+def scheduled(model: torch.nn.Module, size: int, batch: int = 1) -> tuple[fx.GraphModule, Schedule]:
+    x = torch.randn(batch, 3, size, size)
+    graph = capture(randomize_batch_norm(model.eval()), (x,), {}).graph
+    apply_passes(graph)
+    (segment, *_) = partition(graph)
+    return graph, schedule(graph, segment.nodes, {segment.inputs[0]: tuple(x.shape)}, segment.outputs, frozenset(), 4)
+
+
+def elements(plan: Schedule, value: fx.Node) -> set[tuple[int, int]]:
+    """The channels of its root that a value covers."""
+    place = plan.places[value]
+    count = plan.shapes[value][1]
+    return {(id(place.root), channel) for channel in range(place.channel, place.channel + count)}
+
+
+@pytest.mark.parametrize(("name", "size"), [("inception_v3", 139), ("xception", 71)])
+def test_networks(name, size):
+    _, plan = scheduled(models.load(name), size)
+    assert not any(step.copies for step in plan.steps), "every branch is written into its slice"
+
+    # A value is read only after the regions that write it, or a part of it.
+    written: dict[tuple[int, int], int] = {}
+    for step in plan.steps:
+        for element in elements(plan, step.y):
+            assert element not in written, "two steps write one channel"
+            written[element] = step.region
+    for step in plan.steps:
+        for value in filter(None, (step.x, step.residual)):
+            if value not in plan.inputs:
+                assert all(written[element] < step.region for element in elements(plan, value))
+
+    # Values whose lifetimes overlap do not overlap in the arena.
+    lives: dict[fx.Node, list[int]] = {}
+    for step in plan.steps:
+        for value in filter(None, (step.x, step.residual, step.y)):
+            lives.setdefault(plan.places[value].root, []).append(step.region)
+    roots = [root for root in lives if root in plan.offsets]
+    for i, a in enumerate(roots):
+        for b in roots[:i]:
+            if max(min(lives[a]), min(lives[b])) <= min(max(lives[a]), max(lives[b])):
+                sizes = [4 * torch.Size(plan.shapes[root]).numel() for root in (a, b)]
+                begins = [plan.offsets[root] for root in (a, b)]
+                assert begins[0] + sizes[0] <= begins[1] or begins[1] + sizes[1] <= begins[0]
+    total = sum(4 * torch.Size(plan.shapes[root]).numel() for root in roots)
+    assert plan.arena_bytes < total / 3, "places are reused"
+    assert [step.region for step in plan.steps] == sorted(step.region for step in plan.steps)
+
+
+class Branching(torch.nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+        self.a, self.b = torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(3, 5, 1)
+
+    def forward(self, x: torch.Tensor):
+        return self.function(self.a(x), self.b(x), x)
+
+
+@pytest.mark.parametrize(
+    ("function", "copies"),
+    [
+        (lambda a, b, x: torch.cat([a, b], 1), 0),
+        (lambda a, b, x: torch.cat([torch.cat([a, b], 1), b.relu()], 1), 0),  # nested
+        (lambda a, b, x: torch.cat([a, a], 1), 1),  # twice in one
+        (lambda a, b, x: torch.cat([torch.cat([a, b], 1).relu(), b], 1), 1),  # in two
+        (lambda a, b, x: torch.cat([a, x], 1), 1),  # an input is where it is
+        (lambda a, b, x: (torch.cat([a, b], 1), a), 1),  # an output of its own
+    ],
+)
+def test_what_is_copied_into_a_concatenation(function, copies):
+    model = Branching(function)
+    _, plan = scheduled(model, 5)
+    assert sum(step.copies for step in plan.steps) == copies
+
+
+def test_concatenations_and_slices_are_no_steps():
+    graph, plan = scheduled(models.load("inception_v3"), 139)
+    views = [node for node in graph.graph.nodes if step_of(graph, node, Concatenate) or step_of(graph, node, Slice)]
+    assert len(views) > 30
+    assert not {step.y for step in plan.steps} & set(views)
