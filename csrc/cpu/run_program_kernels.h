@@ -128,24 +128,36 @@ struct ProgramKernels {
                lanes);
     }
   }
-  // Pixels of one channel at a time: their neighbours are adjacent in a contiguous image.
   static void gathered_row(const ElementwiseTask& t, int64_t n, int64_t h) {
-    const Geometry& g = t.geometry;
-    const A* scale = static_cast<const A*>(t.epilogue.scale);
-    const A* shift = static_cast<const A*>(t.epilogue.shift);
-    const bool plain = !scale && !shift && !t.epilogue.residual.data && t.epilogue.activation == Activation::kNone;
-    for (int64_t c = 0; c < g.C; c++) {
-      const T* from = static_cast<const T*>(t.x.data) + n * t.x.stride_n + h * t.x.stride_h + c * t.x_stride_c;
-      T* to = at(t.epilogue.y, n, h, 0, c);
-      if (plain) {
-        for (int64_t w = 0; w < g.W; w++) to[w * t.epilogue.y.stride_w] = from[w * t.x.stride_w];
-        continue;
-      }
-      const Finish finish(t.epilogue, c, 1);
-      for (int64_t w = 0; w < g.W; w++)
-        finish(broadcast(to_accum(from[w * t.x.stride_w])), at(t.epilogue.residual, n, h, w, c),
-               to + w * t.epilogue.y.stride_w, 1);
+    const Epilogue& e = t.epilogue;
+    if (!e.scale && !e.shift && !e.residual.data && e.activation == Activation::kNone) {
+      moved_row(t, n, h);
+      return;
     }
+    const Geometry& g = t.geometry;
+    for (int64_t c = 0; c < g.C; c++) {
+      const Finish finish(e, c, 1);
+      const T* from = static_cast<const T*>(t.x.data) + n * t.x.stride_n + h * t.x.stride_h + c * t.x_stride_c;
+      for (int64_t w = 0; w < g.W; w++)
+        finish(broadcast(to_accum(from[w * t.x.stride_w])), at(e.residual, n, h, w, c), at(e.y, n, h, w, c), 1);
+    }
+  }
+  static void moved_row(const ElementwiseTask& t, int64_t n, int64_t h) {
+    const T* from = static_cast<const T*>(t.x.data) + n * t.x.stride_n + h * t.x.stride_h;
+    T* to = at(t.epilogue.y, n, h, 0, 0);
+    const int64_t W = t.geometry.W, C = t.geometry.C, stride_w = t.epilogue.y.stride_w;
+    // The usual image: three planes into adjacent pixels, at constant distances.
+    if (C == 3 && t.x.stride_w == 1 && stride_w == 3) {
+      const T *first = from, *second = from + t.x_stride_c, *third = from + 2 * t.x_stride_c;
+      for (int64_t w = 0; w < W; w++, to += 3) {
+        to[0] = first[w];
+        to[1] = second[w];
+        to[2] = third[w];
+      }
+      return;
+    }
+    for (int64_t c = 0; c < C; c++)
+      for (int64_t w = 0; w < W; w++) to[w * stride_w + c] = from[c * t.x_stride_c + w * t.x.stride_w];
   }
 
   static constexpr ProgramTable table(const char* max_pool, const char* average_pool, const char* elementwise_name) {
