@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
 
 def facts() -> list[tuple[str, str]]:
     """Name and value of everything that is worth telling."""
+    from inception_kernels import tune_cache
     from inception_kernels.bench import environment
-    from inception_kernels.swap import tune_cache
 
     built = source_hash.build_info()
     lines = [
@@ -58,7 +58,7 @@ def facts() -> list[tuple[str, str]]:
     ]
     if torch.cuda.is_available():
         lines += [(f"gpu {i}", torch.cuda.get_device_name(i)) for i in range(torch.cuda.device_count())]
-    lines.append(("cache", str(tune_cache.cache_file().parent)))
+    lines.append(("cache", str(tune_cache.folder())))
     lines += [(name, os.environ[name]) for name in VARIABLES if name in os.environ]
     return lines
 

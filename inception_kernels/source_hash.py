@@ -1,4 +1,4 @@
-"""One hash per device family over the sources of its kernels: a benchmark row of a changed kernel shows as stale.
+"""One hash per family of kernels over its sources: a benchmark row of a changed kernel shows as stale.
 
 Needs neither torch nor the package, so that the build can load this file by its path.
 """
@@ -15,12 +15,13 @@ _SUFFIXES = {".h", ".cpp", ".cu", ".cuh", ".inl", ".txt"}  # .txt: the compile f
 _FOLDERS = {
     "cpu": ("csrc", "csrc/common", "csrc/cpu"),
     "cuda": ("csrc", "csrc/common", "csrc/cuda", "inception_kernels/triton"),
+    "triton": ("inception_kernels/triton",),
 }
 _RECURSIVE = {"csrc/cpu", "csrc/cuda", "inception_kernels/triton"}
 
 
 def kernel_sources(root: Path, family: str) -> list[Path]:
-    """The files whose change makes the measurements of a device family ("cpu" or "cuda") stale, sorted."""
+    """The files whose change makes the measurements of a family ("cpu", "cuda" or "triton") stale, sorted."""
     found: set[Path] = set()
     for name in _FOLDERS[family]:
         folder = root / name
@@ -31,7 +32,7 @@ def kernel_sources(root: Path, family: str) -> list[Path]:
 
 
 def source_hashes(root: Path) -> dict[str, str]:
-    """A hash per device family of the sources under `root`, the folder that holds csrc/ and inception_kernels/."""
+    """A hash per family of the sources under `root`, the folder that holds csrc/ and inception_kernels/."""
     hashes = {}
     for family in _FOLDERS:
         digest = hashlib.sha256()

@@ -8,7 +8,7 @@ import torch
 from helpers import randomize_batch_norm
 from swap_models import Branches, Residual
 
-from inception_kernels.swap import explain, swap, tune, tune_cache, unswap
+from inception_kernels.swap import explain, swap, tune, unswap
 
 SIZE = (1, 3, 21, 19)
 
@@ -98,14 +98,14 @@ def test_a_cache_that_cannot_be_written_is_reported(monkeypatch, tmp_path, caplo
 def test_concurrent_writers_leave_a_whole_file(cache):
     def write(writer: int) -> None:
         for entry in range(20):
-            tune_cache.add({f"{writer}.{entry}": {"fused_ms": 1.0, "original_ms": 2.0}})
+            tune.CACHE.add({f"{writer}.{entry}": {"fused_ms": 1.0, "original_ms": 2.0}})
 
     threads = [threading.Thread(target=write, args=(writer,)) for writer in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    entries = tune_cache.read()
+    entries = tune.CACHE.read()
     assert len(entries) >= 20
     assert all(entry == {"fused_ms": 1.0, "original_ms": 2.0} for entry in entries.values())
     assert [path.name for path in cache.parent.iterdir()] == [cache.name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import platform
 import statistics
 import time
@@ -18,13 +19,24 @@ from torch import Tensor, nn
 from .. import _extension, backends
 from .._version import __version__
 from ..source_hash import current_hashes
-from . import cuda_trial, tune_cache
+from ..tune_cache import TuneCache
+from . import cuda_trial
 from .layers import CallsSite, ChainForward, LeadForward, Swapped
 from .runtime import FusedLayer, Parts, record_inputs
 from .shapes import modes, run
 
 _ROUNDS = 15
 _SECONDS = 0.5  # per layer and mode; at least three rounds
+_FIELDS = ("fused_ms", "original_ms")
+
+
+def _is_measurement(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(
+        isinstance(entry.get(name), int | float) and math.isfinite(entry[name]) and entry[name] > 0 for name in _FIELDS
+    )
+
+
+CACHE = TuneCache("swap_tune.json", _is_measurement)
 
 
 @dataclass(frozen=True)
@@ -58,7 +70,7 @@ def tune_layers(model: nn.Module, inputs: Any) -> list[TunedLayer]:
         candidate.layer.choices = {}
     with modes(model, training=False), torch.no_grad(), record_inputs() as seen:
         run(model, inputs)
-    known = tune_cache.read()
+    known = CACHE.read()
     machine = _machine(seen[0][1].device) if seen else {}
     measured: dict[str, dict[str, float]] = {}
     tuned = []
@@ -83,7 +95,7 @@ def tune_layers(model: nn.Module, inputs: Any) -> list[TunedLayer]:
             dtype = str(x.dtype).removeprefix("torch.")
             tuned.append(TunedLayer(layer.path, list(x.shape), dtype, mode, fused, original, choice, cached))
     if measured:
-        tune_cache.add(measured)
+        CACHE.add(measured)
     return tuned
 
 

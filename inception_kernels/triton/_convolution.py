@@ -14,7 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import tuning
 from ._device import activate, load_vector, unit_of
+from .runtime import Device, device_of
 
 
 @triton.jit
@@ -166,13 +168,14 @@ class Epilogue:
 
 @dataclass(frozen=True)
 class Blocks:
-    """A tile of BLOCK_M pixels x BLOCK_K outputs in steps of BLOCK_C channels."""
+    """A tile of `m` pixels x `k` outputs in steps of `c` channels; flat: taps and channels are one reduction."""
 
     m: int
     k: int
     c: int
     warps: int
     stages: int
+    flat: bool
     group: int = 8
 
 
@@ -192,34 +195,54 @@ def precision_of(x: Tensor) -> str:
     return "tf32" if x.dtype == torch.float32 and torch.backends.cudnn.allow_tf32 else "ieee"
 
 
-def choose_blocks(M: int, K: int, C: int, taps: int, dtype: torch.dtype) -> tuple[Blocks, bool]:
-    """The configuration by shape, and whether taps and channels are one reduction (few channels)."""
-    flat = C < 16
+_SIZES = ((128, 128, 8), (64, 128, 4), (128, 64, 4), (64, 64, 4), (128, 32, 4), (64, 32, 4), (64, 16, 4))
+_FLAT_CHANNELS = 16  # with fewer, most of a step through one tap's channels would be empty
+
+
+def configurations(K: int, C: int, taps: int, dtype: torch.dtype, device: Device) -> list[Blocks]:
+    """Every tile that may be chosen for this shape: pruned by waste, by shared memory and by what spills."""
+    flat = C < _FLAT_CHANNELS
     depth = taps * C if flat else C
     wide = dtype == torch.float32
     c = 16 if depth <= 16 else 32 if depth <= 32 or wide else 64
-    k = 16 if K <= 16 else 32 if K <= 32 else 64 if K <= 64 or wide else 128
-    m = 128 if M >= 128 * 128 and not wide else 64
-    return Blocks(m, k, c, warps=4 if m * k <= 64 * 128 else 8, stages=3), flat
+    found = []
+    for m, k, warps in _SIZES:
+        if k > max(16, 2 * K - 1) or (wide and m * k > 64 * 64) or (flat and warps > tuning.PROVEN_WARPS):
+            continue
+        for stages in (2, 3):
+            if stages * (m + k) * c * dtype.itemsize <= device.shared:
+                found.append(Blocks(m, k, c, warps, stages, flat))
+    return found
+
+
+def predicted_cost(blocks: Blocks, M: int, K: int, multiprocessors: int) -> float:
+    """Multiply-adds of the busiest multiprocessor per unit of depth, empty rows included; small tiles reread more."""
+    waves = triton.cdiv(triton.cdiv(M, blocks.m) * triton.cdiv(K, blocks.k), multiprocessors)
+    traffic = 1.0 + 24.0 * (blocks.m + blocks.k) / (blocks.m * blocks.k)
+    return waves * blocks.m * blocks.k * traffic * (1.0 + 0.01 / blocks.stages)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Per tile of `rows` pixels the mean and sum of squared differences [tiles, 2, K]."""
+
+    partial: Tensor
+    rows: int
 
 
 def convolve(
     x: Tensor, weight: Tensor, weight_strides: tuple[int, int, int], y: Tensor, taps: tuple[Taps, Taps],
-    epilogue: Epilogue, window_width: int, partial: Tensor | None = None, blocks: tuple[Blocks, bool] | None = None,
-) -> None:  # fmt: skip
+    epilogue: Epilogue, window_width: int, moments: bool = False,
+) -> Moments | None:  # fmt: skip
     """Write y [N, K, ROWS, COLUMNS] (channels adjacent, any other strides) from x [N, C, H, W] (channels adjacent).
 
     weight_strides are those of (output channel, tap, input channel) in elements, taps counted row by row of a window
-    that is window_width wide. partial [tiles, 2, K] receives each tile's moments.
+    that is window_width wide. y has at least one element.
     """
     N, C, H, W = x.shape
     _, K, ROWS, COLUMNS = y.shape
     M = N * ROWS * COLUMNS
-    if M == 0:
-        return
     down, across = taps
-    chosen, flat = blocks or choose_blocks(M, K, C, down.count * across.count, x.dtype)
-    tiles_m, tiles_k = triton.cdiv(M, chosen.m), triton.cdiv(K, chosen.k)
     residual = epilogue.residual
     added = y if residual is None else residual
     x_strides, y_strides, added_strides = (pixel_strides(t) for t in (x, y, added))
@@ -227,18 +250,41 @@ def convolve(
     outer = by_c if by_k == 1 else by_k
     c_unit, k_unit = unit_of(C, *x_strides), unit_of(K, *y_strides, *added_strides)
     w_unit = unit_of(outer, by_tap)
-    _convolution[(tiles_m * tiles_k,)](
-        x, weight, y, added, *epilogue.vectors(weight), weight if partial is None else partial,
-        M, H, W, C // c_unit, ROWS, COLUMNS, K // k_unit, *(stride // c_unit for stride in x_strides),
-        outer // w_unit, by_tap // w_unit, *(stride // k_unit for stride in (*y_strides, *added_strides)),
-        epilogue.eps, tiles_m, tiles_k, C_UNIT=c_unit, K_UNIT=k_unit, W_UNIT=w_unit, W_INNER_K=by_k == 1,
-        TAPS_H=down.count, TAPS_W=across.count, STEP_H=down.step, STEP_W=across.step,
-        FIRST_H=down.first, FIRST_W=across.first, DELTA_H=down.delta, DELTA_W=across.delta,
-        TAP_0=down.tap_first * window_width + across.tap_first, TAP_H=down.tap * window_width, TAP_W=across.tap,
-        **epilogue.flags(), MOMENTS=partial is not None, FLAT=flat, PRECISION=precision_of(x),
-        BLOCK_M=chosen.m, BLOCK_K=chosen.k, BLOCK_C=chosen.c, GROUP=chosen.group,
-        num_warps=chosen.warps, num_stages=chosen.stages,
+
+    def run(blocks: Blocks) -> Moments | None:
+        tiles_m, tiles_k = triton.cdiv(M, blocks.m), triton.cdiv(K, blocks.k)
+        partial = torch.empty((tiles_m, 2, K), dtype=torch.float32, device=x.device) if moments else None
+        _convolution[(tiles_m * tiles_k,)](
+            x, weight, y, added, *epilogue.vectors(weight), weight if partial is None else partial,
+            M, H, W, C // c_unit, ROWS, COLUMNS, K // k_unit, *(stride // c_unit for stride in x_strides),
+            outer // w_unit, by_tap // w_unit, *(stride // k_unit for stride in (*y_strides, *added_strides)),
+            epilogue.eps, tiles_m, tiles_k, C_UNIT=c_unit, K_UNIT=k_unit, W_UNIT=w_unit, W_INNER_K=by_k == 1,
+            TAPS_H=down.count, TAPS_W=across.count, STEP_H=down.step, STEP_W=across.step,
+            FIRST_H=down.first, FIRST_W=across.first, DELTA_H=down.delta, DELTA_W=across.delta,
+            TAP_0=down.tap_first * window_width + across.tap_first, TAP_H=down.tap * window_width, TAP_W=across.tap,
+            **epilogue.flags(), MOMENTS=moments, FLAT=blocks.flat, PRECISION=precision_of(x),
+            BLOCK_M=blocks.m, BLOCK_K=blocks.k, BLOCK_C=blocks.c, GROUP=blocks.group,
+            num_warps=blocks.warps, num_stages=blocks.stages,
+        )  # fmt: skip
+        return None if partial is None else Moments(partial, blocks.m)
+
+    def launch(blocks: Blocks) -> Tensor:
+        run(blocks)
+        return y
+
+    device = device_of(x)
+    window = down.count * across.count
+    shape = {
+        "N": N, "H": H, "W": W, "C": C, "K": K, "rows": ROWS, "columns": COLUMNS, "down": str(down),
+        "across": str(across), "units": f"{c_unit} {k_unit} {w_unit}", "k_inner": by_k == 1,
+        "residual": residual is not None, "moments": moments, "precision": precision_of(x),
+    }  # fmt: skip
+    chosen = tuning.choose(
+        "convolution", x, shape, lambda: configurations(K, C, window, x.dtype, device),
+        lambda blocks: predicted_cost(blocks, M, K, device.multiprocessors), launch,
+        taps=window if C < _FLAT_CHANNELS else 1,
     )  # fmt: skip
+    return run(chosen)
 
 
 def forward_taps(window: int, stride: int, padding: int, dilation: int) -> Taps:

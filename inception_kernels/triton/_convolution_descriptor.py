@@ -18,9 +18,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from . import tuning
 from ._convolution import Epilogue, scale_shift
 from ._device import activate
-from .runtime import Device, device_of
+from .runtime import device_of
 
 
 @triton.jit
@@ -183,14 +184,6 @@ def predicted_cost(boxes: Boxes, N: int, P: int, Q: int, K: int, multiprocessors
     return waves * boxes.m * outputs * traffic
 
 
-def choose_boxes(N: int, P: int, Q: int, C: int, K: int, moments: bool, device: Device) -> Boxes:
-    """The tile with the least predicted cost."""
-    return min(
-        configurations(N, P, Q, C, K, moments, device.capability),
-        key=lambda boxes: predicted_cost(boxes, N, P, Q, K, device.multiprocessors),
-    )
-
-
 def unsupported(x: Tensor, residual: Tensor | None, K: int, stride: tuple[int, int]) -> str | None:
     """None where descriptors can read x [N, C, H, W] and the residual and write K channels, else the reason."""
     if any(step != 1 for step in stride):
@@ -252,7 +245,7 @@ class Moments:
 
 def convolve_boxes(
     x: Tensor, weight: Tensor, y: Tensor, window: tuple[int, int], padding: tuple[int, int],
-    dilation: tuple[int, int], epilogue: Epilogue, moments: bool, boxes: Boxes | None = None,
+    dilation: tuple[int, int], epilogue: Epilogue, moments: bool,
 ) -> Moments | None:  # fmt: skip
     """Write y [N, K, P, Q] from x [N, C, H, W] and weight [R S, K, C] contiguous; channels are adjacent in both."""
     residual = epilogue.residual
@@ -260,22 +253,40 @@ def convolve_boxes(
     added = rest[0] if rest else target
     N, P, Q, K = target.shape
     _, H, W, C = source.shape
-    tile = boxes or choose_boxes(N, P, Q, C, K, moments, device_of(x))
-    i, h, w, k = tile.tiles(N, P, Q, K)
-    second = tile.k1 or tile.k0
-    partial = torch.empty((i * h * w, 2, K), dtype=torch.float32, device=x.device) if moments else None
-    counts = torch.empty(i * h * w, dtype=torch.float32, device=x.device) if moments else None
-    anything = weight
-    _convolution_descriptor[(i * h * w * k,)](
-        _describe(source, tile, tile.c),
-        *(TensorDescriptor.from_tensor(weight, [1, n, tile.c]) for n in (tile.k0, second)),
-        *(_describe(target, tile, n) for n in (tile.k0, second)),
-        *(_describe(added, tile, n) for n in (tile.k0, second)),
-        *epilogue.vectors(anything), anything if partial is None else partial, anything if counts is None else counts,
-        N, H, W, C, P, Q, K, epilogue.eps, h, w, k,
-        R=window[0], S=window[1], PAD_H=padding[0], PAD_W=padding[1], DILATION_H=dilation[0], DILATION_W=dilation[1],
-        **epilogue.flags(), MOMENTS=moments, IMAGES=tile.by_images, BLOCK_M=tile.m, BLOCK_H=tile.height,
-        BLOCK_W=tile.width, BLOCK_K0=tile.k0, BLOCK_K1=tile.k1, BLOCK_C=tile.c, STAGES=tile.stages,
-        num_warps=tile.warps,
+    device = device_of(x)
+
+    def run(tile: Boxes) -> Moments | None:
+        i, h, w, k = tile.tiles(N, P, Q, K)
+        second = tile.k1 or tile.k0
+        partial = torch.empty((i * h * w, 2, K), dtype=torch.float32, device=x.device) if moments else None
+        counts = torch.empty(i * h * w, dtype=torch.float32, device=x.device) if moments else None
+        anything = weight
+        _convolution_descriptor[(i * h * w * k,)](
+            _describe(source, tile, tile.c),
+            *(TensorDescriptor.from_tensor(weight, [1, n, tile.c]) for n in (tile.k0, second)),
+            *(_describe(target, tile, n) for n in (tile.k0, second)),
+            *(_describe(added, tile, n) for n in (tile.k0, second)),
+            *epilogue.vectors(anything), anything if partial is None else partial,
+            anything if counts is None else counts,
+            N, H, W, C, P, Q, K, epilogue.eps, h, w, k, R=window[0], S=window[1], PAD_H=padding[0], PAD_W=padding[1],
+            DILATION_H=dilation[0], DILATION_W=dilation[1], **epilogue.flags(), MOMENTS=moments, IMAGES=tile.by_images,
+            BLOCK_M=tile.m, BLOCK_H=tile.height, BLOCK_W=tile.width, BLOCK_K0=tile.k0, BLOCK_K1=tile.k1,
+            BLOCK_C=tile.c, STAGES=tile.stages, num_warps=tile.warps,
+        )  # fmt: skip
+        return None if partial is None or counts is None else Moments(partial, counts)
+
+    def launch(tile: Boxes) -> Tensor:
+        run(tile)
+        return y
+
+    shape = {
+        "N": N, "H": H, "W": W, "C": C, "K": K, "R": window[0], "S": window[1], "padding": str(padding),
+        "dilation": str(dilation), "residual": residual is not None, "moments": moments,
+    }  # fmt: skip
+    return run(
+        tuning.choose(
+            "convolution_descriptor", x, shape,
+            lambda: configurations(N, P, Q, C, K, moments, device.capability),
+            lambda tile: predicted_cost(tile, N, P, Q, K, device.multiprocessors), launch, taps=window[0] * window[1],
+        )
     )  # fmt: skip
-    return None if partial is None or counts is None else Moments(partial, counts)

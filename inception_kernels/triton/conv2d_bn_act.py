@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-import triton
 from torch import Tensor
 
 from ..ops._common import memory_format_of
 from . import batch_norm
-from ._convolution import Epilogue, adjacent_channels, choose_blocks, convolve, forward_taps, gradient_taps
+from ._convolution import Epilogue, adjacent_channels, convolve, forward_taps, gradient_taps
 from ._convolution_descriptor import convolve_boxes, unsupported
 from ._counters import count_kernel
 from ._weight_gradient import weight_gradient
@@ -62,17 +61,15 @@ def product(
         by_tap = weight.permute(2, 3, 0, 1).reshape(R * S, K, C).contiguous()
         found = convolve_boxes(x, by_tap, y, (R, S), padding, dilation, epilogue, moments)
         return y, None if found is None else Moments(found.partial, 0, found.counts)
+    if not y.numel():
+        return y, Moments(x.new_empty((0, 2, K), dtype=torch.float32), 1) if moments else None
     packed, strides = taps_major(weight)
-    blocks = choose_blocks(N * P * Q, K, C, R * S, x.dtype)
-    rows = blocks[0].m
-    tiles = triton.cdiv(N * P * Q, rows)
-    partial = torch.empty((tiles, 2, K), dtype=torch.float32, device=x.device) if moments else None
     window = (
         forward_taps(R, stride[0], padding[0], dilation[0]),
         forward_taps(S, stride[1], padding[1], dilation[1]),
     )
-    convolve(x, packed, strides, y, window, epilogue, S, partial, blocks)
-    return y, None if partial is None else Moments(partial, rows)
+    by_rows = convolve(x, packed, strides, y, window, epilogue, S, moments)
+    return y, None if by_rows is None else Moments(by_rows.partial, by_rows.rows)
 
 
 def conv2d_bn_act(
@@ -113,6 +110,8 @@ def input_gradient(
         # With stride 1 the gradient is a convolution with the window turned round.
         turned_weight = weight.flip(2, 3).permute(2, 3, 1, 0).reshape(R * S, shape[1], weight.shape[0]).contiguous()
         convolve_boxes(grad_z, turned_weight, grad_x, (R, S), turned, dilation, Epilogue(), moments=False)
+        return grad_x
+    if not grad_x.numel():
         return grad_x
     for a in range(min(stride[0], H)):
         for b in range(min(stride[1], W)):

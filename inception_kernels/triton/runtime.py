@@ -16,17 +16,20 @@ class Device:
 
     capability: tuple[int, int]
     multiprocessors: int
+    shared: int  # bytes of shared memory that one block can have
 
 
 # Tensors that are on no GPU are interpreted or only compiled, as if for this one.
-without_gpu = Device((9, 0), 132)
+without_gpu = Device((9, 0), 132, 232448)
 
 
 def device_of(x: Tensor) -> Device:
     if not x.is_cuda:
         return without_gpu
     properties = torch.cuda.get_device_properties(x.device)
-    return Device((properties.major, properties.minor), properties.multi_processor_count)
+    return Device(
+        (properties.major, properties.minor), properties.multi_processor_count, properties.shared_memory_per_block_optin
+    )
 
 
 def interpreted() -> bool:

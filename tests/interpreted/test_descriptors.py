@@ -7,9 +7,8 @@ import torch
 from operator_cases import check, conv_case, in_layout
 
 from inception_kernels.triton import _convolution_descriptor as descriptor
-from inception_kernels.triton import conv2d_bn_act
+from inception_kernels.triton import conv2d_bn_act, tuning
 from inception_kernels.triton._convolution_descriptor import Boxes
-from inception_kernels.triton.runtime import Device
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -60,7 +59,7 @@ def test_every_kind_of_tile(tile: str, training: bool) -> None:
         N=2, C=24, H=3, W=5, K=40, window=(3, 3), padding=1, residual=True, dtype=BF16, training=training, seed=1
     )
     case = case.but(x=in_layout(case.tensors["x"], "channels_last"))
-    with mock.patch.object(descriptor, "choose_boxes", return_value=TILES[tile]):
+    with mock.patch.object(tuning, "choose", return_value=TILES[tile]):
         took_the_descriptors(case)
 
 
@@ -98,10 +97,8 @@ SHAPES = [  # of both networks at batch 1, 8 and 256: (P, Q, C, K)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_configurations_are_pruned_but_never_empty(shape: tuple[int, ...], batch: int) -> None:
     P, Q, C, K = shape
-    device = Device((9, 0), 132)
-    found = descriptor.configurations(batch, P, Q, C, K, False, device.capability)
+    found = descriptor.configurations(batch, P, Q, C, K, False, (9, 0))
     assert found
     for boxes in found:
         assert boxes.stages * (boxes.m + boxes.k0 + boxes.k1) * boxes.c * 2 <= 232448
         assert (boxes.m, boxes.c, boxes.k0) == tuple(1 << (n.bit_length() - 1) for n in (boxes.m, boxes.c, boxes.k0))
-    assert descriptor.choose_boxes(batch, P, Q, C, K, False, device) in found
