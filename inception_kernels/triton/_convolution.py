@@ -274,7 +274,7 @@ def convolve(
 
     device = device_of(x)
     window = down.count * across.count
-    shape = {
+    shape: dict[str, tuning.Value] = {
         "N": N, "H": H, "W": W, "C": C, "K": K, "rows": ROWS, "columns": COLUMNS, "down": str(down),
         "across": str(across), "units": f"{c_unit} {k_unit} {w_unit}", "k_inner": by_k == 1,
         "residual": residual is not None, "moments": moments, "precision": precision_of(x),

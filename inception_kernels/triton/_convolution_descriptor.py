@@ -279,7 +279,7 @@ def convolve_boxes(
         run(tile)
         return y
 
-    shape = {
+    shape: dict[str, tuning.Value] = {
         "N": N, "H": H, "W": W, "C": C, "K": K, "R": window[0], "S": window[1], "padding": str(padding),
         "dilation": str(dilation), "residual": residual is not None, "moments": moments,
     }  # fmt: skip

@@ -1,7 +1,7 @@
-"""Which configuration of a kernel runs: the fastest measured on this device, else the one with the least predicted cost.
+"""Which configuration of a kernel runs: the fastest measured on this device, else the cheapest by prediction.
 
 Measurements are made inside ``tuning()`` only, kept on disk (``tune_cache``) and found again by device, dtype, shape,
-versions and the hash of the kernels' sources. Imports nothing of Triton until it measures.
+versions and the hash of the kernels' sources. Imports nothing of Triton before it chooses.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ Timer = Callable[[Launch], float]
 class Configuration(Protocol):
     """A frozen dataclass of plain values."""
 
-    __dataclass_fields__: Any
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     @property
     def warps(self) -> int: ...
@@ -113,7 +113,7 @@ def choose(
         taps: of the window that the kernel's loop goes through together with the channels; 1 for no such loop.
 
     Raises:
-        RuntimeError: no candidate can run, or all that could be measured were wrong.
+        RuntimeError: there is no candidate, or none of those that were tried fits the device.
     """
     key = (kernel, x.dtype, x.device, *shape.items())
     selection = _selected.get(key)
@@ -149,6 +149,21 @@ def needs_proof(configuration: Configuration, taps: int) -> bool:
     return taps > 1 and configuration.warps > PROVEN_WARPS
 
 
+def order(candidates: Sequence[C], cost: Callable[[C], float], taps: int = 1) -> list[C]:
+    """By predicted cost; first the best of those that need no proof, which runs where nothing was measured.
+
+    Raises:
+        ValueError: each of them needs proof, so that there is none to compare with.
+    """
+    ranked = sorted(candidates, key=cost)
+    safe = next((each for each in ranked if not needs_proof(each, taps)), None)
+    if safe is None:
+        raise ValueError(
+            f"expected a configuration with at most {PROVEN_WARPS} warps for a flattened loop of {taps} taps, got {ranked}"
+        )
+    return [safe, *(each for each in ranked if each is not safe)]
+
+
 def _note(selection: Selection) -> None:
     notes = getattr(_thread, "notes", None)
     if notes is None:
@@ -171,48 +186,44 @@ def _select(
 ) -> Selection:  # fmt: skip
     if not candidates:
         raise RuntimeError(f"{kernel} has no configuration for {_text(shape)}: use_backend('reference') runs it")
-    candidates = sorted(candidates, key=cost)
+    ranked = order(candidates, cost, taps)
     key = json.dumps({**_circumstances(x), "kernel": kernel, **shape}, sort_keys=True)
     entry = _known().get(key)
     found = None if entry is None else _stored(entry, candidates)
     if entry is not None and found is not None:
         why = f"measured before, {entry['milliseconds']:.4g} ms, fastest of {entry['of']}"
         return Selection(kernel, found, why, entry["milliseconds"])
-    safe = [each for each in candidates if not needs_proof(each, taps)]
-    if not safe:
-        raise RuntimeError(
-            f"every configuration of {kernel} for {_text(shape)} has more than {PROVEN_WARPS} warps on a window's "
-            "flattened loop, and none to compare with: use_backend('reference') runs it"
-        )
     if not _may_measure(x):
-        why = "the only one" if len(candidates) == 1 else f"predicted from counts, of {len(safe)}"
-        return Selection(kernel, safe[0], why)
-    wanted = [*candidates[:_MOST_CANDIDATES], *([] if safe[0] in candidates[:_MOST_CANDIDATES] else safe[:1])]
-    times = _measure(kernel, shape, safe, wanted, launch)
+        why = "the only one" if len(ranked) == 1 else f"predicted from counts, of {len(ranked)}"
+        return Selection(kernel, ranked[0], why)
+    times = _measure(kernel, shape, ranked, launch)
     chosen, milliseconds = min(times, key=lambda each: each[1])
     _keep(key, chosen, milliseconds, len(times))
     return Selection(kernel, chosen, f"measured, {milliseconds:.4g} ms, fastest of {len(times)}", milliseconds)
 
 
 def _measure(
-    kernel: str, shape: Mapping[str, Value], safe: list[C], wanted: list[C], launch: Callable[[C], Tensor]
+    kernel: str, shape: Mapping[str, Value], ranked: list[C], launch: Callable[[C], Tensor]
 ) -> list[tuple[C, float]]:
-    """(candidate, milliseconds) of those that ran and agreed with the first of `safe` that runs."""
+    """(candidate, milliseconds) of the first that runs and the best of the others, where they agree with it."""
     assert _timer is not None
-    expected = next((y for y in (_output(kernel, each, launch) for each in safe) if y is not None), None)
-    if expected is None:
-        raise RuntimeError(f"no configuration of {kernel} runs for {_text(shape)}: the log has each one's reason")
-    times = []
-    for candidate in wanted:
+    times: list[tuple[C, float]] = []
+    expected: Tensor | None = None
+    for candidate in ranked[:_MOST_CANDIDATES]:
         y = _output(kernel, candidate, launch)
         if y is None:
             continue
-        if not _agree(y, expected):
+        if expected is None:
+            expected = y
+        elif not _agree(y, expected):
             logger.warning("%s is wrong as %s for %s: never chosen", kernel, candidate, _text(shape))
             continue
         times.append((candidate, _timer(functools.partial(launch, candidate))))
     if not times:
-        raise RuntimeError(f"no two configurations of {kernel} agree for {_text(shape)}: the log names them")
+        raise RuntimeError(
+            f"none of the best {_MOST_CANDIDATES} configurations of {kernel} fits this device for {_text(shape)}: "
+            "use_backend('reference') runs it"
+        )
     return times
 
 
