@@ -15,30 +15,9 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
-from ._device import activate, load_vector, unit_of
+from ._device import unit_of
+from ._epilogue import Epilogue, Moments, finish, store_moments
 from .runtime import Device, device_of
-
-
-@triton.jit
-def scale_shift(bias, gamma, beta, mean, var, k, inside, eps, BIAS: tl.constexpr, BN: tl.constexpr, GAMMA: tl.constexpr, BETA: tl.constexpr):  # fmt: skip  # noqa: E501
-    """y = scale * product + shift for this bias and this batch norm."""
-    shift = load_vector(bias, k, inside, BIAS, 0.0)
-    scale = tl.full(k.shape, 1.0, tl.float32)
-    if BN:
-        scale = load_vector(gamma, k, inside, GAMMA, 1.0) / tl.sqrt(load_vector(var, k, inside, True, 0.0) + eps)
-        scale = tl.where(inside, scale, 0.0)
-        shift = (shift - load_vector(mean, k, inside, True, 0.0)) * scale + load_vector(beta, k, inside, BETA, 0.0)
-    return scale, shift
-
-
-@triton.jit
-def tile_moments(partial, u, rows, tile, k, K, BLOCK_M: tl.constexpr):
-    """Mean and sum of squared differences of a tile's first `rows` rows, to partial [tiles, 2, K]."""
-    inside = (tl.arange(0, BLOCK_M) < rows)[:, None]
-    mean = tl.sum(tl.where(inside, u, 0.0), axis=0) / rows
-    difference = tl.where(inside, u - mean[None, :], 0.0)
-    tl.store(partial + 2 * tile * K + k, mean, mask=k < K)
-    tl.store(partial + (2 * tile + 1) * K + k, tl.sum(difference * difference, axis=0), mask=k < K)
 
 
 @triton.jit
@@ -52,7 +31,7 @@ def tile_order(pid, TILES_M, TILES_K, GROUP: tl.constexpr):
 
 @triton.jit
 def _convolution(
-    x, weight, y, residual, bias, gamma, beta, mean, var, partial,
+    x, weight, y, residual, bias, gamma, beta, mean, var, partial, counts,
     M, H, W, C, ROWS, COLUMNS, K, x_n, x_h, x_w, w_outer, w_t, y_n, y_i, y_j, r_n, r_i, r_j, eps, TILES_M, TILES_K,
     TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STEP_H: tl.constexpr, STEP_W: tl.constexpr,
     FIRST_H: tl.constexpr, FIRST_W: tl.constexpr, DELTA_H: tl.constexpr, DELTA_W: tl.constexpr,
@@ -113,18 +92,17 @@ def _convolution(
                         mask=inside[:, None] & (k < K)[None, :], other=0.0,
                     )  # fmt: skip
                     acc = tl.dot(a, b, acc, input_precision=PRECISION)
-    scale, shift = scale_shift(bias, gamma, beta, mean, var, k, k < K, eps, BIAS, BN, GAMMA, BETA)
-    u = acc * scale[None, :] + shift[None, :]
     inside = live[:, None] & (k < K)[None, :]
+    added = acc
     if RESIDUAL:
         at = n * (r_n * K_UNIT) + i.to(tl.int64) * (r_i * K_UNIT) + j * (r_j * K_UNIT)
-        u += tl.load(residual + at[:, None] + k[None, :], mask=inside, other=0.0).to(tl.float32)
-    u = activate(u, ACTIVATION)
+        added = tl.load(residual + at[:, None] + k[None, :], mask=inside, other=0.0)
+    u = finish(acc, added, bias, gamma, beta, mean, var, k, K, eps, BIAS, BN, GAMMA, BETA, RESIDUAL, ACTIVATION)
+    stored = u.to(y.dtype.element_ty)
     if MOMENTS:
-        rounded = u.to(y.dtype.element_ty).to(tl.float32)  # batch norm sees what is stored
-        tile_moments(partial, rounded, tl.minimum(BLOCK_M, M - tile * BLOCK_M), tile, k, K, BLOCK_M)
+        store_moments(partial, counts, stored, live, tile, k, K)
     at = n * (y_n * K_UNIT) + i.to(tl.int64) * (y_i * K_UNIT) + j * (y_j * K_UNIT)
-    tl.store(y + at[:, None] + k[None, :], u.to(y.dtype.element_ty), mask=inside)
+    tl.store(y + at[:, None] + k[None, :], stored, mask=inside)
 
 
 @dataclass(frozen=True)
@@ -137,33 +115,6 @@ class Taps:
     delta: int
     tap_first: int = 0
     tap: int = 1
-
-
-@dataclass(frozen=True)
-class Epilogue:
-    """act(BN(product + bias) + residual); all vectors [K], the residual [N, K, ROWS, COLUMNS]."""
-
-    bias: Tensor | None = None
-    gamma: Tensor | None = None
-    beta: Tensor | None = None
-    mean: Tensor | None = None
-    var: Tensor | None = None
-    eps: float = 0.0
-    residual: Tensor | None = None
-    activation: str = "none"
-
-    def vectors(self, anything: Tensor) -> tuple[Tensor, ...]:
-        """Pointers of bias, gamma, beta, mean and var; `anything` for those that the kernel will not read."""
-        given = (self.bias, self.gamma, self.beta, self.mean, self.var)
-        return tuple(anything if v is None else v.contiguous() for v in given)
-
-    def flags(self) -> dict[str, bool | str]:
-        bn = self.mean is not None
-        return {
-            "BIAS": self.bias is not None, "BN": bn, "GAMMA": bn and self.gamma is not None,
-            "BETA": bn and self.beta is not None, "RESIDUAL": self.residual is not None,
-            "ACTIVATION": self.activation,
-        }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -222,14 +173,6 @@ def predicted_cost(blocks: Blocks, M: int, K: int, multiprocessors: int) -> floa
     return waves * blocks.m * blocks.k * traffic * (1.0 + 0.01 / blocks.stages)
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Per tile of `rows` pixels the mean and sum of squared differences [tiles, 2, K]."""
-
-    partial: Tensor
-    rows: int
-
-
 def convolve(
     x: Tensor, weight: Tensor, weight_strides: tuple[int, int, int], y: Tensor, taps: tuple[Taps, Taps],
     epilogue: Epilogue, window_width: int, moments: bool = False,
@@ -253,9 +196,9 @@ def convolve(
 
     def run(blocks: Blocks) -> Moments | None:
         tiles_m, tiles_k = triton.cdiv(M, blocks.m), triton.cdiv(K, blocks.k)
-        partial = torch.empty((tiles_m, 2, K), dtype=torch.float32, device=x.device) if moments else None
+        found = Moments.of(tiles_m, K, x.device) if moments else None
         _convolution[(tiles_m * tiles_k,)](
-            x, weight, y, added, *epilogue.vectors(weight), weight if partial is None else partial,
+            x, weight, y, added, *epilogue.vectors(weight), *((weight, weight) if found is None else found),
             M, H, W, C // c_unit, ROWS, COLUMNS, K // k_unit, *(stride // c_unit for stride in x_strides),
             outer // w_unit, by_tap // w_unit, *(stride // k_unit for stride in (*y_strides, *added_strides)),
             epilogue.eps, tiles_m, tiles_k, C_UNIT=c_unit, K_UNIT=k_unit, W_UNIT=w_unit, W_INNER_K=by_k == 1,
@@ -266,7 +209,7 @@ def convolve(
             BLOCK_M=blocks.m, BLOCK_K=blocks.k, BLOCK_C=blocks.c, GROUP=blocks.group,
             num_warps=blocks.warps, num_stages=blocks.stages,
         )  # fmt: skip
-        return None if partial is None else Moments(partial, blocks.m)
+        return found
 
     def launch(blocks: Blocks) -> Tensor:
         run(blocks)

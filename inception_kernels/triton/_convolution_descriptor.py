@@ -19,8 +19,7 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import tuning
-from ._convolution import Epilogue, scale_shift
-from ._device import activate
+from ._epilogue import Epilogue, Moments, finish, store_moments
 from .runtime import device_of
 
 
@@ -32,28 +31,21 @@ def _box(descriptor, n, h, w, c, IMAGES: tl.constexpr, BLOCK_M: tl.constexpr, BL
 
 @triton.jit
 def _finish(
-    acc, y, residual, bias, gamma, beta, mean, var, moments, counts, tile, n0, h0, w0, k0, N, P, Q, K, eps,
+    acc, y, residual, bias, gamma, beta, mean, var, partial, counts, tile, n0, h0, w0, k0, N, P, Q, K, eps,
     BIAS: tl.constexpr, BN: tl.constexpr, GAMMA: tl.constexpr, BETA: tl.constexpr, RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr, MOMENTS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     k = k0 + tl.arange(0, BLOCK_K)
-    scale, shift = scale_shift(bias, gamma, beta, mean, var, k, k < K, eps, BIAS, BN, GAMMA, BETA)
-    u = acc * scale[None, :] + shift[None, :]
+    added = acc
     if RESIDUAL:
-        u += _box(residual, n0, h0, w0, k0, IMAGES, BLOCK_M, BLOCK_K).to(tl.float32)
-    stored = activate(u, ACTIVATION).to(y.dtype)
+        added = _box(residual, n0, h0, w0, k0, IMAGES, BLOCK_M, BLOCK_K)
+    u = finish(acc, added, bias, gamma, beta, mean, var, k, K, eps, BIAS, BN, GAMMA, BETA, RESIDUAL, ACTIVATION)
+    stored = u.to(y.dtype)
     if MOMENTS:
         m = tl.arange(0, BLOCK_M)
         live = n0 + m < N if IMAGES else (h0 + m // BLOCK_W < P) & (w0 + m % BLOCK_W < Q)
-        count = tl.sum(tl.where(live, 1.0, 0.0), axis=0)
-        seen = stored.to(tl.float32)  # batch norm sees what is stored
-        mean_here = tl.sum(tl.where(live[:, None], seen, 0.0), axis=0) / count
-        difference = tl.where(live[:, None], seen - mean_here[None, :], 0.0)
-        tl.store(moments + 2 * tile * K + k, mean_here, mask=k < K)
-        tl.store(moments + (2 * tile + 1) * K + k, tl.sum(difference * difference, axis=0), mask=k < K)
-        if k0 == 0:
-            tl.store(counts + tile, count)
+        store_moments(partial, counts, stored, live, tile, k, K)
     if IMAGES:
         y.store([h0, w0, n0, k0], stored.reshape(1, 1, BLOCK_M, BLOCK_K))
     else:
@@ -62,7 +54,7 @@ def _finish(
 
 @triton.jit
 def _convolution_descriptor(
-    x, weight0, weight1, y0, y1, residual0, residual1, bias, gamma, beta, mean, var, moments, counts,
+    x, weight0, weight1, y0, y1, residual0, residual1, bias, gamma, beta, mean, var, partial, counts,
     N, H, W, C, P, Q, K, eps, TILES_H, TILES_W, TILES_K,
     R: tl.constexpr, S: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr, DILATION_H: tl.constexpr,
     DILATION_W: tl.constexpr, BIAS: tl.constexpr, BN: tl.constexpr, GAMMA: tl.constexpr, BETA: tl.constexpr,
@@ -102,12 +94,12 @@ def _convolution_descriptor(
         s = tl.where(next_row, 0, s)
         r = tl.where(next_row, r + 1, r)
     _finish(
-        acc0, y0, residual0, bias, gamma, beta, mean, var, moments, counts, tile, n0, h0, w0, k0, N, P, Q, K, eps,
+        acc0, y0, residual0, bias, gamma, beta, mean, var, partial, counts, tile, n0, h0, w0, k0, N, P, Q, K, eps,
         BIAS, BN, GAMMA, BETA, RESIDUAL, ACTIVATION, MOMENTS, IMAGES, BLOCK_M, BLOCK_H, BLOCK_W, BLOCK_K0,
     )  # fmt: skip
     if BLOCK_K1 > 0:
         _finish(
-            acc1, y1, residual1, bias, gamma, beta, mean, var, moments, counts, tile, n0, h0, w0, k0 + BLOCK_K0,
+            acc1, y1, residual1, bias, gamma, beta, mean, var, partial, counts, tile, n0, h0, w0, k0 + BLOCK_K0,
             N, P, Q, K, eps, BIAS, BN, GAMMA, BETA, RESIDUAL, ACTIVATION, MOMENTS, IMAGES, BLOCK_M, BLOCK_H, BLOCK_W,
             BLOCK_K1,
         )  # fmt: skip
@@ -235,14 +227,6 @@ def _describe(t: Tensor, boxes: Boxes, last: int) -> TensorDescriptor:
     return TensorDescriptor(t, list(t.shape), list(t.stride()), [block[d] for d in order])
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Per tile the mean and sum of squared differences [tiles, 2, K], and its pixels [tiles]."""
-
-    partial: Tensor
-    counts: Tensor
-
-
 def convolve_boxes(
     x: Tensor, weight: Tensor, y: Tensor, window: tuple[int, int], padding: tuple[int, int],
     dilation: tuple[int, int], epilogue: Epilogue, moments: bool,
@@ -258,22 +242,19 @@ def convolve_boxes(
     def run(tile: Boxes) -> Moments | None:
         i, h, w, k = tile.tiles(N, P, Q, K)
         second = tile.k1 or tile.k0
-        partial = torch.empty((i * h * w, 2, K), dtype=torch.float32, device=x.device) if moments else None
-        counts = torch.empty(i * h * w, dtype=torch.float32, device=x.device) if moments else None
-        anything = weight
+        found = Moments.of(i * h * w, K, x.device) if moments else None
         _convolution_descriptor[(i * h * w * k,)](
             _describe(source, tile, tile.c),
             *(TensorDescriptor.from_tensor(weight, [1, n, tile.c]) for n in (tile.k0, second)),
             *(_describe(target, tile, n) for n in (tile.k0, second)),
             *(_describe(added, tile, n) for n in (tile.k0, second)),
-            *epilogue.vectors(anything), anything if partial is None else partial,
-            anything if counts is None else counts,
+            *epilogue.vectors(weight), *((weight, weight) if found is None else found),
             N, H, W, C, P, Q, K, epilogue.eps, h, w, k, R=window[0], S=window[1], PAD_H=padding[0], PAD_W=padding[1],
             DILATION_H=dilation[0], DILATION_W=dilation[1], **epilogue.flags(), MOMENTS=moments, IMAGES=tile.by_images,
             BLOCK_M=tile.m, BLOCK_H=tile.height, BLOCK_W=tile.width, BLOCK_K0=tile.k0, BLOCK_K1=tile.k1,
             BLOCK_C=tile.c, STAGES=tile.stages, num_warps=tile.warps,
         )  # fmt: skip
-        return None if partial is None or counts is None else Moments(partial, counts)
+        return found
 
     def launch(tile: Boxes) -> Tensor:
         run(tile)

@@ -1,7 +1,8 @@
 """The depthwise half of separable_conv2d on its own: forward, input gradient, weight and bias gradient.
 
-Bound by memory: a program owns a block of neighbouring pixels x channels, so that the R S reads of a pixel that its
-neighbours share come from the nearest cache.
+Bound by memory. With stride 1 rows roll through registers (`_depthwise_rows.py`); the kernels here are for all other
+windows: a program owns a block of neighbouring pixels x channels, so that the R S reads of a pixel that its neighbours
+share come from the nearest cache.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from . import _depthwise_rows, tuning
 from ._convolution import adjacent_channels, pixel_strides
+from ._depthwise_rows import Rows, can_roll, depthwise_rows
 from ._device import activate, activation_gradient, load_vector, unit_of
 from ._weight_gradient import sum_of_slices
+from .runtime import device_of
 
 _PIXELS = 32
 _CHANNELS = 64
@@ -45,12 +49,12 @@ def depthwise_tile(
 
 @triton.jit
 def _forward(
-    x, weight, bias, y, grad, M, H, W, C, P, Q, x_n, x_h, x_w, UNIT: tl.constexpr,
+    x, weight, bias, y, grad, grad_out, M, H, W, C, P, Q, x_n, x_h, x_w, UNIT: tl.constexpr,
     R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr,
     PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, BIAS: tl.constexpr,
     INPUT: tl.constexpr, MID: tl.constexpr, GRAD: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    """y [M, C] = mid(depthwise(input(x)) + bias); with GRAD also grad [M, C] *= mid' there. weight is [R S, C]."""
+    """u = depthwise(input(x)) + bias; y [M, C] = mid(u); with GRAD also grad_out = grad mid'(u). weight is [R S, C]."""
     C = C * UNIT
     x_n = x_n * UNIT
     x_h = x_h * UNIT
@@ -68,7 +72,7 @@ def _forward(
     tl.store(y + at, activate(u, MID).to(y.dtype.element_ty), mask=live)
     if GRAD:
         masked = activation_gradient(tl.load(grad + at, mask=live, other=0.0).to(tl.float32), u, MID)
-        tl.store(grad + at, masked.to(grad.dtype.element_ty), mask=live)
+        tl.store(grad_out + at, masked.to(grad.dtype.element_ty), mask=live)
 
 
 @triton.jit
@@ -201,28 +205,74 @@ def prepare(
     )
 
 
-def forward(d: Depthwise, grad: Tensor | None = None) -> Tensor:
-    """[N, C, P, Q] channels-last; with grad (same shape, channels-last) also multiply that by mid' in place."""
+def forward(d: Depthwise, grad: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """mid(depthwise(x)) [N, C, P, Q] channels-last, and grad (same shape, channels-last) times mid' there."""
     N, C = d.x.shape[:2]
     y = torch.empty((N, C, *d.size), dtype=d.x.dtype, device=d.x.device, memory_format=torch.channels_last)
+    masked = None if grad is None else torch.empty_like(grad)
+    if can_roll(d.weight.shape[2], d.weight.shape[3], d.stride, d.dilation):
+        _roll(d.x, d.weight, d.bias, y, d.padding, d.input_activation, d.mid_activation, grad=grad, grad_out=masked)
+        return y, masked
     _forward[(triton.cdiv(d.pixels, _PIXELS), triton.cdiv(C, _CHANNELS))](
         d.x, taps_major(d.weight), d.weight if d.bias is None else d.bias.contiguous(), y,
-        y if grad is None else grad, d.pixels, *d.shape(), UNIT=d.unit, **d.window(), BIAS=d.bias is not None,
-        INPUT=d.input_activation, MID=d.mid_activation, GRAD=grad is not None, PIXELS=_PIXELS, CHANNELS=_CHANNELS,
+        y if grad is None else grad, y if masked is None else masked, d.pixels, *d.shape(), UNIT=d.unit, **d.window(),
+        BIAS=d.bias is not None, INPUT=d.input_activation, MID=d.mid_activation, GRAD=grad is not None,
+        PIXELS=_PIXELS, CHANNELS=_CHANNELS,
     )  # fmt: skip
-    return y
+    return y, masked
 
 
 def input_gradient(d: Depthwise, grad: Tensor) -> Tensor:
     """[N, C, H, W] channels-last from grad [N, C, P, Q] channels-last."""
     N, C, H, W = d.x.shape
+    R, S = d.weight.shape[2:]
     grad_x = torch.empty((N, C, H, W), dtype=d.x.dtype, device=d.x.device, memory_format=torch.channels_last)
+    if can_roll(R, S, d.stride, d.dilation):  # the gradient is a convolution with the window turned round
+        turned = (R - 1 - d.padding[0], S - 1 - d.padding[1])
+        _roll(grad, d.weight.flip(2, 3), None, grad_x, turned, "none", "none", v=d.x, mask=d.input_activation)
+        return grad_x
     pixels = N * H * W
     _input_gradient[(triton.cdiv(pixels, _PIXELS // 2), triton.cdiv(C, _CHANNELS))](
         grad, taps_major(d.weight), d.x, grad_x, pixels, *d.shape(), UNIT=d.unit, **d.window(),
         INPUT=d.input_activation, PIXELS=_PIXELS // 2, CHANNELS=_CHANNELS,
     )  # fmt: skip
     return grad_x
+
+
+def _roll(
+    x: Tensor, weight: Tensor, bias: Tensor | None, y: Tensor, padding: tuple[int, int], before: str, after: str, *,
+    v: Tensor | None = None, mask: str = "none", grad: Tensor | None = None, grad_out: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Write y [N, C, P, Q] channels-last from x [N, C, H, W] with adjacent channels: see depthwise_rows."""
+    N, C, H, W = x.shape
+    P, Q = y.shape[2:]
+    R, S = weight.shape[2:]
+    taps, device = taps_major(weight), device_of(x)
+    vector = weight if bias is None else bias.contiguous()
+    seen = x if v is None else v
+    strides = (*pixel_strides(x), *pixel_strides(seen))
+    unit = unit_of(C, *strides)
+
+    def launch(rows: Rows) -> Tensor:
+        depthwise_rows[rows.programs(N, C, P, Q)](
+            x, taps, vector, y, seen, y if grad is None else grad, y if grad_out is None else grad_out,
+            N, H, W, C // unit, P, Q, *(stride // unit for stride in strides), rows.rows,
+            triton.cdiv(Q, rows.columns), *padding, UNIT=unit, R=R, S=S, BIAS=bias is not None, BEFORE=before,
+            AFTER=after, MASK=mask, GRAD=grad is not None, COLUMNS=rows.columns, BLOCK=rows.block,
+            num_warps=rows.warps, num_stages=1,
+        )  # fmt: skip
+        return y
+
+    shape: dict[str, tuning.Value] = {
+        "N": N, "C": C, "P": P, "Q": Q, "R": R, "S": S, "unit": unit, "bias": bias is not None, "before": before,
+        "after": after, "mask": mask, "grad": grad is not None,
+    }  # fmt: skip
+    launch(
+        tuning.choose(
+            "depthwise_rows", x, shape, lambda: _depthwise_rows.configurations(P, Q, R, S),
+            lambda rows: _depthwise_rows.predicted_cost(rows, N, C, P, Q, (R, S), device.multiprocessors), launch,
+        )
+    )  # fmt: skip
 
 
 def weight_gradient(d: Depthwise, grad: Tensor) -> tuple[Tensor, Tensor]:

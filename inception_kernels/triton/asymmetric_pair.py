@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._convolution import Epilogue
 from ._counters import count_kernel
+from ._epilogue import Epilogue
 from .conv2d_bn_act import Pair, product
 
 _NAME = "asymmetric_pair"

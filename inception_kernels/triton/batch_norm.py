@@ -14,61 +14,37 @@ import triton.language as tl
 from torch import Tensor
 
 from ._device import activate, activation_gradient, load_vector, merge_moments, unit_of
+from ._epilogue import Moments
 
 _CHANNELS = 64  # channels a program
 _PIXELS = 32  # pixels a step
 _MAX_SLICES = 512
+_TILES_TOGETHER = 64  # tiles whose moments one program merges: a large batch has tens of thousands
 
 
-@triton.jit
-def combine_moments(
-    partial, counts, mean, var, M, K, rows, SLICES, COUNTED: tl.constexpr, CHANNELS: tl.constexpr
-):  # fmt: skip
-    """partial [SLICES, 2, K]: mean and sum of squared differences; COUNTED: of counts[slice] pixels, else of `rows`.
-
-    Without COUNTED the last slice has the rest of all M pixels.
-    """
+@triton.jit(do_not_specialize=["K", "TILES", "TOGETHER"])
+def _merge(partial, counts, merged, merged_counts, K, TILES, TOGETHER, LAST: tl.constexpr, CHANNELS: tl.constexpr):
+    """merged [., 2, K] of each TOGETHER tiles of partial [TILES, 2, K]; LAST: of all, mean and variance instead."""
     k = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     inside = k < K
-    total_mean = tl.zeros((CHANNELS,), tl.float32)
-    total_m2 = tl.zeros((CHANNELS,), tl.float32)
-    count = tl.zeros((CHANNELS,), tl.float32)
-    for i in range(SLICES):
-        slice_mean = tl.load(partial + (2 * i) * K + k, mask=inside, other=0.0)
-        slice_m2 = tl.load(partial + (2 * i + 1) * K + k, mask=inside, other=0.0)
-        here = tl.zeros((CHANNELS,), tl.float32)
-        if COUNTED:
-            here += tl.load(counts + i)
-        else:
-            here += tl.minimum(rows, M - i * rows)
-        total_mean, total_m2, count = merge_moments(total_mean, total_m2, count, slice_mean, slice_m2, here)
-    tl.store(mean + k, total_mean, mask=inside)
-    tl.store(var + k, total_m2 / count, mask=inside)
-
-
-@triton.jit
-def _slice_moments(
-    z, partial, M, K, stride, rows, UNIT: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr
-):  # fmt: skip
-    K = K * UNIT
-    stride = stride * UNIT
-    k = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    begin = tl.program_id(1) * rows
-    end = tl.minimum(begin + rows, M)
+    first = tl.program_id(1) * TOGETHER
+    stride = 2 * K.to(tl.int64)
     mean = tl.zeros((CHANNELS,), tl.float32)
     m2 = tl.zeros((CHANNELS,), tl.float32)
     count = tl.zeros((CHANNELS,), tl.float32)
-    for first in range(begin, end, PIXELS):
-        m = first + tl.arange(0, PIXELS)
-        inside = (m < end)[:, None] & (k < K)[None, :]
-        v = tl.load(z + m.to(tl.int64)[:, None] * stride + k[None, :], mask=inside, other=0.0).to(tl.float32)
-        here = tl.zeros((CHANNELS,), tl.float32) + tl.minimum(PIXELS, end - first)
-        step_mean = tl.sum(v, axis=0) / here
-        difference = tl.where(inside, v - step_mean[None, :], 0.0)
-        step_m2 = tl.sum(difference * difference, axis=0)
-        mean, m2, count = merge_moments(mean, m2, count, step_mean, step_m2, here)
-    tl.store(partial + 2 * tl.program_id(1) * K + k, mean, mask=k < K)
-    tl.store(partial + (2 * tl.program_id(1) + 1) * K + k, m2, mask=k < K)
+    for i in range(first, tl.minimum(first + TOGETHER, TILES)):
+        tile = partial + i * stride
+        tile_mean = tl.load(tile + k, mask=inside, other=0.0)
+        tile_m2 = tl.load(tile + K + k, mask=inside, other=0.0)
+        here = tl.zeros((CHANNELS,), tl.float32) + tl.load(counts + i)
+        mean, m2, count = merge_moments(mean, m2, count, tile_mean, tile_m2, here)
+    if LAST:
+        m2 = m2 / count
+    out = merged + tl.program_id(1) * stride
+    tl.store(out + k, mean, mask=inside)
+    tl.store(out + K + k, m2, mask=inside)
+    if not LAST:
+        tl.store(merged_counts + tl.program_id(1), tl.max(count, axis=0), mask=tl.program_id(0) == 0)
 
 
 @triton.jit
@@ -244,30 +220,22 @@ def channels_last_like(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     return torch.empty(t.shape, dtype=dtype or t.dtype, device=t.device, memory_format=torch.channels_last)
 
 
-def statistics_of_partials(
-    partial: Tensor, M: int, rows: int, counts: Tensor | None = None
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Mean and biased variance [K] of partial [slices, 2, K], `rows` pixels a slice, or counts [slices] of them."""
-    count, _, K = partial.shape
-    mean, var = partial.new_empty(K), partial.new_empty(K)
-    combine_moments[(triton.cdiv(K, _CHANNELS),)](
-        partial, partial if counts is None else counts, mean, var, M, K, rows, count, COUNTED=counts is not None,
-        CHANNELS=_CHANNELS,
-    )  # fmt: skip
-    return mean, var
-
-
-def batch_statistics(z: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance [K] float32 of z [N, K, P, Q] over N, P, Q."""
-    flat = pixel_rows(z)
-    M, K = flat.shape
-    rows, count = slices(M, K)
-    partial = torch.empty((count, 2, K), dtype=torch.float32, device=z.device)
-    unit = unit_of(K, flat.stride(0))
-    _slice_moments[(triton.cdiv(K, _CHANNELS), count)](
-        flat, partial, M, K // unit, flat.stride(0) // unit, rows, UNIT=unit, PIXELS=_PIXELS, CHANNELS=_CHANNELS
-    )
-    return statistics_of_partials(partial, M, rows)
+def statistics(moments: Moments, z: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance [K] float32 of z [N, K, P, Q], whose tiles have these moments; 0 where it is empty."""
+    if z.numel() == 0:
+        empty = moments.partial.new_zeros((2, z.shape[1]))
+        return empty[0], empty[1]
+    K = z.shape[1]
+    while True:
+        tiles = moments.counts.numel()
+        merged = Moments.of(triton.cdiv(tiles, _TILES_TOGETHER), K, z.device)
+        last = merged.counts.numel() == 1
+        _merge[(triton.cdiv(K, _CHANNELS), merged.counts.numel())](
+            *moments, *merged, K, tiles, _TILES_TOGETHER, LAST=last, CHANNELS=_CHANNELS
+        )
+        if last:
+            return merged.partial[0, 0], merged.partial[0, 1]
+        moments = merged
 
 
 def normalise(z: Tensor, bn: BatchNorm, residual: Tensor | None, activation: str) -> Tensor:

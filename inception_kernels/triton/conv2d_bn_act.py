@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from ..ops._common import memory_format_of
 from . import batch_norm
-from ._convolution import Epilogue, adjacent_channels, convolve, forward_taps, gradient_taps
+from ._convolution import adjacent_channels, convolve, forward_taps, gradient_taps
 from ._convolution_descriptor import convolve_boxes, unsupported
 from ._counters import count_kernel
+from ._epilogue import Epilogue, Moments
 from ._weight_gradient import weight_gradient
 
 _NAME = "conv2d_bn_act"
@@ -30,22 +31,6 @@ def taps_major(weight: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
     return packed, (R * S * C, C, 1)
 
 
-@dataclass(frozen=True)
-class Moments:
-    """Per tile of pixels the mean and sum of squared differences [tiles, 2, K]; counts [tiles], or rows for each."""
-
-    partial: Tensor
-    rows: int
-    counts: Tensor | None = None
-
-    def statistics(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and biased variance [K] float32 of z [N, K, P, Q]; 0 where it is empty."""
-        pixels = z.numel() // z.shape[1]
-        if pixels == 0:
-            return self.partial.new_zeros(z.shape[1]), self.partial.new_zeros(z.shape[1])
-        return batch_norm.statistics_of_partials(self.partial, pixels, self.rows, self.counts)
-
-
 def product(
     x: Tensor, weight: Tensor, stride: Pair, padding: Pair, dilation: Pair, epilogue: Epilogue, moments: bool = False
 ) -> tuple[Tensor, Moments | None]:
@@ -59,17 +44,15 @@ def product(
         epilogue = replace(epilogue, residual=adjacent_channels(epilogue.residual))
     if y.numel() and unsupported(x, epilogue.residual, K, stride) is None:
         by_tap = weight.permute(2, 3, 0, 1).reshape(R * S, K, C).contiguous()
-        found = convolve_boxes(x, by_tap, y, (R, S), padding, dilation, epilogue, moments)
-        return y, None if found is None else Moments(found.partial, 0, found.counts)
+        return y, convolve_boxes(x, by_tap, y, (R, S), padding, dilation, epilogue, moments)
     if not y.numel():
-        return y, Moments(x.new_empty((0, 2, K), dtype=torch.float32), 1) if moments else None
+        return y, Moments.of(0, K, x.device) if moments else None
     packed, strides = taps_major(weight)
     window = (
         forward_taps(R, stride[0], padding[0], dilation[0]),
         forward_taps(S, stride[1], padding[1], dilation[1]),
     )
-    by_rows = convolve(x, packed, strides, y, window, epilogue, S, moments)
-    return y, None if by_rows is None else Moments(by_rows.partial, by_rows.rows)
+    return y, convolve(x, packed, strides, y, window, epilogue, S, moments)
 
 
 def conv2d_bn_act(
@@ -91,7 +74,7 @@ def conv2d_bn_act_training(
     count_kernel(f"{_NAME}.forward.triton_training")
     z, moments = product(x, weight, stride, padding, dilation, Epilogue(bias=bias), moments=True)
     assert moments is not None
-    mean, var = moments.statistics(z)
+    mean, var = batch_norm.statistics(moments, z)
     bn = batch_norm.BatchNorm(bn_weight, bn_bias, mean, var, eps)
     return batch_norm.normalise(z, bn, residual, activation), z, mean, var
 

@@ -1,132 +1,92 @@
-"""separable_conv2d in Triton: one fused kernel where memory binds, depthwise + product where arithmetic does."""
+"""separable_conv2d in Triton: one kernel of patches where memory binds, depthwise + product where arithmetic does."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import torch
 import triton
-import triton.language as tl
 from torch import Tensor
 
-from . import _depthwise, batch_norm
-from ._convolution import (
-    Epilogue,
-    adjacent_channels,
-    pixel_strides,
-    precision_of,
-    scale_shift,
-    tile_moments,
-)
+from . import _depthwise, _separable_patches, batch_norm, tuning
+from ._convolution import adjacent_channels
 from ._counters import count_kernel
-from ._depthwise import Depthwise, depthwise_tile
-from ._device import activate, unit_of
+from ._depthwise import Depthwise
+from ._epilogue import Epilogue, Moments
+from ._roofline import Work, seconds
+from ._separable_patches import Patches
 from ._weight_gradient import weight_gradient
-from .conv2d_bn_act import Moments, input_gradient, parameter_gradient, product
+from .conv2d_bn_act import input_gradient, parameter_gradient, product
+from .runtime import Device, device_of
 
 _NAME = "separable_conv2d"
-_MAX_FUSED = 128  # outputs of one tile: with more, the depthwise half would be computed several times
 _POINT = (1, 1)
 _NO_PADDING = (0, 0)
 Pair = tuple[int, int]
 
 
-@triton.jit
-def _fused(
-    x, depthwise, depthwise_bias, pointwise, y, residual, bias, gamma, beta, mean, var, partial,
-    M, H, W, C, P, Q, K, x_n, x_h, x_w, r_n, r_p, r_q, eps, C_UNIT: tl.constexpr, K_UNIT: tl.constexpr,
-    R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr,
-    PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, DEPTHWISE_BIAS: tl.constexpr,
-    INPUT: tl.constexpr, MID: tl.constexpr, BIAS: tl.constexpr, BN: tl.constexpr, GAMMA: tl.constexpr,
-    BETA: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, MOMENTS: tl.constexpr,
-    PRECISION: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
-    """One program: BLOCK_M pixels x all K outputs; the depthwise result of a channel chunk is the product's operand."""
-    C = C * C_UNIT
-    K = K * K_UNIT
-    x_n = x_n * C_UNIT
-    x_h = x_h * C_UNIT
-    x_w = x_w * C_UNIT
-    tile = tl.program_id(0)
-    m = tile * BLOCK_M + tl.arange(0, BLOCK_M)
-    live = m < M
-    n = (m // (P * Q)).to(tl.int64)
-    p = m // Q % P
-    q = m % Q
-    h0 = p * STRIDE_H - PAD_H
-    w0 = q * STRIDE_W - PAD_W
-    k = tl.arange(0, BLOCK_K)
-    acc = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
-    for first in range(0, C, BLOCK_C):
-        c = first + tl.arange(0, BLOCK_C)
-        u = depthwise_tile(
-            x, depthwise, depthwise_bias, n, h0, w0, live, c, H, W, C, x_n, x_h, x_w, R, S, DILATION_H, DILATION_W,
-            DEPTHWISE_BIAS, INPUT,
-        )  # fmt: skip
-        a = activate(u, MID).to(x.dtype.element_ty)
-        b = tl.load(
-            pointwise + k.to(tl.int64)[None, :] * C + c[:, None],
-            mask=(c < C)[:, None] & (k < K)[None, :], other=0.0,
-        )  # fmt: skip
-        acc = tl.dot(a, b, acc, input_precision=PRECISION)
-    scale, shift = scale_shift(bias, gamma, beta, mean, var, k, k < K, eps, BIAS, BN, GAMMA, BETA)
-    u = acc * scale[None, :] + shift[None, :]
-    inside = live[:, None] & (k < K)[None, :]
-    if RESIDUAL:
-        at = n * (r_n * K_UNIT) + p.to(tl.int64) * (r_p * K_UNIT) + q * (r_q * K_UNIT)
-        u += tl.load(residual + at[:, None] + k[None, :], mask=inside, other=0.0).to(tl.float32)
-    u = activate(u, ACTIVATION)
-    if MOMENTS:
-        rounded = u.to(y.dtype.element_ty).to(tl.float32)  # batch norm sees what is stored
-        tile_moments(partial, rounded, tl.minimum(BLOCK_M, M - tile * BLOCK_M), tile, k, K, BLOCK_M)
-    tl.store(y + m.to(tl.int64)[:, None] * K + k[None, :], u.to(y.dtype.element_ty), mask=inside)
+@dataclass(frozen=True)
+class TwoKernels:
+    """The depthwise result goes through memory: no pixel's is computed for more than one tile."""
+
+    warps: int = 0  # those of the two kernels, which are chosen on their own
 
 
-def is_memory_bound(C: int, K: int) -> bool:
-    """Whether one fused kernel is chosen: few channels, so that bytes and not products decide.
-
-    Per pixel fusion saves 2 C stores and loads of the depthwise result; with more than one tile of outputs the
-    depthwise half would be computed again for each.
-    """
-    return C <= 256 and K <= _MAX_FUSED
+_DEPTHWISE_INSTRUCTIONS = 0.4  # of a warp, per pixel and channel, counted in the compiled rolled-row kernel
+_PRODUCT_TILE = 128  # pixels, and outputs, of the product's usual tile
 
 
-def _fused_product(
-    d: Depthwise, pointwise: Tensor, epilogue: Epilogue, moments: bool
-) -> tuple[Tensor, Moments | None]:  # fmt: skip
-    N, C = d.x.shape[:2]
-    K = pointwise.shape[0]
-    y = torch.empty((N, K, *d.size), dtype=d.x.dtype, device=d.x.device, memory_format=torch.channels_last)
-    rows = 64
-    tiles = triton.cdiv(d.pixels, rows)
-    partial = torch.empty((tiles, 2, K), dtype=torch.float32, device=y.device) if moments else None
-    if d.pixels == 0:
-        return y, None if partial is None else Moments(partial, rows)
-    added = y if epilogue.residual is None else adjacent_channels(epilogue.residual)
-    added_strides = pixel_strides(added)
-    k_unit = unit_of(K, *added_strides)
-    _fused[(tiles,)](
-        d.x, _depthwise.taps_major(d.weight), y if d.bias is None else d.bias.contiguous(),
-        pointwise.reshape(K, C).contiguous(), y,
-        added, *epilogue.vectors(y), y if partial is None else partial,
-        d.pixels, *d.shape()[:5], K // k_unit, *d.shape()[5:], *(stride // k_unit for stride in added_strides),
-        epilogue.eps, C_UNIT=d.unit, K_UNIT=k_unit,
-        **d.window(), DEPTHWISE_BIAS=d.bias is not None, INPUT=d.input_activation, MID=d.mid_activation,
-        **epilogue.flags(), MOMENTS=moments, PRECISION=precision_of(d.x), BLOCK_M=rows,
-        BLOCK_K=max(16, triton.next_power_of_2(K)),
-        BLOCK_C=16 if C <= 16 else 32, num_warps=8 if K > 64 else 4, num_stages=1,
+def _seconds(algorithm: Patches | TwoKernels, d: Depthwise, K: int, residual: bool, device: Device) -> float:
+    """Predicted from counts."""
+    if isinstance(algorithm, Patches):
+        return seconds(_separable_patches.work(algorithm, d, K, residual), device)
+    N, C, H, W = d.x.shape
+    size = d.x.element_size()
+    depthwise = Work(
+        size * (N * H * W + d.pixels) * C, 0, d.pixels * C * _DEPTHWISE_INSTRUCTIONS, triton.cdiv(d.pixels * C, 2048)
+    )
+    product = Work(
+        size * d.pixels * (C + K * (2 if residual else 1)), d.pixels * C * K, 0,
+        triton.cdiv(d.pixels, _PRODUCT_TILE) * triton.cdiv(K, _PRODUCT_TILE),
     )  # fmt: skip
-    return y, None if partial is None else Moments(partial, rows)
+    return seconds(depthwise, device) + seconds(product, device)
 
 
 def _forward(
     d: Depthwise, pointwise: Tensor, epilogue: Epilogue, moments: bool = False
 ) -> tuple[Tensor, Moments | None]:  # fmt: skip
     """(y channels-last, the tiles' moments or None)."""
-    if is_memory_bound(d.x.shape[1], pointwise.shape[0]):
-        count_kernel(f"{_NAME}.forward.triton_fused")
-        return _fused_product(d, pointwise, epilogue, moments)
-    count_kernel(f"{_NAME}.forward.triton_two_kernels")
-    middle = _depthwise.forward(d) if d.pixels else d.x.new_empty((d.x.shape[0], d.x.shape[1], *d.size))
-    return product(middle, pointwise, _POINT, _NO_PADDING, _POINT, epilogue, moments)
+    N, C, H, W = d.x.shape
+    K = pointwise.shape[0]
+    y = torch.empty((N, K, *d.size), dtype=d.x.dtype, device=d.x.device, memory_format=torch.channels_last)
+    if d.pixels == 0:
+        count_kernel(f"{_NAME}.forward.triton_two_kernels")
+        return y, Moments.of(0, K, y.device) if moments else None
+    if epilogue.residual is not None:
+        epilogue = replace(epilogue, residual=adjacent_channels(epilogue.residual))
+    weight = pointwise.reshape(K, C).contiguous()
+    device, residual = device_of(y), epilogue.residual is not None
+
+    def run(algorithm: Patches | TwoKernels) -> tuple[Tensor, Moments | None]:
+        if isinstance(algorithm, Patches):
+            return y, _separable_patches.separable(d, weight, epilogue, moments, algorithm, y)
+        return product(_depthwise.forward(d)[0], pointwise, _POINT, _NO_PADDING, _POINT, epilogue, moments)
+
+    shape: dict[str, tuning.Value] = {
+        "N": N, "H": H, "W": W, "C": C, "K": K, "window": str(tuple(d.weight.shape[2:])), "stride": str(d.stride),
+        "padding": str(d.padding), "dilation": str(d.dilation), "unit": d.unit, "input": d.input_activation,
+        "mid": d.mid_activation, "residual": residual, "moments": moments,
+    }  # fmt: skip
+
+    def candidates() -> list[Patches | TwoKernels]:
+        return [*_separable_patches.configurations(C, K, d), TwoKernels()]
+
+    algorithm = tuning.choose(
+        _NAME, y, shape, candidates,
+        lambda algorithm: _seconds(algorithm, d, K, residual, device), lambda algorithm: run(algorithm)[0],
+    )  # fmt: skip
+    count_kernel(f"{_NAME}.forward.triton_{'fused' if isinstance(algorithm, Patches) else 'two_kernels'}")
+    return run(algorithm)
 
 
 def separable_conv2d(
@@ -154,7 +114,7 @@ def separable_conv2d_training(
     )
     z, moments = _forward(d, pointwise_weight, Epilogue(bias=bias), moments=True)
     assert moments is not None
-    mean, var = moments.statistics(z)
+    mean, var = batch_norm.statistics(moments, z)
     bn = batch_norm.BatchNorm(bn_weight, bn_bias, mean, var, eps)
     return batch_norm.normalise(z, bn, residual, activation), z, mean, var
 
@@ -201,7 +161,8 @@ def separable_conv2d_backward(
             grad_middle = input_gradient(bn.grad_z, pointwise_weight, shape, _POINT, _NO_PADDING, _POINT)
         masks = mid_activation != "none" and grad_middle is not None
         if wants_pointwise or masks:
-            middle = _depthwise.forward(d, grad_middle if masks else None)
+            middle, masked = _depthwise.forward(d, grad_middle if masks else None)
+            grad_middle = grad_middle if masked is None else masked
             if wants_pointwise:
                 grad_pointwise = weight_gradient(
                     middle, bn.grad_z, _POINT, _POINT, _NO_PADDING, _POINT, pointwise_weight.dtype

@@ -15,9 +15,9 @@ from triton.runtime.jit import JITFunction
 from inception_kernels.triton import runtime
 
 DEVICES = {
-    "80": runtime.Device((8, 0), 108),
-    "90": runtime.Device((9, 0), 132),
-    "100": runtime.Device((10, 0), 148),
+    "80": runtime.Device((8, 0), 108, 166912),
+    "90": runtime.Device((9, 0), 132, 232448),
+    "100": runtime.Device((10, 0), 148, 232448),
 }
 
 

@@ -1,0 +1,58 @@
+"""Predicted time of a kernel from its counts: the choice between algorithms where nothing has been measured.
+
+A kernel takes at least its bytes at the memory's rate, its products at the tensor cores' and its other instructions at
+the schedulers'; those of one kernel overlap, and every kernel costs a launch. The rates are the data sheets', so that
+predictions compare algorithms and are not times to quote.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from .runtime import Device
+
+_LAUNCH_SECONDS = 2.5e-6  # of one kernel in a stream or CUDA graph
+_SCHEDULERS = 4  # of a multiprocessor; each issues one warp's instruction a clock
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """Of a multiprocessor, per clock: bytes from memory, 16-bit multiply-adds; and its clock in Hz."""
+
+    memory: float
+    products: float
+    clock: float
+
+
+_RATES = {  # by major capability: A100 (SXM, 80 GB), H100 (SXM), B200
+    8: _Rates(2.04e12 / 108 / 1.41e9, 1024, 1.41e9),
+    9: _Rates(3.35e12 / 132 / 1.755e9, 2048, 1.755e9),
+    10: _Rates(8.0e12 / 148 / 1.85e9, 4096, 1.85e9),
+}
+
+
+@dataclass(frozen=True)
+class Work:
+    """Counts of one kernel: bytes of memory, 16-bit multiply-adds, other instructions of a warp, programs.
+
+    in_turn: the products wait for the other instructions, as they do where these compute an operand.
+    """
+
+    memory: float
+    products: float
+    instructions: float
+    programs: int
+    in_turn: bool = False
+
+
+def seconds(work: Work, device: Device) -> float:
+    """Predicted for the whole device, the last wave's idle multiprocessors included."""
+    rates = _RATES[max((major for major in _RATES if major <= device.capability[0]), default=min(_RATES))]
+    waves = math.ceil(work.programs / device.multiprocessors)
+    busy = work.programs / (waves * device.multiprocessors)
+    products = work.products / rates.products
+    instructions = work.instructions / _SCHEDULERS
+    arithmetic = products + instructions if work.in_turn else max(products, instructions)
+    clocks = max(work.memory / rates.memory, arithmetic / busy) / device.multiprocessors
+    return clocks / rates.clock + _LAUNCH_SECONDS

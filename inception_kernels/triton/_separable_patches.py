@@ -1,0 +1,221 @@
+"""separable_conv2d in one kernel, for layers that memory binds: the depthwise result never leaves the chip.
+
+The rows of a tile are GROUPS patches of PATCH_H x PATCH_W output pixels. Each pixel of the input that a patch reads is
+one register tensor [GROUPS, BLOCK_C], loaded once; that a tap is a shift costs nothing, because it only says which of
+these tensors is meant. The patches' results, joined to [GROUPS PATCH_H PATCH_W, BLOCK_C], are the product's operand.
+A program computes all outputs of its pixels, so that no depthwise result is computed twice.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ._convolution import pixel_strides, precision_of
+from ._depthwise import Depthwise, taps_major
+from ._device import activate, load_vector, unit_of
+from ._epilogue import Epilogue, Moments, finish, store_moments
+from ._roofline import Work
+
+
+@triton.jit
+def _load_pixel(image, live, h0, w0, c, H, W, C, x_h, x_w, down: tl.constexpr, across: tl.constexpr):
+    """[GROUPS, BLOCK_C]: the pixel `down` rows and `across` columns from each patch's first; zero outside."""
+    ok = live & (h0 + down >= 0) & (h0 + down < H) & (w0 + across >= 0) & (w0 + across < W)
+    at = image + (down * x_h.to(tl.int64) + across * x_w)
+    return tl.load(at[:, None] + c[None, :], mask=ok[:, None] & (c < C)[None, :], other=0.0)
+
+
+@triton.jit
+def _window(
+    values, weights, start, corner: tl.constexpr, READ_W: tl.constexpr, R: tl.constexpr, S: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+):  # fmt: skip
+    """start + the sum over the window whose first tap is values[corner]."""
+    u = values[corner] * weights[0] + start
+    for tap in tl.static_range(1, R * S):
+        u += values[corner + tap // S * DILATION_H * READ_W + tap % S * DILATION_W] * weights[tap]
+    return u
+
+
+@triton.jit
+def _join(tensors, HALF: tl.constexpr):
+    """2 HALF tensors -> HALF; the new last axis is the highest bit of the index that has not been joined yet."""
+    joined = ()
+    for i in tl.static_range(HALF):
+        joined = joined + (tl.join(tensors[i], tensors[i + HALF]),)
+    return joined
+
+
+@triton.jit
+def _rows(pixels, COUNT: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
+    """COUNT tensors [GROUPS, BLOCK_C] -> [ROWS, BLOCK_C]; row = group * COUNT + pixel."""
+    if COUNT == 16:
+        pixels = _join(_join(_join(_join(pixels, 8), 4), 2), 1)[0].permute(0, 2, 3, 4, 5, 1)
+    elif COUNT == 8:
+        pixels = _join(_join(_join(pixels, 4), 2), 1)[0].permute(0, 2, 3, 4, 1)
+    else:
+        pixels = _join(_join(pixels, 2), 1)[0].permute(0, 2, 3, 1)
+    return pixels.reshape(ROWS, BLOCK_C)
+
+
+@triton.jit(
+    do_not_specialize=[
+        "N", "H", "W", "C", "P", "Q", "K", "x_n", "x_h", "x_w", "r_n", "r_p", "r_q", "PATCHES_H", "PATCHES_W", "PAD_H",
+        "PAD_W",
+    ]
+)  # fmt: skip
+def separable_patches(
+    x, depthwise, depthwise_bias, pointwise, y, residual, bias, gamma, beta, mean, var, partial, counts,
+    N, H, W, C, P, Q, K, x_n, x_h, x_w, r_n, r_p, r_q, PATCHES_H, PATCHES_W, PAD_H, PAD_W, eps,
+    C_UNIT: tl.constexpr, K_UNIT: tl.constexpr, R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, DEPTHWISE_BIAS: tl.constexpr,
+    INPUT: tl.constexpr, MID: tl.constexpr, BIAS: tl.constexpr, BN: tl.constexpr, GAMMA: tl.constexpr,
+    BETA: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, MOMENTS: tl.constexpr,
+    PRECISION: tl.constexpr, PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, GROUPS: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """y [N, P, Q, K] of x [N, C, H, W] with adjacent channels; depthwise is [R S, C], pointwise [K, C]."""
+    COUNT: tl.constexpr = PATCH_H * PATCH_W
+    ROWS: tl.constexpr = GROUPS * COUNT
+    READ_H: tl.constexpr = (PATCH_H - 1) * STRIDE_H + (R - 1) * DILATION_H + 1
+    READ_W: tl.constexpr = (PATCH_W - 1) * STRIDE_W + (S - 1) * DILATION_W + 1
+    C = C * C_UNIT
+    K = K * K_UNIT
+    x_h = x_h * C_UNIT
+    x_w = x_w * C_UNIT
+    tile = tl.program_id(0)
+    patch = tile * GROUPS + tl.arange(0, GROUPS)
+    n = patch // (PATCHES_H * PATCHES_W)
+    h0 = patch // PATCHES_W % PATCHES_H * (PATCH_H * STRIDE_H) - PAD_H
+    w0 = patch % PATCHES_W * (PATCH_W * STRIDE_W) - PAD_W
+    image = x + n.to(tl.int64) * (x_n * C_UNIT) + h0.to(tl.int64) * x_h + w0.to(tl.int64) * x_w
+    k = tl.arange(0, BLOCK_K)
+    acc = tl.zeros((ROWS, BLOCK_K), tl.float32)
+    for first in range(0, C, BLOCK_C):
+        c = first + tl.arange(0, BLOCK_C)
+        inside = c < C
+        b = tl.load(
+            pointwise + k.to(tl.int64)[None, :] * C + c[:, None], mask=inside[:, None] & (k < K)[None, :], other=0.0
+        )
+        values = ()
+        for i in tl.static_range(READ_H * READ_W):
+            v = _load_pixel(image, n < N, h0, w0, c, H, W, C, x_h, x_w, i // READ_W, i % READ_W)
+            values = values + (activate(v.to(tl.float32), INPUT),)
+        weights = ()
+        for i in tl.static_range(R * S):
+            weights = weights + (tl.load(depthwise + i * C + c, mask=inside, other=0.0).to(tl.float32)[None, :],)
+        start = load_vector(depthwise_bias, c, inside, DEPTHWISE_BIAS, 0.0)[None, :]
+        pixels = ()
+        for i in tl.static_range(COUNT):
+            u = _window(
+                values, weights, start, i // PATCH_W * STRIDE_H * READ_W + i % PATCH_W * STRIDE_W, READ_W, R, S,
+                DILATION_H, DILATION_W,
+            )  # fmt: skip
+            pixels = pixels + (activate(u, MID).to(x.dtype.element_ty),)
+        acc = tl.dot(_rows(pixels, COUNT, ROWS, BLOCK_C), b, acc, input_precision=PRECISION)
+    m = tl.arange(0, ROWS)
+    patch = tile * GROUPS + m // COUNT
+    n = patch // (PATCHES_H * PATCHES_W)
+    p = patch // PATCHES_W % PATCHES_H * PATCH_H + m % COUNT // PATCH_W
+    q = patch % PATCHES_W * PATCH_W + m % PATCH_W
+    live = (n < N) & (p < P) & (q < Q)
+    n = n.to(tl.int64)
+    ok = live[:, None] & (k < K)[None, :]
+    added = acc
+    if RESIDUAL:
+        at = n * (r_n * K_UNIT) + p.to(tl.int64) * (r_p * K_UNIT) + q.to(tl.int64) * (r_q * K_UNIT)
+        added = tl.load(residual + at[:, None] + k[None, :], mask=ok, other=0.0)
+    u = finish(acc, added, bias, gamma, beta, mean, var, k, K, eps, BIAS, BN, GAMMA, BETA, RESIDUAL, ACTIVATION)
+    stored = u.to(y.dtype.element_ty)
+    if MOMENTS:
+        store_moments(partial, counts, stored, live, tile, k, K)
+    tl.store(y + (((n * P + p) * Q + q) * K)[:, None] + k[None, :], stored, mask=ok)
+
+
+@dataclass(frozen=True)
+class Patches:
+    """A tile: `groups` patches of height x width output pixels, k outputs, in steps of c channels."""
+
+    height: int
+    width: int
+    groups: int
+    k: int
+    c: int
+    warps: int
+
+    def tiles(self, N: int, P: int, Q: int) -> int:
+        return triton.cdiv(N * triton.cdiv(P, self.height) * triton.cdiv(Q, self.width), self.groups)
+
+
+_MAX_OUTPUTS = 256
+_MAX_READ = 36  # input pixels of a patch, each a tensor in registers
+_SHAPES = (((2, 4), 8), ((2, 2), 16))  # patches, and how many
+_INSTRUCTIONS = 0.5  # of a warp, per pixel and channel: counted in the compiled kernels, depthwise and joining
+
+
+def configurations(C: int, K: int, d: Depthwise) -> list[Patches]:
+    """Every tile that may be chosen; none where registers do not hold the patch or the outputs."""
+    if K > _MAX_OUTPUTS or d.x.dtype not in (torch.bfloat16, torch.float16):
+        return []
+    k = max(16, triton.next_power_of_2(K))
+    R, S = d.weight.shape[2:]
+    found = []
+    for (height, width), groups in _SHAPES:
+        read = math.prod(
+            (patch - 1) * stride + (window - 1) * dilation + 1
+            for patch, stride, window, dilation in zip((height, width), d.stride, (R, S), d.dilation, strict=True)
+        )
+        if read <= _MAX_READ:
+            found += [
+                Patches(height, width, groups, k, c, warps)
+                for c, warps in ((64, 8), (32, 4), (16, 4))
+                if c < 2 * C and (k <= 128 or warps == 8)
+            ]
+    return found
+
+
+def work(patches: Patches, d: Depthwise, K: int, residual: bool) -> Work:
+    """Counts of the launch: x, y and the residual once, the product, the depthwise part."""
+    N, C, H, W = d.x.shape
+    tiles = patches.tiles(N, *d.size)
+    rows = tiles * patches.groups * patches.height * patches.width  # those outside of the image included
+    return Work(
+        memory=d.x.element_size() * (N * H * W * C + d.pixels * K * (2 if residual else 1)),
+        products=rows * triton.cdiv(C, patches.c) * patches.c * patches.k,
+        instructions=rows * C * _INSTRUCTIONS,
+        programs=tiles,
+        in_turn=True,
+    )
+
+
+def separable(
+    d: Depthwise, pointwise: Tensor, epilogue: Epilogue, moments: bool, patches: Patches, y: Tensor
+) -> Moments | None:  # fmt: skip
+    """Write y [N, K, P, Q] channels-last; pointwise is [K, C] contiguous, the residual's channels are adjacent."""
+    N, C, H, W = d.x.shape
+    P, Q = d.size
+    K = pointwise.shape[0]
+    added = y if epilogue.residual is None else epilogue.residual
+    added_strides = pixel_strides(added)
+    k_unit = unit_of(K, *added_strides)
+    tiles = patches.tiles(N, P, Q)
+    found = Moments.of(tiles, K, y.device) if moments else None
+    R, S = d.weight.shape[2:]
+    separable_patches[(tiles,)](
+        d.x, taps_major(d.weight), pointwise if d.bias is None else d.bias.contiguous(), pointwise, y, added,
+        *epilogue.vectors(pointwise), *((pointwise, pointwise) if found is None else found),
+        N, H, W, C // d.unit, P, Q, K // k_unit, *(stride // d.unit for stride in pixel_strides(d.x)),
+        *(stride // k_unit for stride in added_strides), triton.cdiv(P, patches.height), triton.cdiv(Q, patches.width),
+        *d.padding, epilogue.eps, C_UNIT=d.unit, K_UNIT=k_unit, R=R, S=S, STRIDE_H=d.stride[0], STRIDE_W=d.stride[1],
+        DILATION_H=d.dilation[0], DILATION_W=d.dilation[1], DEPTHWISE_BIAS=d.bias is not None,
+        INPUT=d.input_activation, MID=d.mid_activation, **epilogue.flags(), MOMENTS=moments,
+        PRECISION=precision_of(d.x), PATCH_H=patches.height, PATCH_W=patches.width, GROUPS=patches.groups,
+        BLOCK_K=patches.k, BLOCK_C=patches.c, num_warps=patches.warps, num_stages=1,
+    )  # fmt: skip
+    return found
