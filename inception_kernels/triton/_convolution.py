@@ -17,6 +17,7 @@ from torch import Tensor
 from . import tuning
 from ._device import unit_of
 from ._epilogue import Epilogue, Moments, finish, store_moments
+from ._split import finish_pieces, pieces_of, splits_of
 from .runtime import Device, device_of
 
 
@@ -29,21 +30,27 @@ def tile_order(pid, TILES_M, TILES_K, GROUP: tl.constexpr):
     return band * GROUP + within % height, within // height
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=[
+        "M", "H", "W", "C", "ROWS", "COLUMNS", "K", "x_n", "x_h", "x_w", "w_outer", "w_t", "y_n", "y_i", "y_j", "r_n",
+        "r_i", "r_j", "TILES_M", "TILES_K", "TAPS_H", "TAPS_W", "STEP_H", "STEP_W", "FIRST_H", "FIRST_W", "DELTA_H",
+        "DELTA_W", "TAP_0", "TAP_H", "TAP_W", "EACH",
+    ]
+)  # fmt: skip
 def _convolution(
-    x, weight, y, residual, bias, gamma, beta, mean, var, partial, counts,
+    x, weight, y, residual, bias, gamma, beta, mean, var, partial, counts, sums,
     M, H, W, C, ROWS, COLUMNS, K, x_n, x_h, x_w, w_outer, w_t, y_n, y_i, y_j, r_n, r_i, r_j, eps, TILES_M, TILES_K,
-    TAPS_H: tl.constexpr, TAPS_W: tl.constexpr, STEP_H: tl.constexpr, STEP_W: tl.constexpr,
-    FIRST_H: tl.constexpr, FIRST_W: tl.constexpr, DELTA_H: tl.constexpr, DELTA_W: tl.constexpr,
-    TAP_0: tl.constexpr, TAP_H: tl.constexpr, TAP_W: tl.constexpr,
+    TAPS_H, TAPS_W, STEP_H, STEP_W, FIRST_H, FIRST_W, DELTA_H, DELTA_W, TAP_0, TAP_H, TAP_W, EACH,
     BIAS: tl.constexpr, BN: tl.constexpr, GAMMA: tl.constexpr, BETA: tl.constexpr, RESIDUAL: tl.constexpr,
-    ACTIVATION: tl.constexpr, MOMENTS: tl.constexpr, FLAT: tl.constexpr, PRECISION: tl.constexpr,
-    C_UNIT: tl.constexpr, K_UNIT: tl.constexpr, W_UNIT: tl.constexpr, W_INNER_K: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, GROUP: tl.constexpr,
+    ACTIVATION: tl.constexpr, MOMENTS: tl.constexpr, SPLIT: tl.constexpr, FLAT_C: tl.constexpr,
+    FLAT_W: tl.constexpr, PRECISION: tl.constexpr, C_UNIT: tl.constexpr, K_UNIT: tl.constexpr, W_UNIT: tl.constexpr,
+    W_INNER_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+    GROUP: tl.constexpr,
 ):  # fmt: skip
+    """One tile; with SPLIT one piece of its depth, EACH steps, to sums [pieces, M, K] instead of an epilogue."""
     C = C * C_UNIT
     K = K * K_UNIT
-    w_t = w_t * W_UNIT
+    w_t = (w_t * W_UNIT).to(tl.int64)
     w_k = 1 if W_INNER_K else w_outer * W_UNIT
     w_c = w_outer * W_UNIT if W_INNER_K else 1
     tile, tile_k = tile_order(tl.program_id(0), TILES_M, TILES_K, GROUP)
@@ -59,50 +66,75 @@ def _convolution(
     image = x + n * (x_n * C_UNIT)
     x_h = x_h * C_UNIT
     x_w = x_w * C_UNIT
-    column = weight + k.to(tl.int64) * w_k
+    column = weight + k.to(tl.int64) * w_k + TAP_0 * w_t
     acc = tl.zeros((BLOCK_M, BLOCK_K), tl.float32)
-    if FLAT:
-        # Few channels: taps and channels are one reduction, so that a step is not mostly empty.
-        for first in range(0, TAPS_H * TAPS_W * C, BLOCK_C):
+    if FLAT_C > 0:
+        # Few channels: taps and channels are one reduction, so that a step is not mostly empty. Divisors are constants.
+        depth = TAPS_H * FLAT_W * FLAT_C
+        corner = image + h0.to(tl.int64) * x_h + w0.to(tl.int64) * x_w
+        for first in range(0, depth, BLOCK_C):
             e = first + c
-            th = e // (TAPS_W * C)
-            tw = e // C % TAPS_W
-            ch = e % C
-            h = h0[:, None] + (th * DELTA_H)[None, :]
-            w = w0[:, None] + (tw * DELTA_W)[None, :]
-            ok = live[:, None] & (h >= 0) & (h < H) & (w >= 0) & (w < W) & (e < TAPS_H * TAPS_W * C)[None, :]
-            a = tl.load(image[:, None] + h.to(tl.int64) * x_h + w * x_w + ch[None, :], mask=ok, other=0.0)
-            at = (TAP_0 + th * TAP_H + tw * TAP_W) * w_t + ch * w_c
-            inside = (e < TAPS_H * TAPS_W * C)[:, None] & (k < K)[None, :]
-            b = tl.load(column[None, :] + at[:, None], mask=inside, other=0.0)
+            th = e // (FLAT_W * FLAT_C)
+            tw = e // FLAT_C % FLAT_W
+            ch = e % FLAT_C
+            h = (h0[:, None] + (th * DELTA_H)[None, :]).to(tl.uint32, bitcast=True)  # a negative row is a large one
+            w = (w0[:, None] + (tw * DELTA_W)[None, :]).to(tl.uint32, bitcast=True)
+            ok = live[:, None] & (h < H.to(tl.uint32)) & (w < W.to(tl.uint32)) & (e < depth)[None, :]
+            shift = th.to(tl.int64) * (DELTA_H * x_h) + tw * (DELTA_W * x_w) + ch
+            a = tl.load(corner[:, None] + shift[None, :], mask=ok, other=0.0)
+            at = (th * TAP_H + tw * TAP_W) * w_t + ch * w_c
+            b = tl.load(column[None, :] + at[:, None], mask=(e < depth)[:, None] & (k < K)[None, :], other=0.0)
             acc = tl.dot(a, b, acc, input_precision=PRECISION)
     else:
-        for th in range(TAPS_H):
-            for tw in range(TAPS_W):
-                h = h0 + th * DELTA_H
-                w = w0 + tw * DELTA_W
-                ok = live & (h >= 0) & (h < H) & (w >= 0) & (w < W)
-                pixel = image + h.to(tl.int64) * x_h + w * x_w
-                tap = column + (TAP_0 + th * TAP_H + tw * TAP_W) * w_t
-                for first in range(0, C, BLOCK_C):
-                    inside = first + c < C
-                    a = tl.load(pixel[:, None] + (first + c)[None, :], mask=ok[:, None] & inside[None, :], other=0.0)
-                    b = tl.load(
-                        tap[None, :] + ((first + c) * w_c)[:, None],
-                        mask=inside[:, None] & (k < K)[None, :], other=0.0,
-                    )  # fmt: skip
-                    acc = tl.dot(a, b, acc, input_precision=PRECISION)
+        # One loop over taps and channels, so that loads run ahead of products across taps; counters, not divisions.
+        chunks = tl.cdiv(C, BLOCK_C)
+        steps = TAPS_H * TAPS_W * chunks
+        th = 0 * tile
+        tw = 0 * tile
+        first = 0 * tile
+        if SPLIT:
+            begin = tl.program_id(1) * EACH
+            steps = tl.minimum(EACH, steps - begin)
+            th = begin // chunks // TAPS_W
+            tw = begin // chunks % TAPS_W
+            first = begin % chunks * BLOCK_C
+        tl.assume(steps > 0)
+        for _ in range(steps):
+            h = h0 + th * DELTA_H
+            w = w0 + tw * DELTA_W
+            ok = live & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+            inside = first + c < C
+            a = tl.load(
+                (image + h.to(tl.int64) * x_h + w * x_w)[:, None] + (first + c)[None, :],
+                mask=ok[:, None] & inside[None, :], other=0.0,
+            )  # fmt: skip
+            b = tl.load(
+                (column + (th * TAP_H + tw * TAP_W) * w_t)[None, :] + ((first + c) * w_c)[:, None],
+                mask=inside[:, None] & (k < K)[None, :], other=0.0,
+            )  # fmt: skip
+            acc = tl.dot(a, b, acc, input_precision=PRECISION)
+            first += BLOCK_C
+            next_tap = first >= C
+            first = tl.where(next_tap, 0, first)
+            tw = tl.where(next_tap, tw + 1, tw)
+            next_row = tw >= TAPS_W
+            tw = tl.where(next_row, 0, tw)
+            th = tl.where(next_row, th + 1, th)
     inside = live[:, None] & (k < K)[None, :]
-    added = acc
-    if RESIDUAL:
-        at = n * (r_n * K_UNIT) + i.to(tl.int64) * (r_i * K_UNIT) + j * (r_j * K_UNIT)
-        added = tl.load(residual + at[:, None] + k[None, :], mask=inside, other=0.0)
-    u = finish(acc, added, bias, gamma, beta, mean, var, k, K, eps, BIAS, BN, GAMMA, BETA, RESIDUAL, ACTIVATION)
-    stored = u.to(y.dtype.element_ty)
-    if MOMENTS:
-        store_moments(partial, counts, stored, live, tile, k, K)
-    at = n * (y_n * K_UNIT) + i.to(tl.int64) * (y_i * K_UNIT) + j * (y_j * K_UNIT)
-    tl.store(y + at[:, None] + k[None, :], stored, mask=inside)
+    if SPLIT:
+        at = (tl.program_id(1).to(tl.int64) * M + m)[:, None] * K + k[None, :]
+        tl.store(sums + at, acc, mask=inside)
+    else:
+        added = acc
+        if RESIDUAL:
+            at = n * (r_n * K_UNIT) + i.to(tl.int64) * (r_i * K_UNIT) + j * (r_j * K_UNIT)
+            added = tl.load(residual + at[:, None] + k[None, :], mask=inside, other=0.0)
+        u = finish(acc, added, bias, gamma, beta, mean, var, k, K, eps, BIAS, BN, GAMMA, BETA, RESIDUAL, ACTIVATION)
+        stored = u.to(y.dtype.element_ty)
+        if MOMENTS:
+            store_moments(partial, counts, stored, live, tile, k, K)
+        at = n * (y_n * K_UNIT) + i.to(tl.int64) * (y_i * K_UNIT) + j * (y_j * K_UNIT)
+        tl.store(y + at[:, None] + k[None, :], stored, mask=inside)
 
 
 @dataclass(frozen=True)
@@ -119,7 +151,10 @@ class Taps:
 
 @dataclass(frozen=True)
 class Blocks:
-    """A tile of `m` pixels x `k` outputs in steps of `c` channels; flat: taps and channels are one reduction."""
+    """A tile of `m` pixels x `k` outputs in steps of `c` channels; flat: taps and channels are one reduction.
+
+    `splits` programs share its depth.
+    """
 
     m: int
     k: int
@@ -127,7 +162,7 @@ class Blocks:
     warps: int
     stages: int
     flat: bool
-    group: int = 8
+    splits: int = 1
 
 
 def adjacent_channels(x: Tensor) -> Tensor:
@@ -147,10 +182,12 @@ def precision_of(x: Tensor) -> str:
 
 
 _SIZES = ((128, 128, 8), (64, 128, 4), (128, 64, 4), (64, 64, 4), (128, 32, 4), (64, 32, 4), (64, 16, 4))
+_GROUP = 8  # pixel tiles that go through all outputs before the next: both operands stay in L2
+_PRODUCTS = 1024  # a clock and multiprocessor
 _FLAT_CHANNELS = 16  # with fewer, most of a step through one tap's channels would be empty
 
 
-def configurations(K: int, C: int, taps: int, dtype: torch.dtype, device: Device) -> list[Blocks]:
+def configurations(M: int, K: int, C: int, taps: int, dtype: torch.dtype, device: Device) -> list[Blocks]:
     """Every tile that may be chosen for this shape: pruned by waste, by shared memory and by what spills."""
     flat = C < _FLAT_CHANNELS
     depth = taps * C if flat else C
@@ -160,17 +197,30 @@ def configurations(K: int, C: int, taps: int, dtype: torch.dtype, device: Device
     for m, k, warps in _SIZES:
         if k > max(16, 2 * K - 1) or (wide and m * k > 64 * 64) or (flat and warps > tuning.PROVEN_WARPS):
             continue
-        for stages in (2, 3):
-            if stages * (m + k) * c * dtype.itemsize <= device.shared:
-                found.append(Blocks(m, k, c, warps, stages, flat))
+        programs = triton.cdiv(M, m) * triton.cdiv(K, k)
+        splits = [1] if flat else splits_of(programs, taps * triton.cdiv(C, c), device.multiprocessors)
+        found += [
+            Blocks(m, k, c, warps, stages, flat, each)
+            for stages in (2, 3)
+            if stages * (m + k) * c * dtype.itemsize <= device.shared
+            for each in splits
+        ]
     return found
 
 
-def predicted_cost(blocks: Blocks, M: int, K: int, multiprocessors: int) -> float:
-    """Multiply-adds of the busiest multiprocessor per unit of depth, empty rows included; small tiles reread more."""
-    waves = triton.cdiv(triton.cdiv(M, blocks.m) * triton.cdiv(K, blocks.k), multiprocessors)
+_STEP_CLOCKS = 250  # at least: a load's latency over the stages
+_TILE_CLOCKS = 1500  # filling the pipeline, epilogue
+_LAUNCH_CLOCKS = 4000  # of the second stage of split work
+
+
+def predicted_cost(blocks: Blocks, M: int, K: int, C: int, taps: int, multiprocessors: int) -> float:
+    """Clocks of the busiest multiprocessor, empty rows included; small tiles reread more."""
+    programs = triton.cdiv(M, blocks.m) * triton.cdiv(K, blocks.k) * blocks.splits
+    steps = 1 if blocks.flat else pieces_of(taps * triton.cdiv(C, blocks.c), blocks.splits)[0]
     traffic = 1.0 + 24.0 * (blocks.m + blocks.k) / (blocks.m * blocks.k)
-    return waves * blocks.m * blocks.k * traffic * (1.0 + 0.01 / blocks.stages)
+    step = max(blocks.m * blocks.k * blocks.c / _PRODUCTS * traffic, _STEP_CLOCKS / blocks.stages)
+    clocks = triton.cdiv(programs, multiprocessors) * (steps * step + _TILE_CLOCKS)
+    return clocks + (_LAUNCH_CLOCKS if blocks.splits > 1 else 0)
 
 
 def convolve(
@@ -180,7 +230,7 @@ def convolve(
     """Write y [N, K, ROWS, COLUMNS] (channels adjacent, any other strides) from x [N, C, H, W] (channels adjacent).
 
     weight_strides are those of (output channel, tap, input channel) in elements, taps counted row by row of a window
-    that is window_width wide. y has at least one element.
+    that is window_width wide. y has at least one element, the window at least one tap.
     """
     N, C, H, W = x.shape
     _, K, ROWS, COLUMNS = y.shape
@@ -194,38 +244,41 @@ def convolve(
     c_unit, k_unit = unit_of(C, *x_strides), unit_of(K, *y_strides, *added_strides)
     w_unit = unit_of(outer, by_tap)
 
+    window = down.count * across.count
+
     def run(blocks: Blocks) -> Moments | None:
         tiles_m, tiles_k = triton.cdiv(M, blocks.m), triton.cdiv(K, blocks.k)
-        found = Moments.of(tiles_m, K, x.device) if moments else None
-        _convolution[(tiles_m * tiles_k,)](
-            x, weight, y, added, *epilogue.vectors(weight), *((weight, weight) if found is None else found),
+        split = blocks.splits > 1
+        each, pieces = pieces_of(window * triton.cdiv(C, blocks.c), blocks.splits)
+        sums = torch.empty((pieces, M, K), dtype=torch.float32, device=x.device) if split else weight
+        here = Epilogue() if split else epilogue
+        found = Moments.of(tiles_m, K, x.device) if moments and not split else None
+        _convolution[(tiles_m * tiles_k, pieces)](
+            x, weight, y, added, *here.vectors(weight), *((weight, weight) if found is None else found), sums,
             M, H, W, C // c_unit, ROWS, COLUMNS, K // k_unit, *(stride // c_unit for stride in x_strides),
             outer // w_unit, by_tap // w_unit, *(stride // k_unit for stride in (*y_strides, *added_strides)),
-            epilogue.eps, tiles_m, tiles_k, C_UNIT=c_unit, K_UNIT=k_unit, W_UNIT=w_unit, W_INNER_K=by_k == 1,
-            TAPS_H=down.count, TAPS_W=across.count, STEP_H=down.step, STEP_W=across.step,
-            FIRST_H=down.first, FIRST_W=across.first, DELTA_H=down.delta, DELTA_W=across.delta,
-            TAP_0=down.tap_first * window_width + across.tap_first, TAP_H=down.tap * window_width, TAP_W=across.tap,
-            **epilogue.flags(), MOMENTS=moments, FLAT=blocks.flat, PRECISION=precision_of(x),
-            BLOCK_M=blocks.m, BLOCK_K=blocks.k, BLOCK_C=blocks.c, GROUP=blocks.group,
-            num_warps=blocks.warps, num_stages=blocks.stages,
+            here.eps, tiles_m, tiles_k, down.count, across.count, down.step, across.step, down.first, across.first,
+            down.delta, across.delta, down.tap_first * window_width + across.tap_first, down.tap * window_width,
+            across.tap, each, C_UNIT=c_unit, K_UNIT=k_unit, W_UNIT=w_unit, W_INNER_K=by_k == 1, **here.flags(),
+            MOMENTS=found is not None, SPLIT=split, FLAT_C=C if blocks.flat else 0,
+            FLAT_W=across.count if blocks.flat else 0, PRECISION=precision_of(x), BLOCK_M=blocks.m, BLOCK_K=blocks.k,
+            BLOCK_C=blocks.c, GROUP=_GROUP, num_warps=blocks.warps, num_stages=blocks.stages,
         )  # fmt: skip
-        return found
+        return finish_pieces(sums, y, epilogue, moments) if split else found
 
     def launch(blocks: Blocks) -> Tensor:
         run(blocks)
         return y
 
     device = device_of(x)
-    window = down.count * across.count
     shape: dict[str, tuning.Value] = {
         "N": N, "H": H, "W": W, "C": C, "K": K, "rows": ROWS, "columns": COLUMNS, "down": str(down),
         "across": str(across), "units": f"{c_unit} {k_unit} {w_unit}", "k_inner": by_k == 1,
         "residual": residual is not None, "moments": moments, "precision": precision_of(x),
     }  # fmt: skip
     chosen = tuning.choose(
-        "convolution", x, shape, lambda: configurations(K, C, window, x.dtype, device),
-        lambda blocks: predicted_cost(blocks, M, K, device.multiprocessors), launch,
-        taps=window if C < _FLAT_CHANNELS else 1,
+        "convolution", x, shape, lambda: configurations(M, K, C, window, x.dtype, device),
+        lambda blocks: predicted_cost(blocks, M, K, C, window, device.multiprocessors), launch, taps=window,
     )  # fmt: skip
     return run(chosen)
 

@@ -10,7 +10,8 @@ BLOCK_K0 + BLOCK_K1 outputs: two accumulators share the pixels' operand, so that
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -19,8 +20,10 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import tuning
+from ._convolution import tile_order
 from ._epilogue import Epilogue, Moments, finish, store_moments
-from .runtime import device_of
+from ._split import finish_pieces, pieces_of, splits_of
+from .runtime import Device, device_of
 
 
 @triton.jit
@@ -43,9 +46,8 @@ def _finish(
     u = finish(acc, added, bias, gamma, beta, mean, var, k, K, eps, BIAS, BN, GAMMA, BETA, RESIDUAL, ACTIVATION)
     stored = u.to(y.dtype)
     if MOMENTS:
-        m = tl.arange(0, BLOCK_M)
-        live = n0 + m < N if IMAGES else (h0 + m // BLOCK_W < P) & (w0 + m % BLOCK_W < Q)
-        store_moments(partial, counts, stored, live, tile, k, K)
+        n, p, q = _rows(n0, h0, w0, IMAGES, BLOCK_M, BLOCK_W)
+        store_moments(partial, counts, stored, (n < N) & (p < P) & (q < Q), tile, k, K)
     if IMAGES:
         y.store([h0, w0, n0, k0], stored.reshape(1, 1, BLOCK_M, BLOCK_K))
     else:
@@ -53,30 +55,52 @@ def _finish(
 
 
 @triton.jit
+def _rows(n0, h0, w0, IMAGES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_W: tl.constexpr):
+    """Image, row and column of each row of the tile."""
+    m = tl.arange(0, BLOCK_M)
+    n, p, q = n0 + 0 * m, h0 + m // BLOCK_W, w0 + m % BLOCK_W
+    if IMAGES:
+        n, p, q = n0 + m, h0 + 0 * m, w0 + 0 * m
+    return n, p, q
+
+
+@triton.jit(
+    do_not_specialize=[
+        "N", "H", "W", "C", "P", "Q", "K", "TILES_N", "TILES_H", "TILES_W", "TILES_K", "R", "S", "PAD_H", "PAD_W",
+        "DILATION_H", "DILATION_W", "EACH",
+    ]
+)  # fmt: skip
 def _convolution_descriptor(
-    x, weight0, weight1, y0, y1, residual0, residual1, bias, gamma, beta, mean, var, partial, counts,
-    N, H, W, C, P, Q, K, eps, TILES_H, TILES_W, TILES_K,
-    R: tl.constexpr, S: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr, DILATION_H: tl.constexpr,
-    DILATION_W: tl.constexpr, BIAS: tl.constexpr, BN: tl.constexpr, GAMMA: tl.constexpr, BETA: tl.constexpr,
-    RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, MOMENTS: tl.constexpr, IMAGES: tl.constexpr,
+    x, weight0, weight1, y0, y1, residual0, residual1, bias, gamma, beta, mean, var, partial, counts, sums,
+    N, H, W, C, P, Q, K, eps, TILES_N, TILES_H, TILES_W, TILES_K, R, S, PAD_H, PAD_W, DILATION_H, DILATION_W, EACH,
+    BIAS: tl.constexpr, BN: tl.constexpr, GAMMA: tl.constexpr, BETA: tl.constexpr, RESIDUAL: tl.constexpr,
+    ACTIVATION: tl.constexpr, MOMENTS: tl.constexpr, SPLIT: tl.constexpr, IMAGES: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_K0: tl.constexpr,
-    BLOCK_K1: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
+    BLOCK_K1: tl.constexpr, BLOCK_C: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    pid = tl.program_id(0)
-    k0 = pid % TILES_K * (BLOCK_K0 + BLOCK_K1)
-    tile = pid // TILES_K
+    """One tile; with SPLIT one piece of its depth, EACH steps, to sums [pieces, N P Q, K] instead of an epilogue."""
+    tiles = TILES_N * TILES_H * TILES_W
+    tile, tile_k = tile_order(tl.program_id(0), tiles, TILES_K, GROUP)
+    k0 = tile_k * (BLOCK_K0 + BLOCK_K1)
     w0 = tile % TILES_W * BLOCK_W
     h0 = tile // TILES_W % TILES_H * BLOCK_H
     n0 = tile // (TILES_W * TILES_H)
     if IMAGES:
         n0 = n0 * BLOCK_M
+    chunks = tl.cdiv(C, BLOCK_C)
+    steps = R * S * chunks
     r = 0 * k0
     s = 0 * k0
     c = 0 * k0
+    if SPLIT:
+        begin = tl.program_id(1) * EACH
+        steps = tl.minimum(EACH, steps - begin)
+        r = begin // chunks // S
+        s = begin // chunks % S
+        c = begin % chunks * BLOCK_C
     acc0 = tl.zeros((BLOCK_M, BLOCK_K0), tl.float32)
     if BLOCK_K1 > 0:
         acc1 = tl.zeros((BLOCK_M, BLOCK_K1), tl.float32)
-    steps = R * S * tl.cdiv(C, BLOCK_C)
     tl.assume(steps > 0)  # else the compiler waits after each product, in case the loop is empty
     for _ in tl.range(0, steps, num_stages=STAGES):
         a = _box(x, n0, h0 + r * DILATION_H - PAD_H, w0 + s * DILATION_W - PAD_W, c, IMAGES, BLOCK_M, BLOCK_C)
@@ -93,21 +117,32 @@ def _convolution_descriptor(
         next_row = s >= S
         s = tl.where(next_row, 0, s)
         r = tl.where(next_row, r + 1, r)
-    _finish(
-        acc0, y0, residual0, bias, gamma, beta, mean, var, partial, counts, tile, n0, h0, w0, k0, N, P, Q, K, eps,
-        BIAS, BN, GAMMA, BETA, RESIDUAL, ACTIVATION, MOMENTS, IMAGES, BLOCK_M, BLOCK_H, BLOCK_W, BLOCK_K0,
-    )  # fmt: skip
-    if BLOCK_K1 > 0:
+    if SPLIT:
+        tl.static_assert(BLOCK_K1 == 0)
+        n, p, q = _rows(n0, h0, w0, IMAGES, BLOCK_M, BLOCK_W)
+        k = k0 + tl.arange(0, BLOCK_K0)
+        m = ((tl.program_id(1) * N + n).to(tl.int64) * P + p) * Q + q
+        live = (n < N) & (p < P) & (q < Q)
+        tl.store(sums + m[:, None] * K + k[None, :], acc0, mask=live[:, None] & (k < K)[None, :])
+    else:
         _finish(
-            acc1, y1, residual1, bias, gamma, beta, mean, var, partial, counts, tile, n0, h0, w0, k0 + BLOCK_K0,
-            N, P, Q, K, eps, BIAS, BN, GAMMA, BETA, RESIDUAL, ACTIVATION, MOMENTS, IMAGES, BLOCK_M, BLOCK_H, BLOCK_W,
-            BLOCK_K1,
+            acc0, y0, residual0, bias, gamma, beta, mean, var, partial, counts, tile, n0, h0, w0, k0, N, P, Q, K, eps,
+            BIAS, BN, GAMMA, BETA, RESIDUAL, ACTIVATION, MOMENTS, IMAGES, BLOCK_M, BLOCK_H, BLOCK_W, BLOCK_K0,
         )  # fmt: skip
+        if BLOCK_K1 > 0:
+            _finish(
+                acc1, y1, residual1, bias, gamma, beta, mean, var, partial, counts, tile, n0, h0, w0, k0 + BLOCK_K0,
+                N, P, Q, K, eps, BIAS, BN, GAMMA, BETA, RESIDUAL, ACTIVATION, MOMENTS, IMAGES, BLOCK_M, BLOCK_H,
+                BLOCK_W, BLOCK_K1,
+            )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Boxes:
-    """A tile: `images` images at one pixel (or 1) x a patch of height x width pixels, times k0 + k1 outputs."""
+    """A tile: `images` images at one pixel (or 1) x a patch of height x width pixels, times k0 + k1 outputs.
+
+    `splits` programs share its depth, taps x channels in steps of c.
+    """
 
     images: int
     height: int
@@ -117,6 +152,7 @@ class Boxes:
     c: int
     warps: int
     stages: int
+    splits: int = 1
 
     @property
     def m(self) -> int:
@@ -134,6 +170,7 @@ class Boxes:
         )  # fmt: skip
 
 
+_GROUP = 8  # pixel tiles that go through all outputs before the next: both operands stay in L2
 _SHARED_LIMIT = 232448 - 4096  # bytes a block may have on sm_90, less what barriers and the epilogue take
 _SIZES = (
     (128, 128, 0, 8),
@@ -148,32 +185,47 @@ _SIZES = (
 _PATCHES = {64: ((8, 8), (4, 16), (2, 32), (1, 64)), 128: ((8, 16), (4, 32), (2, 64), (1, 128))}
 
 
-def configurations(N: int, P: int, Q: int, C: int, K: int, moments: bool, capability: tuple[int, int]) -> list[Boxes]:
+def configurations(
+    N: int, P: int, Q: int, C: int, K: int, taps: int, moments: bool, device: Device
+) -> list[Boxes]:  # fmt: skip
     """Every tile that may be chosen for this shape: pruned by waste, by shared memory and by what spills."""
-    found = []
+    found: list[Boxes] = []
     c = 64 if C > 32 else 32 if C > 16 else 16
     for m, k0, k1, warps in _SIZES:
         if k0 + k1 > max(32, 2 * K) or (k1 and k0 >= K):
             continue
-        blackwell = capability >= (10, 0)
+        blackwell = device.capability >= (10, 0)
         if (k0 == 256 and (moments or blackwell)) or ((m, k0) == (128, 32) and moments and blackwell):
             continue  # it spills
         stages = 4 if 4 * (m + k0 + k1) * c * 2 <= _SHARED_LIMIT else 3
         shapes = [(m, 1, 1)] if m // 4 <= N else []
         if P * Q > 1:
             shapes += [(1, h, w) for h, w in _PATCHES[m] if h < 2 * P and w < 2 * Q]
-        found += [Boxes(*shape, k0, k1, c, warps, stages) for shape in shapes or [(m, 1, 1)]]
+        for shape in shapes or [(m, 1, 1)]:
+            tile = Boxes(*shape, k0, k1, c, warps, stages)
+            programs = math.prod(tile.tiles(N, P, Q, K))
+            splits = splits_of(programs, taps * triton.cdiv(C, c), device.multiprocessors) if k1 == 0 else [1]
+            found += [replace(tile, splits=each) for each in splits]
     return found
 
 
-def predicted_cost(boxes: Boxes, N: int, P: int, Q: int, K: int, multiprocessors: int) -> float:
-    """Multiply-adds of the busiest multiprocessor per unit of depth, empty rows included; small tiles reread more."""
-    i, h, w, k = boxes.tiles(N, P, Q, K)
-    waves = triton.cdiv(i * h * w * k, multiprocessors)
+_L2_BYTES = 40  # a clock and multiprocessor
+_PRODUCTS = 2048  # a clock and multiprocessor
+_STEP_CLOCKS = 180  # at least: a load's latency over the stages
+_TILE_CLOCKS = 1500  # filling the pipeline, epilogue
+_LAUNCH_CLOCKS = 4000  # of the second stage of split work
+
+
+def predicted_cost(boxes: Boxes, N: int, P: int, Q: int, C: int, K: int, taps: int, multiprocessors: int) -> float:
+    """Clocks of the busiest multiprocessor, empty rows included: a step's products or its operands from L2."""
+    waves = triton.cdiv(math.prod(boxes.tiles(N, P, Q, K)) * boxes.splits, multiprocessors)
     outputs = boxes.k0 + boxes.k1
-    # Operand bytes against products: a tile of m x n reads m + n for m n products.
-    traffic = 1.0 + 24.0 * (boxes.m + outputs) / (boxes.m * outputs)
-    return waves * boxes.m * outputs * traffic
+    products = boxes.m * outputs * boxes.c / _PRODUCTS
+    operands = 2 * (boxes.m + outputs) * boxes.c / _L2_BYTES
+    steps = pieces_of(taps * triton.cdiv(C, boxes.c), boxes.splits)[0]
+    # Both matter where neither is hidden: the operands' share decides between tiles that products bind alike.
+    step = max(products, operands, _STEP_CLOCKS) + 0.1 * operands
+    return waves * (steps * step + _TILE_CLOCKS) + (_LAUNCH_CLOCKS if boxes.splits > 1 else 0)
 
 
 def unsupported(x: Tensor, residual: Tensor | None, K: int, stride: tuple[int, int]) -> str | None:
@@ -238,23 +290,28 @@ def convolve_boxes(
     N, P, Q, K = target.shape
     _, H, W, C = source.shape
     device = device_of(x)
+    taps = window[0] * window[1]
 
     def run(tile: Boxes) -> Moments | None:
         i, h, w, k = tile.tiles(N, P, Q, K)
         second = tile.k1 or tile.k0
-        found = Moments.of(i * h * w, K, x.device) if moments else None
-        _convolution_descriptor[(i * h * w * k,)](
+        split = tile.splits > 1
+        each, pieces = pieces_of(taps * triton.cdiv(C, tile.c), tile.splits)
+        sums = torch.empty((pieces, N * P * Q, K), dtype=torch.float32, device=x.device) if split else weight
+        here = Epilogue() if split else epilogue
+        found = Moments.of(i * h * w, K, x.device) if moments and not split else None
+        _convolution_descriptor[(i * h * w * k, pieces)](
             _describe(source, tile, tile.c),
             *(TensorDescriptor.from_tensor(weight, [1, n, tile.c]) for n in (tile.k0, second)),
             *(_describe(target, tile, n) for n in (tile.k0, second)),
             *(_describe(added, tile, n) for n in (tile.k0, second)),
-            *epilogue.vectors(weight), *((weight, weight) if found is None else found),
-            N, H, W, C, P, Q, K, epilogue.eps, h, w, k, R=window[0], S=window[1], PAD_H=padding[0], PAD_W=padding[1],
-            DILATION_H=dilation[0], DILATION_W=dilation[1], **epilogue.flags(), MOMENTS=moments, IMAGES=tile.by_images,
-            BLOCK_M=tile.m, BLOCK_H=tile.height, BLOCK_W=tile.width, BLOCK_K0=tile.k0, BLOCK_K1=tile.k1,
-            BLOCK_C=tile.c, STAGES=tile.stages, num_warps=tile.warps,
+            *here.vectors(weight), *((weight, weight) if found is None else found), sums,
+            N, H, W, C, P, Q, K, here.eps, i, h, w, k, *window, *padding, *dilation, each, **here.flags(),
+            MOMENTS=found is not None, SPLIT=split, IMAGES=tile.by_images, BLOCK_M=tile.m, BLOCK_H=tile.height,
+            BLOCK_W=tile.width, BLOCK_K0=tile.k0, BLOCK_K1=tile.k1, BLOCK_C=tile.c, GROUP=_GROUP, STAGES=tile.stages,
+            num_warps=tile.warps,
         )  # fmt: skip
-        return found
+        return finish_pieces(sums, y, epilogue, moments) if split else found
 
     def launch(tile: Boxes) -> Tensor:
         run(tile)
@@ -266,8 +323,7 @@ def convolve_boxes(
     }  # fmt: skip
     return run(
         tuning.choose(
-            "convolution_descriptor", x, shape,
-            lambda: configurations(N, P, Q, C, K, moments, device.capability),
-            lambda tile: predicted_cost(tile, N, P, Q, K, device.multiprocessors), launch, taps=window[0] * window[1],
+            "convolution_descriptor", x, shape, lambda: configurations(N, P, Q, C, K, taps, moments, device),
+            lambda tile: predicted_cost(tile, N, P, Q, C, K, taps, device.multiprocessors), launch, taps=taps,
         )
     )  # fmt: skip

@@ -102,15 +102,11 @@ def input_gradient(
                 gradient_taps(R, stride[0], padding[0], dilation[0], a),
                 gradient_taps(S, stride[1], padding[1], dilation[1], b),
             )
-            convolve(
-                grad_z,
-                packed,
-                (by_c, by_tap, by_k),
-                grad_x[:, :, a :: stride[0], b :: stride[1]],
-                window,
-                Epilogue(),
-                S,
-            )
+            pixels = grad_x[:, :, a :: stride[0], b :: stride[1]]
+            if all(taps.count for taps in window):
+                convolve(grad_z, packed, (by_c, by_tap, by_k), pixels, window, Epilogue(), S)
+            else:  # no output reads these
+                pixels.zero_()
     return grad_x
 
 

@@ -1,14 +1,17 @@
 """The descriptor kernel on the shapes that it takes: every kind of tile, joined dimensions, slices, statistics."""
 
+import math
 from unittest import mock
 
 import pytest
 import torch
+from forcing import forced
 from operator_cases import check, conv_case, in_layout
 
 from inception_kernels.triton import _convolution_descriptor as descriptor
-from inception_kernels.triton import conv2d_bn_act, tuning
+from inception_kernels.triton import conv2d_bn_act
 from inception_kernels.triton._convolution_descriptor import Boxes
+from inception_kernels.triton.runtime import Device
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -49,6 +52,9 @@ TILES = {
     "patch": Boxes(1, 8, 8, 32, 0, 16, 4, 2),
     "row_patch": Boxes(1, 1, 64, 32, 0, 32, 4, 2),
     "two_accumulators": Boxes(64, 1, 1, 32, 16, 16, 4, 2),
+    "split_images": Boxes(64, 1, 1, 32, 0, 16, 4, 2, splits=4),
+    "split_patch": Boxes(1, 2, 32, 32, 0, 32, 4, 2, splits=2),
+    "split_unevenly": Boxes(1, 8, 8, 64, 0, 16, 4, 2, splits=7),  # 18 steps in 6 pieces
 }
 
 
@@ -59,7 +65,7 @@ def test_every_kind_of_tile(tile: str, training: bool) -> None:
         N=2, C=24, H=3, W=5, K=40, window=(3, 3), padding=1, residual=True, dtype=BF16, training=training, seed=1
     )
     case = case.but(x=in_layout(case.tensors["x"], "channels_last"))
-    with mock.patch.object(tuning, "choose", return_value=TILES[tile]):
+    with forced(convolution_descriptor=TILES[tile]):
         took_the_descriptors(case)
 
 
@@ -87,6 +93,7 @@ def test_what_descriptors_cannot_read_says_why() -> None:
     assert "expanded" in str(descriptor.unsupported(x, x[:1].expand(2, -1, -1, -1), 16, (1, 1)))
 
 
+HOPPER = Device((9, 0), 132, 232448)
 SHAPES = [  # of both networks at batch 1, 8 and 256: (P, Q, C, K)
     (17, 17, 128, 128), (17, 17, 160, 192), (17, 17, 768, 192), (35, 35, 64, 96), (8, 8, 384, 384), (8, 8, 1280, 320),
     (147, 147, 32, 64), (19, 19, 728, 728), (10, 10, 1536, 2048), (1, 1, 16, 8),
@@ -97,8 +104,9 @@ SHAPES = [  # of both networks at batch 1, 8 and 256: (P, Q, C, K)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_configurations_are_pruned_but_never_empty(shape: tuple[int, ...], batch: int) -> None:
     P, Q, C, K = shape
-    found = descriptor.configurations(batch, P, Q, C, K, False, (9, 0))
+    found = descriptor.configurations(batch, P, Q, C, K, 9, False, HOPPER)
     assert found
     for boxes in found:
+        assert boxes.splits == 1 or math.prod(boxes.tiles(batch, P, Q, K)) * boxes.splits <= 2 * HOPPER.multiprocessors
         assert boxes.stages * (boxes.m + boxes.k0 + boxes.k1) * boxes.c * 2 <= 232448
         assert (boxes.m, boxes.c, boxes.k0) == tuple(1 << (n.bit_length() - 1) for n in (boxes.m, boxes.c, boxes.k0))
