@@ -79,6 +79,7 @@ def _convolution_descriptor(
     BLOCK_K1: tl.constexpr, BLOCK_C: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """One tile; with SPLIT one piece of its depth, EACH steps, to sums [pieces, N P Q, K] instead of an epilogue."""
+    K = K * 8  # so the compiler knows: the host refuses any other number of channels
     tiles = TILES_N * TILES_H * TILES_W
     tile, tile_k = tile_order(tl.program_id(0), tiles, TILES_K, GROUP)
     k0 = tile_k * (BLOCK_K0 + BLOCK_K1)
@@ -254,7 +255,7 @@ def _pixels(t: Tensor) -> Tensor:
     return t.as_strided((N, H, W, C), (image, row, column, 1))
 
 
-def _views(tensors: list[Tensor], window: tuple[int, int], padding: tuple[int, int]) -> list[Tensor]:
+def joined_views(tensors: list[Tensor], window: tuple[int, int], padding: tuple[int, int]) -> list[Tensor]:
     """[N, C, H, W] as [N, H, W, C], with dimensions that no tap crosses joined into the first where strides allow it.
 
     The more images, the fuller the tiles: a 1 x 7 convolution has N H of them, a 1 x 1 convolution N H W.
@@ -285,7 +286,7 @@ def convolve_boxes(
 ) -> Moments | None:  # fmt: skip
     """Write y [N, K, P, Q] from x [N, C, H, W] and weight [R S, K, C] contiguous; channels are adjacent in both."""
     residual = epilogue.residual
-    source, target, *rest = _views([t for t in (x, y, residual) if t is not None], window, padding)
+    source, target, *rest = joined_views([t for t in (x, y, residual) if t is not None], window, padding)
     added = rest[0] if rest else target
     N, P, Q, K = target.shape
     _, H, W, C = source.shape
@@ -306,7 +307,7 @@ def convolve_boxes(
             *(_describe(target, tile, n) for n in (tile.k0, second)),
             *(_describe(added, tile, n) for n in (tile.k0, second)),
             *here.vectors(weight), *((weight, weight) if found is None else found), sums,
-            N, H, W, C, P, Q, K, here.eps, i, h, w, k, *window, *padding, *dilation, each, **here.flags(),
+            N, H, W, C, P, Q, K // 8, here.eps, i, h, w, k, *window, *padding, *dilation, each, **here.flags(),
             MOMENTS=found is not None, SPLIT=split, IMAGES=tile.by_images, BLOCK_M=tile.m, BLOCK_H=tile.height,
             BLOCK_W=tile.width, BLOCK_K0=tile.k0, BLOCK_K1=tile.k1, BLOCK_C=tile.c, GROUP=_GROUP, STAGES=tile.stages,
             num_warps=tile.warps,

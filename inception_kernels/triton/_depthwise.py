@@ -18,7 +18,7 @@ from . import _depthwise_rows, tuning
 from ._convolution import adjacent_channels, pixel_strides
 from ._depthwise_rows import Rows, can_roll, depthwise_rows
 from ._device import activate, activation_gradient, load_vector, unit_of
-from ._weight_gradient import sum_of_slices
+from ._weight_gradient import sum_of_pieces
 from .runtime import device_of
 
 _PIXELS = 32
@@ -287,5 +287,5 @@ def weight_gradient(d: Depthwise, grad: Tensor) -> tuple[Tensor, Tensor]:
         grad, d.x, partial, d.pixels, *d.shape(), rows, UNIT=d.unit, **d.window(), INPUT=d.input_activation,
         PIXELS=_PIXELS, CHANNELS=_CHANNELS,
     )  # fmt: skip
-    sums = sum_of_slices(partial, torch.float32)
+    sums = sum_of_pieces(partial, torch.float32)
     return sums[:-1].t().reshape(C, 1, R, S).to(d.weight.dtype).contiguous(), sums[-1]
