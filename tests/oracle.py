@@ -104,17 +104,17 @@ def separable_conv2d(
 
 def asymmetric_pair(
     x: Tensor, weight1: Tensor, weight2: Tensor, bn1=None, bn2=None, bias1: Tensor | None = None,
-    bias2: Tensor | None = None, padding1=(0, 3), padding2=(3, 0), activation: str = "relu",
+    bias2: Tensor | None = None, padding1=(0, 3), padding2=(3, 0), stride1=1, stride2=1, activation: str = "relu",
     mid_activation: str = "relu", training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
     *, trace: Trace | None = None,
 ) -> Tensor:  # fmt: skip
     none = (None, None, None, None)
     mid = conv2d_bn_act(
-        x, weight1, *(bn1 or none), bias1, None, 1, padding1, 1, mid_activation, training, momentum, eps,
+        x, weight1, *(bn1 or none), bias1, None, stride1, padding1, 1, mid_activation, training, momentum, eps,
         trace=trace, layer="1",
     )  # fmt: skip
     return conv2d_bn_act(
-        mid, weight2, *(bn2 or none), bias2, None, 1, padding2, 1, activation, training, momentum, eps,
+        mid, weight2, *(bn2 or none), bias2, None, stride2, padding2, 1, activation, training, momentum, eps,
         trace=trace, layer="2",
     )  # fmt: skip
 

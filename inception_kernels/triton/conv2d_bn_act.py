@@ -19,8 +19,9 @@ _NAME = "conv2d_bn_act"
 Pair = tuple[int, int]
 
 
-def output_size(x: Tensor, window: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
-    P, Q = ((x.shape[2 + d] + 2 * padding[d] - dilation[d] * (window[d] - 1) - 1) // stride[d] + 1 for d in range(2))
+def output_size(size: Pair, window: Pair, stride: Pair, padding: Pair, dilation: Pair) -> Pair:
+    """(P, Q) of (H, W)."""
+    P, Q = ((size[d] + 2 * padding[d] - dilation[d] * (window[d] - 1) - 1) // stride[d] + 1 for d in range(2))
     return P, Q
 
 
@@ -37,7 +38,7 @@ def product(
     """(y channels-last, the tiles' moments or None); by tensor descriptors where they can, by pointers elsewhere."""
     N, C = x.shape[:2]
     K, _, R, S = weight.shape
-    P, Q = output_size(x, (R, S), stride, padding, dilation)
+    P, Q = output_size((x.shape[2], x.shape[3]), (R, S), stride, padding, dilation)
     x = adjacent_channels(x)
     y = torch.empty((N, K, P, Q), dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
     if epilogue.residual is not None:
