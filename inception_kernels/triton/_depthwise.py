@@ -200,6 +200,7 @@ def prepare(
         (x.shape[2 + d] + 2 * padding[d] - dilation[d] * (weight.shape[2 + d] - 1) - 1) // stride[d] + 1
         for d in range(2)
     )
+    stride, padding, dilation = ((step[0], step[1]) for step in (stride, padding, dilation))  # an operator gets lists
     return Depthwise(
         adjacent_channels(x), weight, bias, (P, Q), stride, padding, dilation, input_activation, mid_activation
     )

@@ -18,7 +18,7 @@ from torch import Tensor
 from ._convolution import pixel_strides
 from ._device import unit_of
 from ._epilogue import Epilogue, finish
-from ._roofline import Work
+from ._roofline import Overlap, Work
 from .runtime import Device
 
 Pair = tuple[int, int]
@@ -181,7 +181,7 @@ def work(strips: Strips, N: int, C: int, M: int, K: int, sizes: Sizes, itemsize:
         products=pixels * mid * (first + sizes.window2[a] * strips.k),
         instructions=pixels * mid * sizes.window2[a] * _GATHER_INSTRUCTIONS,
         programs=programs,
-        in_turn=True,
+        overlap=Overlap.MEMORY,
     )
 
 

@@ -1,7 +1,7 @@
 """Predicted time of a kernel from its counts: the choice between algorithms where nothing has been measured.
 
-A kernel takes at least its bytes at the memory's rate, its products at the tensor cores' and its other instructions at
-the schedulers'; those of one kernel overlap, and every kernel costs a launch. The rates are the data sheets', so that
+A kernel takes its bytes at the memory's rate, its products at the tensor cores' and its other instructions at the
+schedulers', at the same time or in turn, and every kernel costs a launch. The rates are the data sheets', so that
 predictions compare algorithms and are not times to quote.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from enum import Enum
 
 from .runtime import Device
 
@@ -32,18 +33,23 @@ _RATES = {  # by major capability: A100 (SXM, 80 GB), H100 (SXM), B200
 }
 
 
+class Overlap(Enum):
+    """What a kernel does at the same time."""
+
+    EVERYTHING = "memory, products and other instructions"
+    MEMORY = "memory and the rest: the products wait for the instructions that compute their operand"
+    NOTHING = "one after the other"
+
+
 @dataclass(frozen=True)
 class Work:
-    """Counts of one kernel: bytes of memory, 16-bit multiply-adds, other instructions of a warp, programs.
-
-    in_turn: the products wait for the other instructions, as they do where these compute an operand.
-    """
+    """Counts of one kernel: bytes of memory, 16-bit multiply-adds, other instructions of a warp, programs."""
 
     memory: float
     products: float
     instructions: float
     programs: int
-    in_turn: bool = False
+    overlap: Overlap = Overlap.EVERYTHING
 
 
 def seconds(work: Work, device: Device) -> float:
@@ -53,6 +59,10 @@ def seconds(work: Work, device: Device) -> float:
     busy = work.programs / (waves * device.multiprocessors)
     products = work.products / rates.products
     instructions = work.instructions / _SCHEDULERS
-    arithmetic = products + instructions if work.in_turn else max(products, instructions)
-    clocks = max(work.memory / rates.memory, arithmetic / busy) / device.multiprocessors
-    return clocks / rates.clock + _LAUNCH_SECONDS
+    memory = work.memory / rates.memory
+    clocks = {
+        Overlap.EVERYTHING: max(memory, products / busy, instructions / busy),
+        Overlap.MEMORY: max(memory, (products + instructions) / busy),
+        Overlap.NOTHING: memory + (products + instructions) / busy,
+    }[work.overlap]
+    return clocks / device.multiprocessors / rates.clock + _LAUNCH_SECONDS

@@ -20,15 +20,37 @@ from ._convolution import pixel_strides, precision_of
 from ._depthwise import Depthwise, taps_major
 from ._device import activate, load_vector, unit_of
 from ._epilogue import Epilogue, Moments, finish, store_moments
-from ._roofline import Work
+from ._roofline import Overlap, Work
+from .runtime import device_of
 
 
 @triton.jit
-def _load_pixel(image, live, h0, w0, c, H, W, C, x_h, x_w, down: tl.constexpr, across: tl.constexpr):
-    """[GROUPS, BLOCK_C]: the pixel `down` rows and `across` columns from each patch's first; zero outside."""
-    ok = live & (h0 + down >= 0) & (h0 + down < H) & (w0 + across >= 0) & (w0 + across < W)
-    at = image + (down * x_h.to(tl.int64) + across * x_w)
-    return tl.load(at[:, None] + c[None, :], mask=ok[:, None] & (c < C)[None, :], other=0.0)
+def _corners(
+    x, tile, N, PATCHES_H, PATCHES_W, PAD_H, PAD_W, x_n, x_h, x_w, STEP_H: tl.constexpr, STEP_W: tl.constexpr,
+    GROUPS: tl.constexpr,
+):  # fmt: skip
+    """Of the tile's patches the first pixel that each reads: its address, row and column, and whether the patch is."""
+    patch = tile * GROUPS + tl.arange(0, GROUPS)
+    n = patch // (PATCHES_H * PATCHES_W)
+    h0 = patch // PATCHES_W % PATCHES_H * STEP_H - PAD_H
+    w0 = patch % PATCHES_W * STEP_W - PAD_W
+    return x + n.to(tl.int64) * x_n + h0.to(tl.int64) * x_h + w0.to(tl.int64) * x_w, h0, w0, n < N
+
+
+@triton.jit
+def _load_patches(
+    image, live, h0, w0, first, H, W, C, x_h, x_w, READ_H: tl.constexpr, READ_W: tl.constexpr, BLOCK_C: tl.constexpr
+):  # fmt: skip
+    """READ_H READ_W tensors [GROUPS, BLOCK_C]: every pixel that a patch reads; zero outside of the image."""
+    c = first + tl.arange(0, BLOCK_C)
+    pixels = ()
+    for i in tl.static_range(READ_H * READ_W):
+        h = h0 + i // READ_W
+        w = w0 + i % READ_W
+        ok = live & (h >= 0) & (h < H) & (w >= 0) & (w < W)
+        at = image + (i // READ_W * x_h.to(tl.int64) + i % READ_W * x_w)
+        pixels = pixels + (tl.load(at[:, None] + c[None, :], mask=ok[:, None] & (c < C)[None, :], other=0.0),)
+    return pixels
 
 
 @triton.jit
@@ -64,72 +86,26 @@ def _rows(pixels, COUNT: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr
     return pixels.reshape(ROWS, BLOCK_C)
 
 
-@triton.jit(
-    do_not_specialize=[
-        "N", "H", "W", "C", "P", "Q", "K", "x_n", "x_h", "x_w", "r_n", "r_p", "r_q", "PATCHES_H", "PATCHES_W", "PAD_H",
-        "PAD_W",
-    ]
-)  # fmt: skip
-def separable_patches(
-    x, depthwise, depthwise_bias, pointwise, y, residual, bias, gamma, beta, mean, var, partial, counts,
-    N, H, W, C, P, Q, K, x_n, x_h, x_w, r_n, r_p, r_q, PATCHES_H, PATCHES_W, PAD_H, PAD_W, eps,
-    C_UNIT: tl.constexpr, K_UNIT: tl.constexpr, R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr,
-    STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, DEPTHWISE_BIAS: tl.constexpr,
-    INPUT: tl.constexpr, MID: tl.constexpr, BIAS: tl.constexpr, BN: tl.constexpr, GAMMA: tl.constexpr,
-    BETA: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, MOMENTS: tl.constexpr,
-    PRECISION: tl.constexpr, PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, GROUPS: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr,
+@triton.jit
+def _store_tile(
+    acc, y, residual, bias, gamma, beta, mean, var, partial, counts, tile, N, P, Q, K, r_n, r_p, r_q, PATCHES_H,
+    PATCHES_W, eps, BIAS: tl.constexpr, BN: tl.constexpr, GAMMA: tl.constexpr, BETA: tl.constexpr,
+    RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, MOMENTS: tl.constexpr, PATCH_H: tl.constexpr,
+    PATCH_W: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """y [N, P, Q, K] of x [N, C, H, W] with adjacent channels; depthwise is [R S, C], pointwise [K, C]."""
-    COUNT: tl.constexpr = PATCH_H * PATCH_W
-    ROWS: tl.constexpr = GROUPS * COUNT
-    READ_H: tl.constexpr = (PATCH_H - 1) * STRIDE_H + (R - 1) * DILATION_H + 1
-    READ_W: tl.constexpr = (PATCH_W - 1) * STRIDE_W + (S - 1) * DILATION_W + 1
-    C = C * C_UNIT
-    K = K * K_UNIT
-    x_h = x_h * C_UNIT
-    x_w = x_w * C_UNIT
-    tile = tl.program_id(0)
-    patch = tile * GROUPS + tl.arange(0, GROUPS)
+    """The epilogue of a tile's products acc [ROWS, BLOCK_K], to y [N, P, Q, K]."""
+    m = tl.arange(0, acc.shape[0])
+    k = tl.arange(0, acc.shape[1])
+    patch = tile * GROUPS + m // (PATCH_H * PATCH_W)
     n = patch // (PATCHES_H * PATCHES_W)
-    h0 = patch // PATCHES_W % PATCHES_H * (PATCH_H * STRIDE_H) - PAD_H
-    w0 = patch % PATCHES_W * (PATCH_W * STRIDE_W) - PAD_W
-    image = x + n.to(tl.int64) * (x_n * C_UNIT) + h0.to(tl.int64) * x_h + w0.to(tl.int64) * x_w
-    k = tl.arange(0, BLOCK_K)
-    acc = tl.zeros((ROWS, BLOCK_K), tl.float32)
-    for first in range(0, C, BLOCK_C):
-        c = first + tl.arange(0, BLOCK_C)
-        inside = c < C
-        b = tl.load(
-            pointwise + k.to(tl.int64)[None, :] * C + c[:, None], mask=inside[:, None] & (k < K)[None, :], other=0.0
-        )
-        values = ()
-        for i in tl.static_range(READ_H * READ_W):
-            v = _load_pixel(image, n < N, h0, w0, c, H, W, C, x_h, x_w, i // READ_W, i % READ_W)
-            values = values + (activate(v.to(tl.float32), INPUT),)
-        weights = ()
-        for i in tl.static_range(R * S):
-            weights = weights + (tl.load(depthwise + i * C + c, mask=inside, other=0.0).to(tl.float32)[None, :],)
-        start = load_vector(depthwise_bias, c, inside, DEPTHWISE_BIAS, 0.0)[None, :]
-        pixels = ()
-        for i in tl.static_range(COUNT):
-            u = _window(
-                values, weights, start, i // PATCH_W * STRIDE_H * READ_W + i % PATCH_W * STRIDE_W, READ_W, R, S,
-                DILATION_H, DILATION_W,
-            )  # fmt: skip
-            pixels = pixels + (activate(u, MID).to(x.dtype.element_ty),)
-        acc = tl.dot(_rows(pixels, COUNT, ROWS, BLOCK_C), b, acc, input_precision=PRECISION)
-    m = tl.arange(0, ROWS)
-    patch = tile * GROUPS + m // COUNT
-    n = patch // (PATCHES_H * PATCHES_W)
-    p = patch // PATCHES_W % PATCHES_H * PATCH_H + m % COUNT // PATCH_W
+    p = patch // PATCHES_W % PATCHES_H * PATCH_H + m // PATCH_W % PATCH_H
     q = patch % PATCHES_W * PATCH_W + m % PATCH_W
     live = (n < N) & (p < P) & (q < Q)
     n = n.to(tl.int64)
     ok = live[:, None] & (k < K)[None, :]
     added = acc
     if RESIDUAL:
-        at = n * (r_n * K_UNIT) + p.to(tl.int64) * (r_p * K_UNIT) + q.to(tl.int64) * (r_q * K_UNIT)
+        at = n * r_n + p.to(tl.int64) * r_p + q.to(tl.int64) * r_q
         added = tl.load(residual + at[:, None] + k[None, :], mask=ok, other=0.0)
     u = finish(acc, added, bias, gamma, beta, mean, var, k, K, eps, BIAS, BN, GAMMA, BETA, RESIDUAL, ACTIVATION)
     stored = u.to(y.dtype.element_ty)
@@ -138,9 +114,106 @@ def separable_patches(
     tl.store(y + (((n * P + p) * Q + q) * K)[:, None] + k[None, :], stored, mask=ok)
 
 
+@triton.jit(
+    do_not_specialize=[
+        "N", "H", "W", "C", "P", "Q", "K", "x_n", "x_h", "x_w", "r_n", "r_p", "r_q", "PATCHES_H", "PATCHES_W", "PAD_H",
+        "PAD_W", "TILES",
+    ]
+)  # fmt: skip
+def separable_patches(
+    x, depthwise, depthwise_bias, pointwise, y, residual, bias, gamma, beta, mean, var, partial, counts,
+    N, H, W, C, P, Q, K, x_n, x_h, x_w, r_n, r_p, r_q, PATCHES_H, PATCHES_W, PAD_H, PAD_W, TILES, eps,
+    C_UNIT: tl.constexpr, K_UNIT: tl.constexpr, R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr,
+    STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, DEPTHWISE_BIAS: tl.constexpr,
+    INPUT: tl.constexpr, MID: tl.constexpr, BIAS: tl.constexpr, BN: tl.constexpr, GAMMA: tl.constexpr,
+    BETA: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, MOMENTS: tl.constexpr,
+    PRECISION: tl.constexpr, PATCH_H: tl.constexpr, PATCH_W: tl.constexpr, GROUPS: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_C: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """y [N, P, Q, K] of x [N, C, H, W] with adjacent channels; depthwise is [R S, C], pointwise [K, C].
+
+    AHEAD: programs stay, and load a chunk, or the first of their next tile, while they compute the one before.
+    """
+    COUNT: tl.constexpr = PATCH_H * PATCH_W
+    ROWS: tl.constexpr = GROUPS * COUNT
+    READ_H: tl.constexpr = (PATCH_H - 1) * STRIDE_H + (R - 1) * DILATION_H + 1
+    READ_W: tl.constexpr = (PATCH_W - 1) * STRIDE_W + (S - 1) * DILATION_W + 1
+    C = C * C_UNIT
+    K = K * K_UNIT
+    x_n = x_n * C_UNIT
+    x_h = x_h * C_UNIT
+    x_w = x_w * C_UNIT
+    r_n = r_n * K_UNIT
+    r_p = r_p * K_UNIT
+    r_q = r_q * K_UNIT
+    tile = tl.program_id(0)
+    first = 0 * tile
+    steps = tl.cdiv(C, BLOCK_C)
+    image, h0, w0, live = _corners(
+        x, tile, N, PATCHES_H, PATCHES_W, PAD_H, PAD_W, x_n, x_h, x_w, PATCH_H * STRIDE_H, PATCH_W * STRIDE_W, GROUPS
+    )
+    if AHEAD:
+        following = _load_patches(image, live, h0, w0, first, H, W, C, x_h, x_w, READ_H, READ_W, BLOCK_C)
+        steps = steps * tl.cdiv(TILES - tile, tl.num_programs(0))
+    k = tl.arange(0, BLOCK_K)
+    acc = tl.zeros((ROWS, BLOCK_K), tl.float32)
+    for _ in range(steps):
+        if AHEAD:
+            current = following
+        else:
+            current = _load_patches(image, live, h0, w0, first, H, W, C, x_h, x_w, READ_H, READ_W, BLOCK_C)
+        c = first + tl.arange(0, BLOCK_C)
+        inside = c < C
+        b = tl.load(
+            pointwise + k.to(tl.int64)[None, :] * C + c[:, None], mask=inside[:, None] & (k < K)[None, :], other=0.0
+        )
+        values = ()
+        for i in tl.static_range(READ_H * READ_W):
+            values = values + (activate(current[i].to(tl.float32), INPUT),)
+        weights = ()
+        for i in tl.static_range(R * S):
+            weights = weights + (tl.load(depthwise + i * C + c, mask=inside, other=0.0).to(tl.float32)[None, :],)
+        start = load_vector(depthwise_bias, c, inside, DEPTHWISE_BIAS, 0.0)[None, :]
+        first += BLOCK_C
+        is_last = first >= C
+        if AHEAD:
+            if is_last:
+                first = 0 * first
+                image, h0, w0, live = _corners(
+                    x, tile + tl.num_programs(0), N, PATCHES_H, PATCHES_W, PAD_H, PAD_W, x_n, x_h, x_w,
+                    PATCH_H * STRIDE_H, PATCH_W * STRIDE_W, GROUPS,
+                )  # fmt: skip
+            following = _load_patches(image, live, h0, w0, first, H, W, C, x_h, x_w, READ_H, READ_W, BLOCK_C)
+        pixels = ()
+        for i in tl.static_range(COUNT):
+            u = _window(
+                values, weights, start, i // PATCH_W * STRIDE_H * READ_W + i % PATCH_W * STRIDE_W, READ_W, R, S,
+                DILATION_H, DILATION_W,
+            )  # fmt: skip
+            pixels = pixels + (activate(u, MID).to(x.dtype.element_ty),)
+        acc = tl.dot(_rows(pixels, COUNT, ROWS, BLOCK_C), b, acc, input_precision=PRECISION)
+        if AHEAD:
+            if is_last:
+                _store_tile(
+                    acc, y, residual, bias, gamma, beta, mean, var, partial, counts, tile, N, P, Q, K, r_n, r_p, r_q,
+                    PATCHES_H, PATCHES_W, eps, BIAS, BN, GAMMA, BETA, RESIDUAL, ACTIVATION, MOMENTS, PATCH_H, PATCH_W,
+                    GROUPS,
+                )  # fmt: skip
+                acc = tl.zeros((ROWS, BLOCK_K), tl.float32)
+                tile += tl.num_programs(0)
+    if not AHEAD:
+        _store_tile(
+            acc, y, residual, bias, gamma, beta, mean, var, partial, counts, tile, N, P, Q, K, r_n, r_p, r_q,
+            PATCHES_H, PATCHES_W, eps, BIAS, BN, GAMMA, BETA, RESIDUAL, ACTIVATION, MOMENTS, PATCH_H, PATCH_W, GROUPS,
+        )  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Patches:
-    """A tile: `groups` patches of height x width output pixels, k outputs, in steps of c channels."""
+    """A tile: `groups` patches of height x width output pixels, k outputs, in steps of c channels.
+
+    ahead: a program for each multiprocessor, which loads ahead of what it computes, instead of one for each tile.
+    """
 
     height: int
     width: int
@@ -148,6 +221,7 @@ class Patches:
     k: int
     c: int
     warps: int
+    ahead: bool = False
 
     def tiles(self, N: int, P: int, Q: int) -> int:
         return triton.cdiv(N * triton.cdiv(P, self.height) * triton.cdiv(Q, self.width), self.groups)
@@ -159,7 +233,7 @@ _SHAPES = (((2, 4), 8), ((2, 2), 16))  # patches, and how many
 _INSTRUCTIONS = 0.5  # of a warp, per pixel and channel: counted in the compiled kernels, depthwise and joining
 
 
-def configurations(C: int, K: int, d: Depthwise) -> list[Patches]:
+def configurations(C: int, K: int, d: Depthwise, moments: bool) -> list[Patches]:
     """Every tile that may be chosen; none where registers do not hold the patch or the outputs."""
     if K > _MAX_OUTPUTS or d.x.dtype not in (torch.bfloat16, torch.float16):
         return []
@@ -173,9 +247,11 @@ def configurations(C: int, K: int, d: Depthwise) -> list[Patches]:
         )
         if read <= _MAX_READ:
             found += [
-                Patches(height, width, groups, k, c, warps)
+                Patches(height, width, groups, k, c, warps, ahead)
                 for c, warps in ((64, 8), (32, 4), (16, 4))
                 if c < 2 * C and (k <= 128 or warps == 8)
+                for ahead in (True, False)
+                if not (ahead and moments and (k == 256 or warps == 4))  # it spills
             ]
     return found
 
@@ -190,7 +266,7 @@ def work(patches: Patches, d: Depthwise, K: int, residual: bool) -> Work:
         products=rows * triton.cdiv(C, patches.c) * patches.c * patches.k,
         instructions=rows * C * _INSTRUCTIONS,
         programs=tiles,
-        in_turn=True,
+        overlap=Overlap.MEMORY if patches.ahead else Overlap.NOTHING,
     )
 
 
@@ -207,15 +283,16 @@ def separable(
     tiles = patches.tiles(N, P, Q)
     found = Moments.of(tiles, K, y.device) if moments else None
     R, S = d.weight.shape[2:]
-    separable_patches[(tiles,)](
+    programs = min(tiles, device_of(y).multiprocessors) if patches.ahead else tiles
+    separable_patches[(programs,)](
         d.x, taps_major(d.weight), pointwise if d.bias is None else d.bias.contiguous(), pointwise, y, added,
         *epilogue.vectors(pointwise), *((pointwise, pointwise) if found is None else found),
         N, H, W, C // d.unit, P, Q, K // k_unit, *(stride // d.unit for stride in pixel_strides(d.x)),
         *(stride // k_unit for stride in added_strides), triton.cdiv(P, patches.height), triton.cdiv(Q, patches.width),
-        *d.padding, epilogue.eps, C_UNIT=d.unit, K_UNIT=k_unit, R=R, S=S, STRIDE_H=d.stride[0], STRIDE_W=d.stride[1],
-        DILATION_H=d.dilation[0], DILATION_W=d.dilation[1], DEPTHWISE_BIAS=d.bias is not None,
+        *d.padding, tiles, epilogue.eps, C_UNIT=d.unit, K_UNIT=k_unit, R=R, S=S, STRIDE_H=d.stride[0],
+        STRIDE_W=d.stride[1], DILATION_H=d.dilation[0], DILATION_W=d.dilation[1], DEPTHWISE_BIAS=d.bias is not None,
         INPUT=d.input_activation, MID=d.mid_activation, **epilogue.flags(), MOMENTS=moments,
         PRECISION=precision_of(d.x), PATCH_H=patches.height, PATCH_W=patches.width, GROUPS=patches.groups,
-        BLOCK_K=patches.k, BLOCK_C=patches.c, num_warps=patches.warps, num_stages=1,
+        BLOCK_K=patches.k, BLOCK_C=patches.c, AHEAD=patches.ahead, num_warps=patches.warps, num_stages=1,
     )  # fmt: skip
     return found

@@ -79,7 +79,7 @@ def _forward(
     }  # fmt: skip
 
     def candidates() -> list[Patches | TwoKernels]:
-        return [*_separable_patches.configurations(C, K, d), TwoKernels()]
+        return [*_separable_patches.configurations(C, K, d, moments), TwoKernels()]
 
     algorithm = tuning.choose(
         _NAME, y, shape, candidates,
