@@ -17,7 +17,7 @@ from torch import Tensor
 from . import _depthwise_rows, tuning
 from ._convolution import adjacent_channels, pixel_strides
 from ._depthwise_rows import Rows, can_roll, depthwise_rows
-from ._device import activate, activation_gradient, load_vector, unit_of
+from ._device import activate, activation_gradient, in_elements, load_vector, unit_of
 from ._weight_gradient import sum_of_pieces
 from .runtime import device_of
 
@@ -47,7 +47,7 @@ def depthwise_tile(
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "H", "W", "C", "P", "Q", "x_n", "x_h", "x_w"])
 def _forward(
     x, weight, bias, y, grad, grad_out, M, H, W, C, P, Q, x_n, x_h, x_w, UNIT: tl.constexpr,
     R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr,
@@ -55,10 +55,7 @@ def _forward(
     INPUT: tl.constexpr, MID: tl.constexpr, GRAD: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """u = depthwise(input(x)) + bias; y [M, C] = mid(u); with GRAD also grad_out = grad mid'(u). weight is [R S, C]."""
-    C = C * UNIT
-    x_n = x_n * UNIT
-    x_h = x_h * UNIT
-    x_w = x_w * UNIT
+    C, x_n, x_h, x_w = in_elements(C, x_n, x_h, x_w, UNIT)
     m = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     n = (m // (P * Q)).to(tl.int64)
@@ -75,7 +72,7 @@ def _forward(
         tl.store(grad_out + at, masked.to(grad.dtype.element_ty), mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "H", "W", "C", "P", "Q", "x_n", "x_h", "x_w"])
 def _input_gradient(
     grad, weight, x, grad_x, M, H, W, C, P, Q, x_n, x_h, x_w, UNIT: tl.constexpr,
     R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr,
@@ -83,10 +80,7 @@ def _input_gradient(
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """grad_x [N H W, C] = input'(x) times the sum over the outputs that read the pixel; grad is [N P Q, C]."""
-    C = C * UNIT
-    x_n = x_n * UNIT
-    x_h = x_h * UNIT
-    x_w = x_w * UNIT
+    C, x_n, x_h, x_w = in_elements(C, x_n, x_h, x_w, UNIT)
     m = tl.program_id(0) * PIXELS + tl.arange(0, PIXELS)
     c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     inside = c < C
@@ -117,7 +111,7 @@ def _input_gradient(
     tl.store(grad_x + m.to(tl.int64)[:, None] * C + c[None, :], acc.to(grad_x.dtype.element_ty), mask=live)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "H", "W", "C", "P", "Q", "x_n", "x_h", "x_w", "rows"])
 def _slice_weight_gradient(
     grad, x, partial, M, H, W, C, P, Q, x_n, x_h, x_w, rows, UNIT: tl.constexpr,
     R: tl.constexpr, S: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr,
@@ -125,13 +119,10 @@ def _slice_weight_gradient(
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """partial [slices, R S + 1, C]: per tap the sum of grad times input(x) over a slice; the last is grad's own sum."""
-    C = C * UNIT
-    x_n = x_n * UNIT
-    x_h = x_h * UNIT
-    x_w = x_w * UNIT
-    c = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
-    piece = tl.program_id(1)
-    tap = tl.program_id(2)
+    C, x_n, x_h, x_w = in_elements(C, x_n, x_h, x_w, UNIT)
+    tap = tl.program_id(0)  # fastest, because all taps read the same slice
+    c = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
+    piece = tl.program_id(2)
     begin = piece * rows
     end = tl.minimum(begin + rows, M)
     acc = tl.zeros((PIXELS, CHANNELS), tl.float32)
@@ -284,7 +275,7 @@ def weight_gradient(d: Depthwise, grad: Tensor) -> tuple[Tensor, Tensor]:
     rows = triton.cdiv(triton.cdiv(d.pixels, wanted), _PIXELS) * _PIXELS
     count = triton.cdiv(d.pixels, rows)
     partial = torch.empty((count, R * S + 1, C), dtype=torch.float32, device=grad.device)
-    _slice_weight_gradient[(tiles, count, R * S + 1)](
+    _slice_weight_gradient[(R * S + 1, tiles, count)](
         grad, d.x, partial, d.pixels, *d.shape(), rows, UNIT=d.unit, **d.window(), INPUT=d.input_activation,
         PIXELS=_PIXELS, CHANNELS=_CHANNELS,
     )  # fmt: skip

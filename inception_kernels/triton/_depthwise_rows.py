@@ -135,9 +135,15 @@ def configurations(P: int, Q: int, R: int, S: int) -> list[Rows]:
     ]
 
 
+# Instructions of a thread, counted in the compiled kernels: a row, each column of it, and each element beside its taps.
+_ROW, _COLUMN, _ELEMENT = 45, 10, 6
+_PROGRAMS = 4  # that a multiprocessor runs at once
+
+
 def predicted_cost(rows: Rows, N: int, C: int, P: int, Q: int, window: tuple[int, int], multiprocessors: int) -> float:
-    """Accesses of the busiest multiprocessor: loads and stores of a row, times rows, times waves of four programs."""
+    """Instructions of the busiest multiprocessor's threads, the rows above a program's first included."""
     R, S = window
     lanes, bands = rows.programs(N, C, P, Q)
-    waves = triton.cdiv(lanes * bands, 4 * multiprocessors)
-    return waves * rows.block * (rows.rows + R - 1) * (2 * rows.columns + S - 1)
+    waves = triton.cdiv(lanes * bands, _PROGRAMS * multiprocessors)
+    elements = rows.block / (32 * rows.warps)
+    return waves * (rows.rows + R - 1) * (_ROW + rows.columns * (_COLUMN + elements * (R * S + _ELEMENT)))

@@ -61,6 +61,12 @@ def merge_moments(mean_a, m2_a, count_a, mean_b, m2_b, count_b):
     return mean_a + delta * share, m2_a + m2_b + delta * delta * count_a * share, count
 
 
+@triton.jit
+def in_elements(size, stride_a, stride_b, stride_c, UNIT: tl.constexpr):
+    """What was passed in units (see unit_of), as numbers of elements that the compiler knows to be multiples."""
+    return size * UNIT, stride_a * UNIT, stride_b * UNIT, stride_c * UNIT
+
+
 def unit_of(*sizes: int) -> int:
     """8 where all sizes are multiples of 8: passed as multiples of it, the compiler knows, and accesses 16 bytes.
 

@@ -230,7 +230,9 @@ class Patches:
 _MAX_OUTPUTS = 256
 _MAX_READ = 36  # input pixels of a patch, each a tensor in registers
 _SHAPES = (((2, 4), 8), ((2, 2), 16))  # patches, and how many
-_INSTRUCTIONS = 0.5  # of a warp, per pixel and channel: counted in the compiled kernels, depthwise and joining
+# Of a warp, counted in the compiled kernels: per pixel and channel (depthwise, joining), per pixel and output.
+_INSTRUCTIONS = 0.55
+_EPILOGUE_INSTRUCTIONS = 0.6
 
 
 def configurations(C: int, K: int, d: Depthwise, moments: bool) -> list[Patches]:
@@ -264,7 +266,7 @@ def work(patches: Patches, d: Depthwise, K: int, residual: bool) -> Work:
     return Work(
         memory=d.x.element_size() * (N * H * W * C + d.pixels * K * (2 if residual else 1)),
         products=rows * triton.cdiv(C, patches.c) * patches.c * patches.k,
-        instructions=rows * C * _INSTRUCTIONS,
+        instructions=rows * (C * _INSTRUCTIONS + K * _EPILOGUE_INSTRUCTIONS),
         programs=tiles,
         overlap=Overlap.MEMORY if patches.ahead else Overlap.NOTHING,
     )

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ._device import activate, activation_gradient, load_vector, merge_moments, unit_of
+from ._device import activate, activation_gradient, in_elements, load_vector, merge_moments, unit_of
 from ._epilogue import Moments
 
 _CHANNELS = 64  # channels a program
@@ -48,18 +48,21 @@ def _merge(partial, counts, merged, merged_counts, K, TILES, TOGETHER, LAST: tl.
 
 
 @triton.jit
+def _block(first, end, channel_block, K, PIXELS: tl.constexpr, CHANNELS: tl.constexpr):
+    """Pixels from `first` to before `end`, channels, and which of the block are both [PIXELS, CHANNELS]."""
+    m = first + tl.arange(0, PIXELS)
+    k = channel_block * CHANNELS + tl.arange(0, CHANNELS)
+    return m, k, (m < end)[:, None] & (k < K)[None, :]
+
+
+@triton.jit(do_not_specialize=["M", "K", "z_stride", "residual_stride", "y_stride"])
 def _normalise(
     z, mean, var, gamma, beta, residual, y, M, K, z_stride, residual_stride, y_stride, eps, UNIT: tl.constexpr,
     BN: tl.constexpr, GAMMA: tl.constexpr, BETA: tl.constexpr, RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr,
     PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    K = K * UNIT
-    z_stride = z_stride * UNIT
-    residual_stride = residual_stride * UNIT
-    y_stride = y_stride * UNIT
-    k = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    m = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
-    inside = (m < M)[:, None] & (k < K)[None, :]
+    K, z_stride, residual_stride, y_stride = in_elements(K, z_stride, residual_stride, y_stride, UNIT)
+    m, k, inside = _block(tl.program_id(0).to(tl.int64) * PIXELS, M, tl.program_id(1), K, PIXELS, CHANNELS)
     u = tl.load(z + m[:, None] * z_stride + k[None, :], mask=inside, other=0.0).to(tl.float32)
     if BN:
         scale = load_vector(gamma, k, k < K, GAMMA, 1.0) / tl.sqrt(tl.load(var + k, mask=k < K, other=1.0) + eps)
@@ -95,25 +98,21 @@ def _grad_u(
     return tl.where(inside, grad, 0.0), normalised
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "K", "grad_stride", "z_stride", "residual_stride", "rows"])
 def _slice_sums(
     grad_y, z, residual, mean, var, gamma, beta, partial, M, K, grad_stride, z_stride, residual_stride, rows, eps,
     UNIT: tl.constexpr, BN: tl.constexpr, GAMMA: tl.constexpr, BETA: tl.constexpr, RESIDUAL: tl.constexpr,
     ACTIVATION: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
     """Per slice of pixels: the sums of grad_u and of grad_u times normalised z."""
-    K = K * UNIT
-    grad_stride = grad_stride * UNIT
-    z_stride = z_stride * UNIT
-    residual_stride = residual_stride * UNIT
+    K, grad_stride, z_stride, residual_stride = in_elements(K, grad_stride, z_stride, residual_stride, UNIT)
     k = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     begin = tl.program_id(1) * rows
     end = tl.minimum(begin + rows, M)
     plain = tl.zeros((PIXELS, CHANNELS), tl.float32)
     weighted = tl.zeros((PIXELS, CHANNELS), tl.float32)
     for first in range(begin, end, PIXELS):
-        m = first + tl.arange(0, PIXELS)
-        inside = (m < end)[:, None] & (k < K)[None, :]
+        m, _, inside = _block(first, end, tl.program_id(0), K, PIXELS, CHANNELS)
         grad, normalised = _grad_u(
             grad_y, z, residual, mean, var, gamma, beta, m, k, inside, K, grad_stride, z_stride, residual_stride, eps,
             BN, GAMMA, BETA, RESIDUAL, ACTIVATION,
@@ -124,7 +123,7 @@ def _slice_sums(
     tl.store(partial + (2 * tl.program_id(1) + 1) * K + k, tl.sum(weighted, axis=0), mask=k < K)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["K", "SLICES"])
 def _combine_sums(partial, sums, K, SLICES, CHANNELS: tl.constexpr):
     """sums [2, K]: of grad_u (the gradient of beta) and of grad_u times normalised z (the gradient of gamma)."""
     k = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
@@ -137,20 +136,15 @@ def _combine_sums(partial, sums, K, SLICES, CHANNELS: tl.constexpr):
     tl.store(sums + K + k, weighted, mask=k < K)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M", "K", "grad_stride", "z_stride", "residual_stride"])
 def _input_gradient(
     grad_y, z, residual, mean, var, gamma, beta, sums, grad_z, grad_residual, M, K, grad_stride, z_stride,
     residual_stride, eps, UNIT: tl.constexpr, BN: tl.constexpr, GAMMA: tl.constexpr, BETA: tl.constexpr,
     RESIDUAL: tl.constexpr, ACTIVATION: tl.constexpr, TRAINING: tl.constexpr, GRAD_Z: tl.constexpr,
     GRAD_RESIDUAL: tl.constexpr, PIXELS: tl.constexpr, CHANNELS: tl.constexpr,
 ):  # fmt: skip
-    K = K * UNIT
-    grad_stride = grad_stride * UNIT
-    z_stride = z_stride * UNIT
-    residual_stride = residual_stride * UNIT
-    k = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
-    m = tl.program_id(0).to(tl.int64) * PIXELS + tl.arange(0, PIXELS)
-    inside = (m < M)[:, None] & (k < K)[None, :]
+    K, grad_stride, z_stride, residual_stride = in_elements(K, grad_stride, z_stride, residual_stride, UNIT)
+    m, k, inside = _block(tl.program_id(0).to(tl.int64) * PIXELS, M, tl.program_id(1), K, PIXELS, CHANNELS)
     grad, normalised = _grad_u(
         grad_y, z, residual, mean, var, gamma, beta, m, k, inside, K, grad_stride, z_stride, residual_stride, eps,
         BN, GAMMA, BETA, RESIDUAL, ACTIVATION,

@@ -32,7 +32,7 @@ class TwoKernels:
     warps: int = 0  # those of the two kernels, which are chosen on their own
 
 
-_DEPTHWISE_INSTRUCTIONS = 0.4  # of a warp, per pixel and channel, counted in the compiled rolled-row kernel
+_DEPTHWISE_INSTRUCTIONS = 0.65  # of a warp, per pixel and channel, counted in the compiled rolled-row kernel
 _PRODUCT_TILE = 128  # pixels, and outputs, of the product's usual tile
 
 
