@@ -240,6 +240,7 @@ def configurations(C: int, K: int, d: Depthwise, moments: bool) -> list[Patches]
     if K > _MAX_OUTPUTS or d.x.dtype not in (torch.bfloat16, torch.float16):
         return []
     k = max(16, triton.next_power_of_2(K))
+    blackwell = device_of(d.x).capability >= (10, 0)
     R, S = d.weight.shape[2:]
     found = []
     for (height, width), groups in _SHAPES:
@@ -253,7 +254,7 @@ def configurations(C: int, K: int, d: Depthwise, moments: bool) -> list[Patches]
                 for c, warps in ((64, 8), (32, 4), (16, 4))
                 if c < 2 * C and (k <= 128 or warps == 8)
                 for ahead in (True, False)
-                if not (ahead and moments and (k == 256 or warps == 4))  # it spills
+                if not (ahead and ((moments and (k == 256 or warps == 4)) or (blackwell and k == 256)))  # it spills
             ]
     return found
 
