@@ -86,6 +86,17 @@ def _refuse_bf16_arithmetic() -> None:
         kind.apply = guarded_reduction(kind.apply)
 
 
+def _let_scalars_bound_loops() -> None:
+    """Triton 3.6 converts them in a way that numpy does no more."""
+    original = interpreter._patch_lang_tensor
+
+    def patch(tensor: Any, scope: Any) -> None:
+        original(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch
+
+
 # ---- bounds
 
 _allowed: list[tuple[int, int]] = []  # address ranges of the running launch's arguments
@@ -161,6 +172,7 @@ def install() -> None:
     _Builder.create_dot = _dot
     _install_conversions()
     _refuse_bf16_arithmetic()
+    _let_scalars_bound_loops()
     _remember_arguments()
     _check_bounds()
 
