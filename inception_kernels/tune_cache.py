@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,16 +48,31 @@ class TuneCache:
     def add(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
         """Merge into the file in one atomic step: readers and other writers never see half a file."""
         path = self.path
-        merged = {**self.read(), **entries}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8") as file:
-                    json.dump(merged, file, indent=1, sort_keys=True)
-                os.replace(temporary, path)
-            except BaseException:
-                Path(temporary).unlink(missing_ok=True)
-                raise
+            with _one_writer(path.parent):
+                _replace(path, json.dumps({**self.read(), **entries}, indent=1, sort_keys=True))
         except OSError as error:
             logger.warning("measurements are not kept: %s cannot be written (%s); set IK_CACHE_DIR", path, error)
+
+
+@contextmanager
+def _one_writer(folder: Path) -> Iterator[None]:
+    """Others wait, so that what they read is what they replace."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _replace(path: Path, text: str) -> None:
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

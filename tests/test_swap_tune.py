@@ -95,7 +95,7 @@ def test_a_cache_that_cannot_be_written_is_reported(monkeypatch, tmp_path, caplo
     assert "cannot be written" in caplog.text
 
 
-def test_concurrent_writers_leave_a_whole_file(cache):
+def test_concurrent_writers_lose_nothing(cache):
     def write(writer: int) -> None:
         for entry in range(20):
             tune.CACHE.add({f"{writer}.{entry}": {"fused_ms": 1.0, "original_ms": 2.0}})
@@ -106,7 +106,7 @@ def test_concurrent_writers_leave_a_whole_file(cache):
     for thread in threads:
         thread.join()
     entries = tune.CACHE.read()
-    assert len(entries) >= 20
+    assert len(entries) == 80
     assert all(entry == {"fused_ms": 1.0, "original_ms": 2.0} for entry in entries.values())
     assert [path.name for path in cache.parent.iterdir()] == [cache.name]
 

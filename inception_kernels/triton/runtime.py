@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ without_gpu = Device((9, 0), 132, 232448)
 def device_of(x: Tensor) -> Device:
     if not x.is_cuda:
         return without_gpu
-    properties = torch.cuda.get_device_properties(x.device)
+    properties: Any = torch.cuda.get_device_properties(x.device)  # torch's stubs lack the last
     return Device(
         (properties.major, properties.minor), properties.multi_processor_count, properties.shared_memory_per_block_optin
     )

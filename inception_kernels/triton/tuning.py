@@ -13,7 +13,8 @@ import logging
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -23,6 +24,7 @@ from torch import Tensor
 from .._version import __version__
 from ..source_hash import current_hashes
 from ..tune_cache import TuneCache
+from .runtime import interpreted
 
 logger = logging.getLogger("inception_kernels")
 
@@ -109,7 +111,7 @@ def choose(
         shape: all that the best choice depends on, besides dtype and device.
         candidates: those that can run, pruned by shape and shared memory; asked for once a shape.
         cost: predicted, lower is better.
-        launch: runs the kernel and returns its output; with every candidate the same, whenever it is called.
+        launch: runs the kernel and returns its output, the same tensor in every call; it may be called many times.
         taps: of the window that the kernel's loop goes through together with the channels; 1 for no such loop.
 
     Raises:
@@ -159,7 +161,8 @@ def order(candidates: Sequence[C], cost: Callable[[C], float], taps: int = 1) ->
     safe = next((each for each in ranked if not needs_proof(each, taps)), None)
     if safe is None:
         raise ValueError(
-            f"expected a configuration with at most {PROVEN_WARPS} warps for a flattened loop of {taps} taps, got {ranked}"
+            f"expected a configuration of at most {PROVEN_WARPS} warps for a flattened loop of {taps} taps, "
+            f"got {ranked}"
         )
     return [safe, *(each for each in ranked if each is not safe)]
 
@@ -173,7 +176,7 @@ def _note(selection: Selection) -> None:
 
 
 def _may_measure(x: Tensor) -> bool:
-    if _timer is None:
+    if _timer is None or getattr(_thread, "compiles", False):
         return False
     if _timer is not device_milliseconds:
         return True
@@ -198,7 +201,15 @@ def _select(
         return Selection(kernel, ranked[0], why)
     times = _measure(kernel, shape, ranked, launch)
     chosen, milliseconds = min(times, key=lambda each: each[1])
-    _keep(key, chosen, milliseconds, len(times))
+    _keep(
+        key,
+        {
+            "configuration": dataclasses.asdict(chosen),
+            "milliseconds": milliseconds,
+            "of": len(times),
+            "predicted_milliseconds": times[0][1],
+        },
+    )
     return Selection(kernel, chosen, f"measured, {milliseconds:.4g} ms, fastest of {len(times)}", milliseconds)
 
 
@@ -207,18 +218,21 @@ def _measure(
 ) -> list[tuple[C, float]]:
     """(candidate, milliseconds) of the first that runs and the best of the others, where they agree with it."""
     assert _timer is not None
+    tried = ranked[:_MOST_CANDIDATES]
+    _compile(tried, launch)
     times: list[tuple[C, float]] = []
     expected: Tensor | None = None
-    for candidate in ranked[:_MOST_CANDIDATES]:
+    for candidate in tried:
         y = _output(kernel, candidate, launch)
         if y is None:
             continue
         if expected is None:
-            expected = y
-        elif not _agree(y, expected):
+            expected = y.clone()
+        if _agree(y, expected):
+            times.append((candidate, _timer(functools.partial(launch, candidate))))
+        else:
             logger.warning("%s is wrong as %s for %s: never chosen", kernel, candidate, _text(shape))
-            continue
-        times.append((candidate, _timer(functools.partial(launch, candidate))))
+        y.fill_(torch.nan)  # so that the next cannot leave it as it is and pass
     if not times:
         raise RuntimeError(
             f"none of the best {_MOST_CANDIDATES} configurations of {kernel} fits this device for {_text(shape)}: "
@@ -227,21 +241,43 @@ def _measure(
     return times
 
 
-def _output(kernel: str, candidate: C, launch: Callable[[C], Tensor]) -> Tensor | None:
-    """A copy of its output, or None where it needs more of a multiprocessor than this device has.
+def _compile(tried: Sequence[C], launch: Callable[[C], Tensor]) -> None:
+    """All of them at once, on as many threads as there are processors; this thread's launches start nothing meanwhile.
 
-    The output itself is filled with NaN, so that the next launch, which may get the same memory, cannot pass for it.
+    What does not compile is tried again, and told, when its turn comes.
     """
+    from triton.runtime._async_compile import AsyncCompileMode
+    from triton.runtime.errors import OutOfResources
+    from triton.runtime.jit import JITFunction
+
+    if interpreted():
+        return
+    thread, run = threading.get_ident(), JITFunction.run
+
+    def compile_only(self: Any, *arguments: Any, warmup: bool, **keywords: Any) -> Any:
+        return run(self, *arguments, warmup=warmup or threading.get_ident() == thread, **keywords)
+
+    try:
+        _thread.compiles = True
+        JITFunction.run = compile_only
+        with ThreadPoolExecutor() as pool, AsyncCompileMode(pool, ignore_errors=True):
+            for candidate in tried:
+                with suppress(OutOfResources):
+                    launch(candidate)
+    finally:
+        JITFunction.run = run
+        _thread.compiles = False
+
+
+def _output(kernel: str, candidate: C, launch: Callable[[C], Tensor]) -> Tensor | None:
+    """What it wrote, or None where it needs more of a multiprocessor than this device has."""
     from triton.runtime.errors import OutOfResources
 
     try:
-        y = launch(candidate)
+        return launch(candidate)
     except OutOfResources as error:
         logger.warning("%s does not fit this device as %s: %s", kernel, candidate, error)
         return None
-    copy = y.clone()
-    y.fill_(torch.nan)
-    return copy
 
 
 def _agree(y: Tensor, expected: Tensor) -> bool:
@@ -249,8 +285,7 @@ def _agree(y: Tensor, expected: Tensor) -> bool:
     return torch.allclose(y.float(), expected.float(), rtol=0.0, atol=limit, equal_nan=True)
 
 
-def _keep(key: str, chosen: Configuration, milliseconds: float, of: int) -> None:
-    entry = {"configuration": dataclasses.asdict(chosen), "milliseconds": milliseconds, "of": of}
+def _keep(key: str, entry: dict[str, Any]) -> None:
     _known()[key] = entry
     CACHE.add({key: entry})
 
