@@ -195,16 +195,17 @@ def configurations(M: int, K: int, C: int, taps: int, dtype: torch.dtype, device
     c = 16 if depth <= 16 else 32 if depth <= 32 or wide else 64
     found = []
     for m, k, warps in _SIZES:
-        if k > max(16, 2 * K - 1) or (wide and m * k > 64 * 64) or (flat and warps > tuning.PROVEN_WARPS):
+        if k > max(16, 2 * K - 1) or k < min(K, 64) // 2:
+            continue
+        if (wide and m * k > 64 * 64) or (flat and warps > tuning.PROVEN_WARPS):
             continue
         programs = triton.cdiv(M, m) * triton.cdiv(K, k)
         splits = [1] if flat else splits_of(programs, taps * triton.cdiv(C, c), device.multiprocessors)
-        found += [
-            Blocks(m, k, c, warps, stages, flat, each)
-            for stages in (2, 3)
-            if stages * (m + k) * c * dtype.itemsize <= device.shared
-            for each in splits
-        ]
+        stages = 3 if 3 * (m + k) * c * dtype.itemsize <= device.shared else 2
+        for each in splits:
+            # On sm_80 a piece of such a tile spills in steps of 64 channels.
+            step = min(c, 32) if each > 1 and k == 32 and device.capability < (9, 0) else c
+            found.append(Blocks(m, k, step, warps, stages, flat, each))
     return found
 
 

@@ -172,9 +172,10 @@ class Boxes:
 
 
 _GROUP = 8  # pixel tiles that go through all outputs before the next: both operands stay in L2
-_SHARED_LIMIT = 232448 - 4096  # bytes a block may have on sm_90, less what barriers and the epilogue take
+_OTHER_SHARED = 4096  # bytes for barriers and the epilogue
 _SIZES = (
     (128, 128, 0, 8),
+    (128, 128, 0, 4),
     (128, 128, 64, 8),
     (128, 256, 0, 8),
     (128, 64, 0, 4),
@@ -193,16 +194,16 @@ def configurations(
     found: list[Boxes] = []
     c = 64 if C > 32 else 32 if C > 16 else 16
     for m, k0, k1, warps in _SIZES:
-        if k0 + k1 > max(32, 2 * K) or (k1 and k0 >= K):
+        if k0 + k1 > max(32, 2 * K) or (k1 and k0 >= K) or k0 < min(K, 64):
             continue
         blackwell = device.capability >= (10, 0)
         if (k0 == 256 and (moments or blackwell)) or ((m, k0) == (128, 32) and moments and blackwell):
             continue  # it spills
-        stages = 4 if 4 * (m + k0 + k1) * c * 2 <= _SHARED_LIMIT else 3
-        shapes = [(m, 1, 1)] if m // 4 <= N else []
-        if P * Q > 1:
-            shapes += [(1, h, w) for h, w in _PATCHES[m] if h < 2 * P and w < 2 * Q]
-        for shape in shapes or [(m, 1, 1)]:
+        fitting = (device.shared - _OTHER_SHARED) // ((m + k0 + k1) * c * 2)
+        if fitting < 2:
+            continue
+        stages = min(4, fitting)
+        for shape in _least_wasteful([(m, 1, 1), *((1, h, w) for h, w in _PATCHES[m])], N, P, Q):
             tile = Boxes(*shape, k0, k1, c, warps, stages)
             programs = math.prod(tile.tiles(N, P, Q, K))
             splits = splits_of(programs, taps * triton.cdiv(C, c), device.multiprocessors) if k1 == 0 else [1]
@@ -210,6 +211,17 @@ def configurations(
     return found
 
 
+def _least_wasteful(shapes: list[tuple[int, int, int]], N: int, P: int, Q: int) -> list[tuple[int, int, int]]:
+    """Those of (images, height, width) whose rows are nearly as often inside of the images as the best one's."""
+
+    def live(shape: tuple[int, int, int]) -> float:
+        return math.prod(size / (triton.cdiv(size, step) * step) for size, step in zip((N, P, Q), shape, strict=True))
+
+    best = max(map(live, shapes))
+    return [shape for shape in shapes if live(shape) >= _LEAST_LIVE * best]
+
+
+_LEAST_LIVE = 0.8
 _L2_BYTES = 40  # a clock and multiprocessor
 _PRODUCTS = 2048  # a clock and multiprocessor
 _STEP_CLOCKS = 180  # at least: a load's latency over the stages

@@ -18,7 +18,7 @@ _SCHEDULERS = 4  # of a multiprocessor; each issues one warp's instruction a clo
 
 
 @dataclass(frozen=True)
-class _Rates:
+class Rates:
     """Of a multiprocessor, per clock: bytes from memory, 16-bit multiply-adds; and its clock in Hz."""
 
     memory: float
@@ -26,10 +26,10 @@ class _Rates:
     clock: float
 
 
-_RATES = {  # by major capability: A100 (SXM, 80 GB), H100 (SXM), B200
-    8: _Rates(2.04e12 / 108 / 1.41e9, 1024, 1.41e9),
-    9: _Rates(3.35e12 / 132 / 1.755e9, 2048, 1.755e9),
-    10: _Rates(8.0e12 / 148 / 1.85e9, 4096, 1.85e9),
+RATES = {  # by major capability: A100 (SXM, 80 GB), H100 (SXM), B200
+    8: Rates(2.04e12 / 108 / 1.41e9, 1024, 1.41e9),
+    9: Rates(3.35e12 / 132 / 1.755e9, 2048, 1.755e9),
+    10: Rates(8.0e12 / 148 / 1.85e9, 4096, 1.85e9),
 }
 
 
@@ -54,7 +54,7 @@ class Work:
 
 def seconds(work: Work, device: Device) -> float:
     """Predicted for the whole device, the last wave's idle multiprocessors included."""
-    rates = _RATES[max((major for major in _RATES if major <= device.capability[0]), default=min(_RATES))]
+    rates = RATES[max((major for major in RATES if major <= device.capability[0]), default=min(RATES))]
     waves = math.ceil(work.programs / device.multiprocessors)
     busy = work.programs / (waves * device.multiprocessors)
     products = work.products / rates.products
