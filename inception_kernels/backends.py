@@ -22,6 +22,7 @@ from . import _extension, cuda_kernels
 from .cuda_kernels import Shapes
 from .triton import _counters as triton_counters
 from .triton import runtime as triton_runtime
+from .triton import tuning as triton_tuning
 
 logger = logging.getLogger("inception_kernels")
 
@@ -34,11 +35,15 @@ class BackendUnavailableError(RuntimeError):
 
 @dataclass(frozen=True)
 class Choice:
-    """What ran the last call of an operator in this thread, and why the backends before it did not."""
+    """What ran the last call of an operator in this thread, and why the backends before it did not.
+
+    `selections`: of the Triton kernels that it launched, the configuration of each and why.
+    """
 
     operator: str
     backend: str
     reasons: dict[str, str] = field(default_factory=dict)
+    selections: tuple[triton_tuning.Selection, ...] = ()
 
 
 def can_run_cuda(x: Tensor | None = None, operator: str | None = None, shapes: Shapes | None = None) -> str | None:
@@ -93,7 +98,8 @@ _predicates = {
     "reference": can_run_reference,
 }
 # The order of the automatic choice, by the input's device. CUDA's kernels wait until they are proven on the kind of GPU
-# (cuda_kernels.unproven), Triton's for a measurement: before, they run where use_backend asks for them.
+# (cuda_kernels.unproven), Triton's for a measurement: before, they run where use_backend asks for them, and in the
+# layers that `tune` found them fastest for (preferring).
 _preference = {"cpu": ("cpu", "reference"), "cuda": ("cuda", "reference")}
 
 _forced: str | None = None
@@ -126,6 +132,17 @@ def use_backend(name: str) -> Iterator[None]:
         _forced = before
 
 
+@contextmanager
+def preferring(name: str) -> Iterator[None]:
+    """In this thread and block, let the automatic choice ask this backend first; one that is forced stays forced."""
+    before = getattr(_thread, "preferred", None)
+    _thread.preferred = name
+    try:
+        yield
+    finally:
+        _thread.preferred = before
+
+
 def forced() -> str | None:
     """The backend in force through :func:`use_backend`, or None."""
     return _forced
@@ -151,7 +168,7 @@ def choose(operator: str, x: Tensor, shapes: Shapes | None = None) -> str:
 
 def decide(operator: str, x: Tensor, shapes: Shapes | None = None) -> tuple[str | None, dict[str, str]]:
     """What :func:`choose` would choose, None where a forced backend cannot, and why not those before it."""
-    order = (_forced,) if _forced is not None else _preference.get(x.device.type, ("reference",))
+    order = (_forced,) if _forced is not None else _order(x)
     reasons: dict[str, str] = {}
     for name in order:
         reason = _predicates[name](x, operator, shapes)
@@ -163,8 +180,16 @@ def decide(operator: str, x: Tensor, shapes: Shapes | None = None) -> tuple[str 
     return None, reasons
 
 
+def _order(x: Tensor) -> tuple[str, ...]:
+    order = _preference.get(x.device.type, ("reference",))
+    preferred = None if torch.compiler.is_compiling() else getattr(_thread, "preferred", None)
+    return order if preferred is None else (preferred, *order)
+
+
 def _record(operator: str, name: str, reasons: dict[str, str]) -> None:
     _thread.last = (operator, name, reasons)
+    if name == "triton":
+        triton_tuning.begin()
     if name == "reference":
         with _reference_lock:
             _reference_calls[f"{operator}.forward.reference"] += 1
@@ -175,7 +200,10 @@ def _record(operator: str, name: str, reasons: dict[str, str]) -> None:
 def last_choice() -> Choice | None:
     """The choice made for this thread's last eager call of an operator; None before the first."""
     last = getattr(_thread, "last", None)
-    return None if last is None else Choice(*last)
+    if last is None:
+        return None
+    operator, name, reasons = last
+    return Choice(operator, name, reasons, triton_tuning.selections() if name == "triton" else ())
 
 
 def counters() -> dict[str, int]:

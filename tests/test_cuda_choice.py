@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import inception_kernels as ik
 from inception_kernels import _extension, backends, cuda_kernels, kernel_record, source_hash
-from inception_kernels.swap import cuda_trial
+from inception_kernels.swap import trial
 from inception_kernels.swap.runtime import FusedLayer, Parts
 from inception_kernels.swap.stamp import Stamp
 
@@ -156,7 +156,7 @@ def test_what_a_run_on_hardware_proves():
 def on_trial(monkeypatch):
     """Every layer is on trial, with the CPU's kernels in the place of CUDA's; what was trusted."""
     trusted = []
-    monkeypatch.setattr(cuda_trial, "_on_trial", lambda *_: True)
+    monkeypatch.setattr(trial, "_on_trial", lambda *_: True)
     monkeypatch.setitem(backends._predicates, "cuda", lambda *_: None)
     monkeypatch.setattr(cuda_kernels, "trust", lambda *call: trusted.append(call))
     return trusted
@@ -173,7 +173,7 @@ def layer():
 def test_a_kernel_that_is_right_is_trusted(on_trial, layer):
     fused, parts, original = layer
     x = torch.randn(2, 8, 9, 9)
-    assert cuda_trial.passed(fused, parts, x, original)
+    assert trial.passed(fused, parts, x, original)
     assert on_trial == [("conv2d_bn_act", torch.float32, x.device)]
     assert parts.norm.training, "the trial puts the modes back"
     assert parts.norm.num_batches_tracked == 0
@@ -188,7 +188,7 @@ def test_a_kernel_that_is_wrong_is_not(on_trial, layer, monkeypatch, caplog, def
         return call(self, x, parts) + (defect if backends.forced() == "cuda" else 0)
 
     monkeypatch.setattr(FusedLayer, "__call__", defective)
-    assert not cuda_trial.passed(fused, parts, torch.randn(2, 8, 9, 9), original)
+    assert not trial.passed(fused, parts, torch.randn(2, 8, 9, 9), original)
     assert on_trial == []
     assert "the CUDA kernel is off by" in caplog.text
 

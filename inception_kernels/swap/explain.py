@@ -21,7 +21,8 @@ class LayerState:
 
     `ran`: "prepared" (folded weights, packed once), "operator", "original" (the modules it replaces; `reasons` says
     why), or "not called yet". `reasons`: why each backend before `backend` did not run. `converted`: the input was
-    not channels-last and was copied. `tuned`: what `tune` chose per mode.
+    not channels-last and was copied. `tuned`: what `tune` chose per mode. `configurations`: of the Triton kernels that
+    ran, and why each was chosen.
     """
 
     path: str
@@ -31,6 +32,7 @@ class LayerState:
     reasons: dict[str, str] = field(default_factory=dict)
     converted: bool = False
     tuned: dict[str, str] = field(default_factory=dict)
+    configurations: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -62,6 +64,7 @@ class Explanation:
         for layer in self.layers:
             why = [f"{name}: {reason}" for name, reason in layer.reasons.items()]
             why += [f"tuned for {mode}: {choice}" for mode, choice in layer.tuned.items()]
+            why += layer.configurations
             table.add_row(
                 layer.path or "(model)",
                 layer.operator,
@@ -103,4 +106,5 @@ def _state(layer: FusedLayer) -> LayerState:
         dict(last.reasons),
         last.converted,
         dict(layer.choices),
+        [str(selection) for selection in last.selections],
     )

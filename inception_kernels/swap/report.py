@@ -44,7 +44,7 @@ class SwapReport:
 
 def _tuning_table(tuning: list[TunedLayer]) -> Table:
     table = Table(title="Measured on this machine (median)", title_justify="left")
-    for name in ("layer", "input", "mode", "fused ms", "original ms", "runs", "from"):
+    for name in ("layer", "input", "mode", "fused ms", "triton ms", "original ms", "runs", "from"):
         table.add_column(name, justify="right" if name.endswith("ms") else "left", overflow="fold")
     for tuned in tuning:
         table.add_row(
@@ -52,6 +52,7 @@ def _tuning_table(tuning: list[TunedLayer]) -> Table:
             "x".join(map(str, tuned.input_shape)),
             tuned.mode,
             f"{tuned.fused_ms:.3f}",
+            "" if tuned.triton_ms is None else f"{tuned.triton_ms:.3f}",
             f"{tuned.original_ms:.3f}",
             tuned.choice,
             "cache" if tuned.cached else "measured",

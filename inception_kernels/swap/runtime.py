@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from ..ops._common import shape_numbers
 from ..ops.conv2d_bn_act import conv2d_bn_act
 from ..ops.prepared import PreparedConv2dBNAct, PreparedSeparableConv2d
 from ..ops.separable_conv2d import separable_conv2d
+from ..triton.tuning import Selection
 from .atoms import numeric_padding
 from .stamp import Stamp
 
@@ -65,6 +66,7 @@ class LastCall:
     backend: str = ""
     reasons: dict[str, str] = field(default_factory=dict)
     converted: bool = False  # the input was not channels-last
+    selections: tuple[Selection, ...] = ()  # configurations of the Triton kernels that ran
 
 
 _RAN_PREPARED = {
@@ -100,7 +102,7 @@ def _forward_mode_or_transform() -> bool:
 class FusedLayer:
     """Description, cache and history of one fused layer. Copies and pickles carry the description only.
 
-    `choices` holds what `tune` measured: "inference" or "training" -> "fused" or "original".
+    `choices` holds what `tune` measured: "inference" or "training" -> "fused", "triton" or "original".
     """
 
     def __init__(self, path: str, operator: str, input_activation: str, mid_activation: str, activation: str) -> None:
@@ -181,15 +183,17 @@ class FusedLayer:
         converted = not x.is_contiguous(memory_format=torch.channels_last)
         if converted:
             x = x.contiguous(memory_format=torch.channels_last)
-        prepared = self._prepare(x, parts)
+        by_triton = self.choices.get(self.run_mode(parts)) == "triton"
+        prepared = None if by_triton else self._prepare(x, parts)
         if prepared is not None:
             y = prepared(x)
             self.last = _RAN_PREPARED[x.device.type, converted]
             return y
-        y = self._run_operator(x, parts)
+        with backends.preferring("triton") if by_triton else nullcontext():
+            y = self._run_operator(x, parts)
         choice = backends.last_choice()
         if choice is not None:
-            self.last = LastCall("operator", choice.backend, choice.reasons, converted)
+            self.last = LastCall("operator", choice.backend, choice.reasons, converted, choice.selections)
         return y
 
     def _options(self, parts: Parts) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,9 @@ from torch import Tensor, nn
 from .. import _extension, backends
 from .._version import __version__
 from ..source_hash import current_hashes
+from ..triton import tuning as triton_tuning
 from ..tune_cache import TuneCache
-from . import cuda_trial
+from . import trial
 from .layers import CallsSite, ChainForward, LeadForward, Swapped
 from .runtime import FusedLayer, Parts, record_inputs
 from .shapes import modes, run
@@ -36,12 +38,16 @@ def _is_measurement(entry: Any) -> bool:
     )
 
 
+_TRITON = "triton_ms"
 CACHE = TuneCache("swap_tune.json", _is_measurement)
 
 
 @dataclass(frozen=True)
 class TunedLayer:
-    """One layer's measurement: medians in milliseconds, and which of the two runs from now on."""
+    """One layer's measurement: medians in milliseconds, and which of them runs from now on.
+
+    `fused_ms` is of the automatic choice's kernels; `triton_ms` is None where Triton cannot run the layer.
+    """
 
     path: str
     input_shape: list[int]
@@ -49,8 +55,9 @@ class TunedLayer:
     mode: str  # "inference" or "training"
     fused_ms: float
     original_ms: float
-    choice: str  # "fused" or "original"
+    choice: str  # "fused", "triton" or "original"
     cached: bool
+    triton_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -83,20 +90,37 @@ def tune_layers(model: nn.Module, inputs: Any) -> list[TunedLayer]:
                 continue
             done.add((id(layer), mode))
             key = json.dumps({**machine, "mode": mode, **_signature(layer, parts, x)}, sort_keys=True)
-            cached = key in known
+            names = (*_FIELDS, *((_TRITON,) if trial.takes_triton(layer, x) else ()))
+            cached = key in known and all(name in known[key] for name in names)
             if not cached:
-                with modes(model, training=mode == "training"), cuda_trial.forced(layer, parts, x):
+                with modes(model, training=mode == "training"), triton_tuning.tuning():
                     measured[key] = known[key] = _measure(candidate, parts, x, mode)
-            fused, original = known[key]["fused_ms"], known[key]["original_ms"]
-            choice = "original" if original < fused else "fused"
-            if choice == "fused" and not cuda_trial.passed(layer, parts, x, candidate.original):
-                choice = "original"
-            layer.choices[mode] = choice
+            layer.choices[mode] = _fastest(known[key], names, candidate, parts, x)
             dtype = str(x.dtype).removeprefix("torch.")
-            tuned.append(TunedLayer(layer.path, list(x.shape), dtype, mode, fused, original, choice, cached))
+            times = known[key]
+            tuned.append(
+                TunedLayer(
+                    layer.path, list(x.shape), dtype, mode, times["fused_ms"], times["original_ms"],
+                    layer.choices[mode], cached, times.get(_TRITON) if _TRITON in names else None,
+                )
+            )  # fmt: skip
     if measured:
         CACHE.add(measured)
     return tuned
+
+
+def _fastest(
+    times: dict[str, float], names: tuple[str, ...], candidate: _Candidate, parts: Parts, x: Tensor
+) -> str:  # fmt: skip
+    """The fastest that is right: "fused", "triton" or "original"."""
+    for name in sorted(names, key=lambda name: (times[name], name)):
+        if name == "original_ms":
+            break
+        if name == "fused_ms" and trial.passed(candidate.layer, parts, x, candidate.original):
+            return "fused"
+        if name == _TRITON and trial.is_right(candidate.layer, parts, x, candidate.original, "triton"):
+            return "triton"
+    return "original"
 
 
 def _candidates(model: nn.Module) -> Iterator[_Candidate]:
@@ -166,17 +190,21 @@ def _signature(layer: FusedLayer, parts: Parts, x: Tensor) -> dict[str, Any]:
 
 
 def _measure(candidate: _Candidate, parts: Parts, x: Tensor, mode: str) -> dict[str, float]:
-    """Interleaved medians of fused and original. Statistics of the batch norm are put back afterwards."""
+    """Interleaved medians of all that can run. Statistics of the batch norm are put back afterwards."""
     norm = parts.norm
     kept = [] if norm is None else [(buffer, buffer.clone()) for buffer in norm.buffers()]
-    contenders = {
-        "fused_ms": lambda value: candidate.layer(value, parts),
+    layer = candidate.layer
+    contenders: dict[str, Callable[[Tensor], Tensor]] = {
+        "fused_ms": partial(_on_backend, partial(trial.forced, layer, parts, x), layer, parts),
         "original_ms": candidate.original,
     }
+    if trial.takes_triton(layer, x):
+        contenders[_TRITON] = partial(_on_backend, partial(backends.use_backend, "triton"), layer, parts)
     times: dict[str, list[float]] = {name: [] for name in contenders}
     try:
-        start = time.perf_counter()
-        for round_ in range(-1, _ROUNDS):  # round -1 warms up
+        start = 0.0
+        for round_ in range(-1, _ROUNDS):  # round -1 warms up: Triton's kernels are compiled and tuned there
+            start = start if round_ > 0 else time.perf_counter()
             for name, contender in contenders.items():
                 elapsed = _time(contender, parts, x, mode)
                 if round_ >= 0:
@@ -187,8 +215,15 @@ def _measure(candidate: _Candidate, parts: Parts, x: Tensor, mode: str) -> dict[
         with torch.no_grad():
             for buffer, value in kept:
                 buffer.copy_(value)
-        candidate.layer.drop_cache()
+        layer.drop_cache()
     return {name: statistics.median(values) * 1e3 for name, values in times.items()}
+
+
+def _on_backend(
+    chosen: Callable[[], AbstractContextManager[None]], layer: FusedLayer, parts: Parts, x: Tensor
+) -> Tensor:  # fmt: skip
+    with chosen():
+        return layer(x, parts)
 
 
 def _time(contender: Callable[[Tensor], Tensor], parts: Parts, x: Tensor, mode: str) -> float:

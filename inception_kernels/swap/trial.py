@@ -1,4 +1,4 @@
-"""CUDA kernels that have not run on this kind of GPU: `tune` tries them, and from then on trusts the right ones."""
+"""Kernels that have not run on this kind of GPU: `tune` tries them, and from then on trusts the right CUDA ones."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from .shapes import modes
 
 logger = logging.getLogger("inception_kernels")
 
+_NAMES = {"cuda": "CUDA", "triton": "Triton"}
 _ERROR_RATIO, _FLOOR_ULPS = 2, 4  # against PyTorch's own error, as in the tests
 
 
@@ -32,18 +33,35 @@ def passed(layer: FusedLayer, parts: Parts, x: Tensor, original: Callable[[Tenso
     """
     if not _on_trial(layer, parts, x):
         return True
+    if not is_right(layer, parts, x, original, "cuda"):
+        return False
+    cuda_kernels.trust(layer.operator, autocast_dtype(x) or x.dtype, x.device)
+    return True
+
+
+def takes_triton(layer: FusedLayer, x: Tensor) -> bool:
+    """Whether the Triton kernels compete for this layer: on a GPU, where no backend is forced."""
+    if x.device.type != "cuda" or backends.forced() is not None:
+        return False
+    return backends.can_run_triton(x, layer.operator) is None
+
+
+def is_right(
+    layer: FusedLayer, parts: Parts, x: Tensor, original: Callable[[Tensor], Tensor], backend: str
+) -> bool:  # fmt: skip
+    """Whether the layer on this backend is at most twice as far from float64 as the original; a warning if not."""
     modules = nn.ModuleList(each for each in (parts.depthwise, parts.conv, parts.norm) if each is not None)
     with torch.no_grad(), modes(modules, training=False):
         exact = _in_float64(layer, parts, x)
         allowed = _ERROR_RATIO * _distance(original(x), exact)
-        with backends.use_backend("cuda"):
+        with backends.use_backend(backend):
             error = _distance(layer(x, parts), exact)
     dtype = autocast_dtype(x) or x.dtype
     floor = _FLOOR_ULPS * torch.finfo(dtype).eps * exact.abs().max().item()
     if not error <= max(allowed, floor):  # a NaN fails
-        logger.warning("%s: the CUDA kernel is off by %.3g, allowed is %.3g", layer.path, error, max(allowed, floor))
+        off = (layer.path, _NAMES[backend], error, max(allowed, floor))
+        logger.warning("%s: the %s kernel is off by %.3g, allowed is %.3g", *off)
         return False
-    cuda_kernels.trust(layer.operator, dtype, x.device)
     return True
 
 
