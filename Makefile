@@ -16,10 +16,10 @@ FORMATTED := $(NATIVE) $(wildcard tests/kernels/* $(addprefix tests/conformance/
 BUILT_FROM := pyproject.toml constraints.txt setup.py $(NATIVE) $(wildcard build_backend/*.py) csrc/cpu/isa_flags.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help bench bench-full gpu gates test lint format clean
+.PHONY: help bench bench-full gpu gates triton-gates test lint format clean
 
 help:  ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 bench: .venv/bench  ## the fused operators against PyTorch and its peers: table, plots and rows under report/ (minutes)
 	$(BIN)/python -m inception_kernels bench --quick --output report
@@ -33,6 +33,9 @@ gpu:  ## on a GPU, with $(PYTHON)'s own torch: build, check, measure; OUT=folder
 gates: .venv/test  ## check the CUDA kernels as compiled and write benchmarks/cuda_kernels.md (needs nvcc, no GPU)
 	$(BIN)/python -m tools.cubin_gates --table
 	$(BIN)/python -m tools.cubin_gates --check
+
+triton-gates: .venv/test  ## compile every Triton kernel that may be chosen, check it, write benchmarks/triton_kernels.* (no GPU)
+	$(BIN)/python -m tools.triton_gates --table --jobs 2
 
 test: .venv/test  ## all tests
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests -n 2 --require-third-party $(PYTEST_ARGS) $(NONE_IS_FINE)

@@ -1,28 +1,36 @@
-"""The Triton kernels compile, for GPUs that are not here, to what they were written for: a sample of tools.triton_gates."""
+"""The Triton kernels compile, for GPUs that are not here, to what they were written for: a sample, and the whole table."""
 
+import dataclasses
 import re
+import warnings
+from collections import Counter
 
 import pytest
 
 pytest.importorskip("triton", reason="Triton has no build for this platform")
 
-from inception_kernels.models.layers import LayerSpec, distinct_layers
+import torch
+from triton.runtime.jit import JITFunction
+
+from inception_kernels.triton import tuning
+from inception_kernels.triton._weight_gradient import add_pieces
 from tools.cubin_gates import binaries
-from tools.triton_gates import cases
-from tools.triton_gates.read import read, violations
+from tools.triton_gates import cases, compiler, table
+from tools.triton_gates.capture import DEVICES, Launch, compiling_for
+from tools.triton_gates.read import Reading, violations
 
+# Each compiles what runs without a measurement; the first all that tuning may choose.
 SAMPLE = (
-    ("inception_v3", r"^3->32 ", "forward"),
-    ("inception_v3", r"^128->192 7x1", "training"),
-    ("inception_v3", r"^160->160 1x7", "backward"),
-    ("inception_v3", r"^160->160 7x1", "tiles"),
-    ("xception", r"^64->128 3x3 @147", "training"),
-    ("xception", r"^728->728 3x3 @19", "backward"),
+    r"^160->160 7x1 .* batch 8 forward bf16",
+    r"^3->32 .* batch 256 forward bf16",
+    r"^128->192 7x1 .* batch 256 training bf16",
+    r"^160->160 1x7 .* batch 256 backward fp16",
+    r"^64->128 3x3 @147 batch 256 training bf16",
+    r"^728->728 3x3 @19 batch 256 backward bf16",
+    r"^192->192 1x7 .* batch 256 forward tf32",
+    r"^loss batch 256 backward bf16",
 )
-
-
-def layer_named(network: str, pattern: str) -> LayerSpec:
-    return next(layer for layer in distinct_layers(network) if re.search(pattern, str(layer)))
+EVERYTHING = (*cases.PRECISIONS, cases.FP16)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,25 +44,137 @@ def _tools(pytestconfig: pytest.Config) -> None:
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("arch", ["80", "90", "100"])
-@pytest.mark.parametrize(("network", "pattern", "what"), SAMPLE, ids=[f"{n}-{p}-{w}" for n, p, w in SAMPLE])
-def test_sample(network: str, pattern: str, what: str, arch: str) -> None:
-    kernels = cases.compile_case(cases.Case(layer_named(network, pattern), 256, what), arch)
-    assert kernels
-    broken = [sentence for kernel in kernels for sentence in violations(read(kernel))]
-    assert not broken, "\n".join(broken)
+def launches_of(pattern: str, arch: str) -> list[Launch]:
+    found = cases.matching(pattern, precisions=EVERYTHING)
+    assert found, f"expected a case that matches {pattern}"
+    return cases.launches(found[0], arch)
 
 
-@pytest.mark.parametrize("arch", ["80", "90", "100"])
-def test_loss(arch: str) -> None:
-    kernels = cases.compile_loss(arch)
-    assert {kernel.name for kernel in kernels} == {"_forward", "_sum_rows", "_backward"}
-    assert not [sentence for kernel in kernels for sentence in violations(read(kernel))]
+def read(launches: list[Launch]) -> list[Reading]:
+    return [reading for _, reading in compiler.readings(list(compiler.distinct(launches).values()))]
+
+
+@pytest.mark.parametrize("arch", DEVICES)
+@pytest.mark.parametrize("pattern", SAMPLE)
+def test_sample(pattern: str, arch: str) -> None:
+    launches = launches_of(pattern, arch)
+    readings = read([each for each in launches if each.chosen or pattern == SAMPLE[0]])
+    assert readings
+    assert not (broken := [sentence for each in readings for sentence in violations(each)]), "\n".join(broken)
+    if table.versions().items() <= table.recorded().items():
+        recorded = {each.identity: each for each in table.recorded_readings()}
+        other = [each for each in readings if recorded.get(each.identity, each) != each]
+        assert not other, f"the table says something else: python -m tools.triton_gates --table\n{other}"
 
 
 def test_dense_convolutions_on_hopper_are_bound_by_the_tensor_cores() -> None:
-    (kernel,) = cases.compile_case(cases.Case(layer_named("inception_v3", r"^192->192 1x7"), 256, "forward"), "90")
-    reading = read(kernel)
-    assert kernel.name == "_convolution_descriptor"
+    (reading,) = read([each for each in launches_of(r"^192->192 1x7 .* batch 256 forward bf16", "90") if each.chosen])
+    assert reading.name == "_convolution_descriptor"
     assert reading.wgmma > 0
     assert reading.tensor_share == 1.0
+
+
+# ---- what may be chosen
+
+
+@pytest.fixture(scope="module")
+def everything() -> list[Launch]:
+    """All that the layers of both networks may launch."""
+    return [launch for arch in DEVICES for case in cases.cases() for launch in cases.launches(case, arch)]
+
+
+def test_no_window_is_flattened_with_eight_warps_unproven(everything: list[Launch]) -> None:
+    """Without a measurement, which compares outputs, at most four run (pytorch#173068)."""
+    seen: Counter[tuple[bool, bool]] = Counter()
+    for launch in everything:
+        many = launch.taps > 1 and launch.options.num_warps > tuning.PROVEN_WARPS
+        seen[launch.chosen, many] += 1
+        assert not (launch.chosen and many), f"{launch.name} {launch.constants}"
+    assert seen[True, False] and seen[False, True], "expected some that only a measurement may choose"
+
+
+def test_candidates_are_compiled_side_by_side_before_they_are_timed() -> None:
+    """And only compiled: there is no device on which they could start."""
+    run = JITFunction.run
+    partial = torch.empty(2, 64, device="meta")
+
+    def launch(elements: int) -> torch.Tensor:
+        out = torch.empty(64, device="meta")
+        add_pieces[(1,)](partial, out, 64, 2, ELEMENTS=elements)
+        return out
+
+    with compiling_for("90"):
+        kernels = add_pieces.device_caches[90][0]
+        before = len(kernels)
+        tuning._compile([256, 512, 2048], launch)
+        added = list(kernels.values())[before:]
+    assert JITFunction.run is run
+    assert len(added) == 3 and all(kernel.asm["cubin"] for kernel in added)
+
+
+# ---- the table
+
+
+def test_the_table_is_of_these_sources(everything: list[Launch]) -> None:
+    """What is in it is current; a warning says what is not in it yet."""
+    again = "`python -m tools.triton_gates --table` compiles what is new"
+    found = table.recorded()
+    assert found.get("sources") == table.versions()["sources"], f"the Triton kernels have changed: {again}"
+    readings = table.recorded_readings()
+    assert len(readings) == found["recorded"] <= found["kernels"]
+    assert {each.identity for each in readings} <= {each.identity for each in everything}
+    if found["recorded"] < found["kernels"]:
+        warnings.warn(f"{found['recorded']} of {found['kernels']} kernels are recorded: {again}", stacklevel=1)
+
+
+def test_every_kernel_of_the_table_is_as_it_must_be() -> None:
+    readings = table.recorded_readings()
+    assert readings
+    assert not [sentence for each in readings for sentence in violations(each)]
+
+
+def test_the_table_for_people_is_of_the_lines() -> None:
+    found = table.recorded()
+    assert table.PATH.read_text(encoding="utf-8") == table.render(table.recorded_readings(), found)
+
+
+# ---- the gates themselves
+
+
+GOOD = Reading(
+    name="_convolution_descriptor", arch="90", constants={"BLOCK_M": 128}, types="bf16", warps=8, stages=3,
+    shared=200000, registers=168, stack=0, local_accesses=0, instructions={"HGMMA": 8},
+    step={"tensor": 512.0, "issue": 200.0}, wgmma=8,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"stack": 8}, "8 bytes of stack"),
+        ({"local_accesses": 2}, "2 accesses to local memory"),
+        ({"shared": 232449}, "232449 bytes of shared memory, 232448 allowed"),
+        ({"arch": "80", "shared": 200000}, "200000 bytes of shared memory, 166912 allowed"),
+        ({"wgmma": 0}, "no wgmma"),
+    ],
+    ids=lambda value: "" if isinstance(value, dict) else value,
+)
+def test_a_kernel_that_is_not_as_it_must_be_is_told(change: dict, sentence: str) -> None:
+    assert not list(violations(GOOD))
+    (told,) = violations(dataclasses.replace(GOOD, **change))
+    assert re.search(sentence, told)
+
+
+def test_results_are_kept_and_a_cut_run_goes_on(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "CACHE", tmp_path / "kept")
+    compiled = []
+    compile_source = compiler.compile_source
+    monkeypatch.setattr(compiler, "compile_source", lambda *a, **k: compiled.append(1) or compile_source(*a, **k))
+    launches = list(compiler.distinct(launches_of(r"^loss batch 256 forward", "90")).values())
+    first = next(compiler.readings(launches))
+    assert len(compiled) == 1
+    found = list(compiler.readings(launches))
+    assert found[0] == first
+    assert len(compiled) == len({key for key, _ in found})
+    again = list(compiler.readings(launches, jobs=2))
+    assert again == found

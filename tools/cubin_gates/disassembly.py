@@ -16,6 +16,7 @@ _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?P<text>[^/].*?)\s*;")
 _PREDICATE = re.compile(r"^@(!?U?P\w+)\s+")
 _TARGET = re.compile(r"`\((\.L_x_\d+)\)")
 _USAGE = re.compile(r"Function (?P<name>\S+):\s+REG:(?P<registers>\d+) STACK:(?P<stack>\d+) SHARED:(?P<shared>\d+)")
+_THREADS = ("EIATTR_MAX_THREADS", "EIATTR_REQNTID")  # at most, as __launch_bounds__ says, or exactly, as Triton does
 _WORD = re.compile(r"\.word\s+0x([0-9a-f]+)")
 
 
@@ -96,7 +97,7 @@ def parse(listing: str) -> list[Kernel]:
             lines, wants_threads = [], False
         elif kind == "nv.info":
             if "EIATTR_" in row:
-                wants_threads = "EIATTR_MAX_THREADS" in row
+                wants_threads = any(name in row for name in _THREADS)
             word = _WORD.search(row)
             if wants_threads and word:
                 current.max_threads = int(word[1], 16)

@@ -1,18 +1,22 @@
-"""Compile what an operator would launch: its host code runs on meta tensors, its launches compile and stop there."""
+"""What an operator would launch: its host code runs on meta tensors, its launches are noted and go no further."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+import contextlib
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from inception_kernels.triton import runtime
+from inception_kernels.triton import runtime, tuning
 
 DEVICES = {
     "80": runtime.Device((8, 0), 108, 166912),
@@ -22,21 +26,45 @@ DEVICES = {
 
 
 @dataclass(frozen=True)
-class Compiled:
-    """One kernel of one launch; `constants` are its compile-time arguments."""
+class Launch:
+    """One launch of one kernel.
 
-    name: str
+    `chosen`: it runs where nothing was measured; `taps`: of the window that its loop flattens, as the choice was told;
+    `blocks`: of its grid; `sizes`: the run-time integers by name; `bytes`: of all tensors together, each once.
+    """
+
     arch: str
-    constants: tuple[tuple[str, Any], ...]
-    warps: int
-    stages: int
-    shared: int  # bytes
-    cubin: bytes
-    ptx: str
+    source: ASTSource
+    options: Any  # triton's own, of this target
+    target: GPUTarget
+    blocks: int
+    chosen: bool
+    taps: int
+    sizes: dict[str, int]
+    bytes: int
 
     @property
-    def identity(self) -> tuple[str, str, bytes]:
-        return self.name, self.arch, hashlib.sha256(self.cubin).digest()
+    def name(self) -> str:
+        return str(self.source.name)
+
+    @property
+    def identity(self) -> tuple[object, ...]:
+        """What tells it from others in a table."""
+        return (
+            self.name, self.arch, str(self.constants), self.types, self.options.num_warps, self.options.num_stages,
+        )  # fmt: skip
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """The compile-time arguments by name."""
+        names = self.source.fn.arg_names
+        return {names[path[0]]: value for path, value in self.source.constants.items() if names[path[0]].isupper()}
+
+    @property
+    def types(self) -> str:
+        """Element types of the arguments by pointer and by descriptor, each once, in order."""
+        found = re.findall(r"[*<]k?(\w+?\d+)", " ".join(map(str, self.source.signature.values())))
+        return " ".join(dict.fromkeys(found))
 
 
 class _Driver:
@@ -55,32 +83,70 @@ class _Driver:
         return 0
 
 
-@contextmanager
-def compiling(arch: str) -> Iterator[list[Compiled]]:
-    """Inside, launches of Triton kernels compile for this architecture and are appended to the list."""
-    compiled: list[Compiled] = []
-    original: Any = JITFunction.run
+def _bytes(arguments: Sequence[Any]) -> int:
+    """Of the tensors among them, given as such or by descriptor; several that share memory count once."""
+    tensors = (getattr(each, "base", each) for each in arguments)
+    sizes = {
+        each.untyped_storage()._cdata: each.numel() * each.element_size()
+        for each in tensors
+        if isinstance(each, Tensor)
+    }
+    return sum(sizes.values())
 
-    def run(self: Any, *arguments: Any, grid: Any, warmup: bool, **keywords: Any) -> Any:
-        kernel = original(self, *arguments, grid=grid, warmup=True, **keywords)
-        constants = tuple((name, value) for name, value in keywords.items() if name.isupper())
-        meta = kernel.metadata
-        compiled.append(
-            Compiled(
-                self.fn.__name__, arch, constants, meta.num_warps, meta.num_stages, meta.shared,
-                kernel.asm["cubin"], kernel.asm["ptx"],
-            )
-        )  # fmt: skip
-        return kernel
 
+@contextlib.contextmanager
+def compiling_for(arch: str) -> Iterator[None]:
+    """Inside, Triton and the choice of configurations believe in one such device; nothing can be started on it."""
     device = DEVICES[arch]
     drivers: Any = driver
-    before, before_device = drivers._active, runtime.without_gpu
-    drivers.set_active(_Driver(10 * device.capability[0] + device.capability[1]))
-    runtime.without_gpu = device
-    JITFunction.run = run
-    try:
-        yield compiled
-    finally:
-        JITFunction.run = original
-        drivers._active, runtime.without_gpu = before, before_device
+    active = _Driver(10 * device.capability[0] + device.capability[1])
+    with mock.patch.object(drivers, "_active", active), mock.patch.object(runtime, "without_gpu", device):
+        yield
+
+
+@contextlib.contextmanager
+def collecting(arch: str) -> Iterator[list[Launch]]:
+    """Inside, launches of Triton kernels with every configuration that may be chosen are appended to the list."""
+    launches: list[Launch] = []
+    run: Any = JITFunction.run
+    state: dict[str, Any] = {"chosen": True, "taps": 1}
+
+    def note_grid(self: Any, *arguments: Any, grid: Any, warmup: bool, **keywords: Any) -> Any:
+        state["blocks"] = math.prod(grid)
+        state["sizes"] = {
+            name: value for name, value in zip(self.arg_names, arguments, strict=False) if type(value) is int
+        }
+        state["bytes"] = _bytes(arguments)
+        return run(self, *arguments, grid=grid, warmup=True, **keywords)
+
+    def note_source(
+        self: Any, key: Any, signature: Any, device: Any, constants: Any, options: Any, attributes: Any, warmup: Any
+    ) -> None:
+        target = self.device_caches[device][-3]
+        source = ASTSource(self, signature, constants, attributes)
+        launches.append(
+            Launch(
+                arch, source, options, target, state["blocks"], state["chosen"], state["taps"], state["sizes"],
+                state["bytes"],
+            )
+        )  # fmt: skip
+
+    def every_candidate(
+        kernel: str, x: Tensor, shape: Any, candidates: Callable[[], Sequence[Any]], cost: Callable[[Any], float],
+        launch: Callable[[Any], Tensor], taps: int = 1,
+    ) -> Any:  # fmt: skip
+        chosen, *others = tuning.order(candidates(), cost, taps)
+        before, state["chosen"] = state["chosen"], False
+        for each in others:
+            state["taps"] = taps
+            launch(each)
+        state["chosen"], state["taps"] = before, taps
+        return chosen  # which the caller launches
+
+    with (
+        compiling_for(arch),
+        mock.patch.object(JITFunction, "run", note_grid),
+        mock.patch.object(JITFunction, "_do_compile", note_source),
+        mock.patch.object(tuning, "choose", every_candidate),
+    ):
+        yield launches

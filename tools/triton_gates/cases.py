@@ -1,71 +1,120 @@
-"""What is compiled: every layer of both networks, forward, training and backward, and every tile that may be chosen."""
+"""What is compiled: every layer of both networks, forward, training and backward, and every configuration of each."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
 
-from inception_kernels.models.layers import LayerSpec, distinct_layers
-from inception_kernels.triton import _convolution_descriptor as descriptor
-from inception_kernels.triton import conv2d_bn_act, label_smoothing_cross_entropy, separable_conv2d
-from inception_kernels.triton.runtime import Device
-from tools.triton_gates.capture import Compiled, compiling
+from inception_kernels.models.layers import LayerSpec, PairSpec, distinct_layers, distinct_pairs
+from inception_kernels.triton import asymmetric_pair, conv2d_bn_act, label_smoothing_cross_entropy, separable_conv2d
+from tools.triton_gates.capture import Launch, collecting
 
 BATCHES = (1, 8, 256)
 NETWORKS = ("inception_v3", "xception")
+_CLASSES = 1000
+
+
+@dataclass(frozen=True)
+class Precision:
+    """`tf32`: whether PyTorch's convolutions, and so ours, may use it."""
+
+    name: str
+    dtype: torch.dtype
+    tf32: bool = False
+
+
+BF16 = Precision("bf16", torch.bfloat16)
+FP16 = Precision("fp16", torch.float16)
+# float16 is not among them: its kernels are those of bfloat16 with other modifiers.
+PRECISIONS = (BF16, Precision("tf32", torch.float32, tf32=True), Precision("fp32", torch.float32))
 
 
 @dataclass(frozen=True)
 class Case:
-    """One layer at one batch size; `what` is forward, training, backward or tiles."""
+    """One layer, pair of layers or loss at one batch size; `what` is forward, training or backward."""
 
-    layer: LayerSpec
+    layer: LayerSpec | PairSpec | None
     batch: int
     what: str
+    precision: Precision = BF16
 
     def __str__(self) -> str:
-        return f"{self.layer} batch {self.batch} {self.what}"
+        return f"{self.layer or 'loss'} batch {self.batch} {self.what} {self.precision.name}"
 
 
-def cases(batches: tuple[int, ...] = BATCHES) -> Iterator[Case]:
-    for network in NETWORKS:
-        for layer in distinct_layers(network):
-            for batch in batches:
-                yield Case(layer, batch, "forward")
-                yield Case(layer, batch, "tiles")
-            yield Case(layer, max(batches), "training")
-            yield Case(layer, max(batches), "backward")
+def cases(batches: tuple[int, ...] = BATCHES, precisions: tuple[Precision, ...] = PRECISIONS) -> Iterator[Case]:
+    """Smaller batches change the shapes of tiles and nothing else: forward and bf16 alone."""
+    for precision in precisions:
+        largest = max(batches)
+        for layer in dict.fromkeys(layer for network in NETWORKS for layer in distinct_layers(network)):
+            for batch in batches if precision is BF16 else (largest,):
+                yield Case(layer, batch, "forward", precision)
+            yield Case(layer, largest, "training", precision)
+            yield Case(layer, largest, "backward", precision)
+        for pair in dict.fromkeys(pair for network in NETWORKS for pair in distinct_pairs(network)):
+            for batch in batches if precision is BF16 else (largest,):
+                yield Case(pair, batch, "forward", precision)
+        yield Case(None, largest, "forward", precision)
+        yield Case(None, largest, "backward", precision)
 
 
-def compile_case(case: Case, arch: str) -> list[Compiled]:
-    """Every kernel that the case launches on this architecture."""
-    with compiling(arch) as compiled:
-        {"forward": _forward, "training": _training, "backward": _backward, "tiles": _tiles}[case.what](case)
-    return compiled
+def matching(pattern: str, **options: Any) -> list[Case]:
+    """The cases whose text contains this regular expression."""
+    return [case for case in cases(**options) if re.search(pattern, str(case))]
 
 
-def compile_loss(arch: str, classes: int = 1000, rows: int = 256) -> list[Compiled]:
-    """The loss, forward and backward, with and without class weights."""
-    logits = torch.empty(rows, classes, dtype=torch.bfloat16, device="meta")
-    target = torch.empty(rows, dtype=torch.int64, device="meta")
-    with compiling(arch) as compiled:
-        for weight in (None, torch.empty(classes, device="meta")):
-            loss, statistics = label_smoothing_cross_entropy.label_smoothing_cross_entropy(
-                logits, target, weight, 0.1, -100, "mean"
-            )
+def launches(case: Case, arch: str) -> list[Launch]:
+    """Every launch of the case on this architecture, with every configuration that may be chosen."""
+    with collecting(arch) as found:
+        run(case, "meta")
+    return found
+
+
+def run(case: Case, device: str) -> None:
+    """The case's operator once, on tensors of this device whose values are positive noise."""
+    with torch.backends.cudnn.flags(allow_tf32=case.precision.tf32):
+        if case.layer is None:
+            _loss(case, device)
+        elif isinstance(case.layer, PairSpec):
+            _pair(case, case.layer, device)
+        else:
+            given = _Inputs.of(case, case.layer, device)
+            {"forward": _forward, "training": _training, "backward": _backward}[case.what](case, case.layer, given)
+
+
+def _loss(case: Case, device: str) -> None:
+    """With and without class weights."""
+    logits = torch.rand(case.batch, _CLASSES, dtype=case.precision.dtype, device=device)
+    target = torch.zeros(case.batch, dtype=torch.int64, device=device)
+    for weight in (None, torch.rand(_CLASSES, device=device)):
+        loss, statistics = label_smoothing_cross_entropy.label_smoothing_cross_entropy(
+            logits, target, weight, 0.1, -100, "mean"
+        )
+        if case.what == "backward":
             label_smoothing_cross_entropy.label_smoothing_cross_entropy_backward(
                 loss, logits, target, weight, statistics, 0.1, -100, "mean"
             )
-    return compiled
 
 
-def _activations(*sizes: int) -> Tensor:
-    return torch.empty(sizes, dtype=torch.bfloat16, device="meta", memory_format=torch.channels_last)
+def _pair(case: Case, pair: PairSpec, device: str) -> None:
+    first, second = pair.first, pair.second
+    x = _activations(case, device, first.in_channels, first.height, first.width)
+    weights = [torch.rand(each.weight_shapes[0], dtype=x.dtype, device=device) for each in (first, second)]
+    v, w = (torch.rand(each.out_channels, device=device) for each in (first, second))
+    asymmetric_pair.asymmetric_pair(
+        x, weights[0], v, v, v, v, None, weights[1], w, w, w, w, None, first.stride, second.stride, first.padding,
+        second.padding, first.activation, second.activation, first.eps,
+    )  # fmt: skip
+
+
+def _activations(case: Case, device: str, *sizes: int) -> Tensor:
+    x = torch.rand(case.batch, *sizes, dtype=case.precision.dtype, device=device)
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 @dataclass(frozen=True)
@@ -76,19 +125,17 @@ class _Inputs:
     vector: Tensor  # [K], stands for every parameter of batch norm
 
     @classmethod
-    def of(cls, case: Case) -> _Inputs:
-        layer = case.layer
+    def of(cls, case: Case, layer: LayerSpec, device: str) -> _Inputs:
         K = layer.out_channels
         return cls(
-            _activations(case.batch, layer.in_channels, layer.height, layer.width),
-            tuple(torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in layer.weight_shapes),
-            _activations(case.batch, K, *layer.output_size) if layer.adds_residual else None,
-            torch.empty(K, device="meta"),
+            _activations(case, device, layer.in_channels, layer.height, layer.width),
+            tuple(torch.rand(shape, dtype=case.precision.dtype, device=device) for shape in layer.weight_shapes),
+            _activations(case, device, K, *layer.output_size) if layer.adds_residual else None,
+            torch.rand(K, device=device),
         )
 
 
-def _forward(case: Case) -> None:
-    layer, given = case.layer, _Inputs.of(case)
+def _forward(case: Case, layer: LayerSpec, given: _Inputs) -> None:
     v = given.vector
     if layer.operator == "separable_conv2d":
         depthwise, pointwise = given.weights
@@ -103,8 +150,7 @@ def _forward(case: Case) -> None:
         )  # fmt: skip
 
 
-def _training(case: Case) -> None:
-    layer, given = case.layer, _Inputs.of(case)
+def _training(case: Case, layer: LayerSpec, given: _Inputs) -> None:
     v = given.vector
     if layer.operator == "separable_conv2d":
         depthwise, pointwise = given.weights
@@ -119,10 +165,9 @@ def _training(case: Case) -> None:
         )  # fmt: skip
 
 
-def _backward(case: Case) -> None:
-    layer, given = case.layer, _Inputs.of(case)
+def _backward(case: Case, layer: LayerSpec, given: _Inputs) -> None:
     v, added = given.vector, given.residual is not None
-    z = _activations(case.batch, layer.out_channels, *layer.output_size)
+    z = _activations(case, given.x.device.type, layer.out_channels, *layer.output_size)
     if layer.operator == "separable_conv2d":
         depthwise, pointwise = given.weights
         separable_conv2d.separable_conv2d_backward(
@@ -135,21 +180,3 @@ def _backward(case: Case) -> None:
             z, given.x, given.weights[0], v, v, v, v, None, given.residual, z, layer.stride, layer.padding,
             layer.dilation, layer.activation, True, layer.eps, [True] * 4 + [False, added],
         )  # fmt: skip
-
-
-def _tiles(case: Case) -> None:
-    """The forward pass, plain and with statistics, once for every tile that may be chosen for it."""
-    for forward in (_forward, _training):
-        found: list[list[descriptor.Boxes]] = []
-
-        def note(
-            N: int, P: int, Q: int, C: int, K: int, moments: bool, device: Device, found: Any = found
-        ) -> descriptor.Boxes:  # fmt: skip
-            found.append(descriptor.configurations(N, P, Q, C, K, moments, device.capability))
-            return found[-1][0]
-
-        with mock.patch.object(descriptor, "choose_boxes", side_effect=note):
-            forward(case)
-        for boxes in [boxes for tiles in found for boxes in tiles[1:]]:
-            with mock.patch.object(descriptor, "choose_boxes", return_value=boxes):
-                forward(case)

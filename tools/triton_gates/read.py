@@ -6,56 +6,90 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from tools.cubin_gates import pipes
 from tools.cubin_gates.compiler import Cubin
 from tools.cubin_gates.disassembly import disassemble, resources
 from tools.cubin_gates.report import report
-from tools.triton_gates.capture import Compiled
+from tools.triton_gates.capture import DEVICES, Launch
 
-# Bytes of shared memory that one block may have.
-SHARED_LIMIT = {"80": 166912, "90": 232448, "100": 232448}
-# The kernel whose operands all come by descriptor: on sm_90 its product has to be wgmma.
+# Counted over a whole kernel, as far as it has them.
+_TOLD = ("HGMMA", "HMMA", "UTCHMMA", "UTMALDG", "UTMASTG", "LDGSTS", "LDSM", "LDS", "STS", "LDG", "STG", "FFMA")
+# The kernels whose operands all come by descriptor: on sm_90 their product has to be wgmma.
 _WGMMA_KERNELS = ("_convolution_descriptor",)
 
 
 @dataclass(frozen=True)
 class Reading:
-    kernel: Compiled
+    """`step`: clocks of one turn of the main loop by pipe, empty where the tables have no rates (sm_100)."""
+
+    name: str
+    arch: str
+    constants: dict[str, Any]  # the compile-time arguments
+    types: str  # of the arguments by pointer and descriptor, in order
+    warps: int
+    stages: int
+    shared: int  # bytes
     registers: int
-    stack: int
+    stack: int  # bytes
     local_accesses: int
-    tensor_share: float | None  # tensor clocks over those of the busiest pipe in the main loop; None without a product
+    instructions: dict[str, int]
+    step: dict[str, float]
+    wgmma: int  # in the PTX
 
     @property
-    def wgmma(self) -> int:
-        return self.kernel.ptx.count("wgmma.mma_async")
+    def identity(self) -> tuple[object, ...]:
+        """As Launch.identity."""
+        return self.name, self.arch, str(self.constants), self.types, self.warps, self.stages
+
+    @property
+    def tensor_share(self) -> float | None:
+        """Tensor clocks over those of the main loop's busiest pipe; None without a product."""
+        tensor = self.step.get("tensor", 0.0)
+        return tensor / max(self.step.values()) if tensor else None
 
 
-def read(kernel: Compiled) -> Reading:
-    """Raises MissingTool where nvdisasm or cuobjdump is not there."""
+def read(launch: Launch, compiled: Any) -> Reading:
+    """Of what Triton compiled. Raises MissingTool where nvdisasm or cuobjdump is not there."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"{kernel.name}.cubin"
-        path.write_bytes(kernel.cubin)
-        if kernel.arch == "100":  # its tensor instructions have no rates in the tables: resources only
+        path = Path(folder) / f"{launch.name}.cubin"
+        path.write_bytes(compiled.asm["cubin"])
+        if launch.arch == "100":  # its instructions have no rates in the tables: resources only
             (usage,) = resources(path).values()
             (listing,) = disassemble(path)
-            local = sum(each.name in ("LDL", "STL") for each in listing.instructions)
-            return Reading(kernel, usage.registers, usage.stack, local, None)
-        (found,) = report(Cubin(path, "90a" if kernel.arch == "90" else kernel.arch, path, None))
-    tensor = found.step["tensor"]
-    share = tensor / max(found.step[pipe] for pipe in pipes.PIPES) if tensor else None
-    return Reading(kernel, found.resources.registers, found.resources.stack, found.local_accesses, share)
+            names = [each.name for each in listing.instructions]
+            opcodes = {name: names.count(name) for name in (*_TOLD, "LDL", "STL")}
+            step: dict[str, float] = {}
+        else:
+            (found,) = report(Cubin(path, "90a" if launch.arch == "90" else launch.arch, path, None))
+            usage, opcodes = found.resources, found.opcodes
+            step = {pipe: round(clocks, 1) for pipe, clocks in found.step.items() if clocks}
+    meta = compiled.metadata
+    return Reading(
+        name=launch.name,
+        arch=launch.arch,
+        constants=launch.constants,
+        types=launch.types,
+        warps=meta.num_warps,
+        stages=meta.num_stages,
+        shared=meta.shared,
+        registers=usage.registers,
+        stack=usage.stack,
+        local_accesses=opcodes.get("LDL", 0) + opcodes.get("STL", 0),
+        instructions={name: opcodes[name] for name in _TOLD if opcodes.get(name)},
+        step=step,
+        wgmma=compiled.asm["ptx"].count("wgmma.mma_async"),
+    )
 
 
 def violations(reading: Reading) -> Iterator[str]:
     """One sentence each; nothing for a kernel that is as it must be."""
-    kernel = reading.kernel
-    constants = " ".join(f"{name}={value}" for name, value in kernel.constants)
-    where = f"{kernel.name}, sm_{kernel.arch}, {kernel.warps} warps, {constants}:"
+    constants = " ".join(f"{name}={value}" for name, value in reading.constants.items())
+    where = f"{reading.name}, sm_{reading.arch}, {reading.warps} warps, {reading.types}, {constants}:"
     if reading.stack or reading.local_accesses:
         yield f"{where} {reading.stack} bytes of stack, {reading.local_accesses} accesses to local memory"
-    if kernel.shared > SHARED_LIMIT[kernel.arch]:
-        yield f"{where} {kernel.shared} bytes of shared memory, {SHARED_LIMIT[kernel.arch]} allowed"
-    if kernel.arch == "90" and kernel.name in _WGMMA_KERNELS and not reading.wgmma:
+    limit = DEVICES[reading.arch].shared
+    if reading.shared > limit:
+        yield f"{where} {reading.shared} bytes of shared memory, {limit} allowed"
+    if reading.arch == "90" and reading.name in _WGMMA_KERNELS and not reading.wgmma:
         yield f"{where} no wgmma"

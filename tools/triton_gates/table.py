@@ -1,77 +1,158 @@
-"""The committed table: what became of each kernel, grouped, with the hash of the sources that it belongs to."""
+"""The committed tables: what became of each kernel, with the hash of the sources that it belongs to.
+
+benchmarks/triton_kernels.jsonl has a line per distinct kernel, benchmarks/triton_kernels.md a row per tile for people.
+"""
 
 from __future__ import annotations
 
-import hashlib
-import re
+import dataclasses
+import itertools
+import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import triton
 
+from inception_kernels.source_hash import source_hashes
+from tools.cubin_gates.compiler import ROOT
+from tools.triton_gates import layers
 from tools.triton_gates.read import Reading
 
-ROOT = Path(__file__).resolve().parent.parent.parent
+LINES = ROOT / "benchmarks" / "triton_kernels.jsonl"
 PATH = ROOT / "benchmarks" / "triton_kernels.md"
-_COLUMNS = "| kernel | sm | tile | warps | variants | registers | shared memory, bytes | spills | tensor share |"
+_HEADER = """# The Triton kernels as compiled
+
+Read from the machine code, without a GPU; `python -m tools.triton_gates --table` writes this file and the line per
+kernel in `triton_kernels.jsonl`, and the tests hold both to the sources. Nothing here was measured. Every layer of
+Inception-v3 and Xception, every configuration that may be chosen for it, forward, training and backward.
+"Tensor share":
+tensor clocks of a turn of the main loop over those of its busiest pipe, lowest to highest among the variants of a tile
+(epilogues, precisions); sm_100 has no rates in the tables.
+"""
+_COLUMNS = (
+    "kernel", "sm", "tile", "warps", "stages", "variants", "registers", "shared memory", "spills", "tensor share"
+)  # fmt: skip
+_LAYERS = """## The layers, forward, bf16, batch 256
+
+What runs without a measurement. "At best": the least time that instructions and memory allow by the data sheets of the
+A100 and the H100, kernel by kernel: turns of the main loop times the clocks of its busiest pipe, or every tensor once
+over the memory's rate. "Peak": the share of the tensor cores' peak that this is. Predictions, to compare kernels with.
+"""
+_LAYER_COLUMNS = (
+    "layer", "sm", "kernels", "tile", "warps", "registers", "shared memory", "HGMMA / HMMA", "instructions a turn",
+    "busiest pipe", "bound by", "at best, us", "peak",
+)  # fmt: skip
+_TILE = (
+    "BLOCK_M", "BLOCK_H", "BLOCK_W", "BLOCK_K", "BLOCK_K0", "BLOCK_K1", "BLOCK_C", "BLOCK", "PIXELS", "ROWS",
+    "COLUMNS", "CHANNELS", "ELEMENTS",
+)  # fmt: skip
 
 
-def source_hash() -> str:
-    """Of every file of the backend."""
-    digest = hashlib.sha256()
-    for path in sorted((ROOT / "inception_kernels" / "triton").glob("*.py")):
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
+def header(kernels: int, recorded: int) -> dict[str, Any]:
+    """`kernels` that may be chosen, `recorded` ones of them."""
+    return {**versions(), "kernels": kernels, "recorded": recorded}
 
 
-def recorded_hash(path: Path = PATH) -> str | None:
-    found = re.search(r"sources ([0-9a-f]{16})", path.read_text()) if path.exists() else None
-    return found[1] if found else None
+def versions() -> dict[str, str]:
+    return {"triton": triton.__version__, "sources": source_hashes(ROOT)["triton"]}
 
 
-def write(readings: Sequence[Reading], path: Path = PATH) -> None:
-    path.write_text(render(readings))
+def recorded(path: Path = LINES) -> dict[str, Any]:
+    """The header of the committed table; empty where there is none."""
+    if not path.exists():
+        return {}
+    with path.open(encoding="utf-8") as file:
+        return dict(json.loads(file.readline()))
 
 
-def render(readings: Sequence[Reading]) -> str:
-    """One row per kernel, architecture and tile: the range over its variants (windows, epilogues, sizes)."""
-    groups: dict[tuple[str, ...], list[Reading]] = defaultdict(list)
+def recorded_readings(path: Path = LINES) -> list[Reading]:
+    rows = path.read_text(encoding="utf-8").splitlines()[1:]
+    return [Reading(**json.loads(row)) for row in rows]
+
+
+def write(readings: Sequence[Reading], kernels: int, lines: Path = LINES, path: Path = PATH) -> None:
+    """Of `kernels` that may be chosen; where fewer have a reading, the table says so."""
+    found = header(kernels, len(readings))
+    rows = sorted(json.dumps(dataclasses.asdict(each), separators=(",", ":")) for each in readings)
+    lines.write_text("\n".join([json.dumps(found), *rows, ""]), encoding="utf-8")
+    path.write_text(render(recorded_readings(lines), found), encoding="utf-8")
+
+
+def render(readings: Sequence[Reading], found: dict[str, Any]) -> str:
+    """One row per kernel, architecture and tile: the range over its variants. `found` is the header."""
+    groups: dict[tuple[Any, ...], list[Reading]] = defaultdict(list)
     for reading in readings:
         groups[_group(reading)].append(reading)
     rows = [_row(key, groups[key]) for key in sorted(groups)]
     return "\n".join(
         [
-            "# The Triton kernels as compiled",
+            _HEADER,
+            f"Triton {found['triton']}, sources {found['sources']}, "
+            f"{found['recorded']} of {found['kernels']} kernels recorded.",
             "",
-            f"Triton {triton.__version__}, sources {source_hash()}; written by `python -m tools.triton_gates --table`.",
-            "Every layer of Inception-v3 and Xception, bf16, forward, training and backward, with every tile that",
-            "may be chosen. Tensor share: tensor clocks over those of the main loop's busiest pipe, lowest to highest.",
-            "",
-            _COLUMNS,
-            "|" + "---|" * _COLUMNS.count(" | ") + "---|",
+            f"| {' | '.join(_COLUMNS)} |",
+            "|---|" + "---:|" * (len(_COLUMNS) - 1),
             *rows,
             "",
+            _LAYERS,
+            *_layer_tables(readings),
         ]
     )
 
 
-def _group(reading: Reading) -> tuple[str, ...]:
-    kernel = reading.kernel
-    constants = dict(kernel.constants)
-    tile = "x".join(
-        str(constants[name])
-        for name in ("BLOCK_M", "BLOCK_K", "BLOCK_K0", "BLOCK_K1", "BLOCK_C", "BLOCK", "PIXELS", "CHANNELS", "ELEMENTS")
-        if name in constants
+def _layer_tables(readings: Sequence[Reading]) -> Iterator[str]:
+    for network, members in itertools.groupby(layers.rows(readings), lambda row: row.network):
+        yield f"### {network}\n"
+        yield f"| {' | '.join(_LAYER_COLUMNS)} |"
+        yield "|---|" + "---:|" * (len(_LAYER_COLUMNS) - 1)
+        for row in members:
+            yield _layer_row(row)
+        yield ""
+
+
+def _layer_row(row: layers.Row) -> str:
+    """Its kernels side by side, separated by semicolons."""
+    readings = [bound.reading for bound in row.bounds]
+    pipes = [max(each.step, key=lambda pipe: each.step[pipe]) if each.step else "-" for each in readings]
+    columns = (
+        [each.name.strip("_") for each in readings],
+        [_tile(each) for each in readings],
+        [each.warps for each in readings],
+        [each.registers for each in readings],
+        [each.shared for each in readings],
+        [each.instructions.get("HGMMA") or each.instructions.get("HMMA") or "-" for each in readings],
+        [f"{each.step.get('issue', 0) * 4 / each.warps:.0f}" for each in readings],
+        pipes,
+        ["memory" if bound.memory > bound.arithmetic else "instructions" for bound in row.bounds],
     )
-    return kernel.name, kernel.arch, tile, str(kernel.warps)
+    cells = ["; ".join(map(str, column)) for column in columns]
+    return f"| {' | '.join([str(row.layer), row.arch, *cells, f'{row.microseconds:.1f}', f'{row.share:.2f}'])} |"
 
 
-def _row(key: tuple[str, ...], readings: Sequence[Reading]) -> str:
-    name, arch, tile, warps = key
+def _group(reading: Reading) -> tuple[Any, ...]:
+    stages = reading.constants.get("STAGES", reading.stages)
+    return reading.name, int(reading.arch), _tile(reading), reading.warps, stages
+
+
+def _tile(reading: Reading) -> str:
+    return "x".join(str(reading.constants[name]) for name in _TILE if name in reading.constants)
+
+
+def _row(key: tuple[Any, ...], readings: Sequence[Reading]) -> str:
     shares = [each.tensor_share for each in readings if each.tensor_share is not None]
-    share = f"{min(shares):.2f} - {max(shares):.2f}" if shares else "-"
-    registers = f"{min(each.registers for each in readings)} - {max(each.registers for each in readings)}"
-    shared = max(each.kernel.shared for each in readings)
-    spills = sum(bool(each.stack or each.local_accesses) for each in readings)
-    return f"| {name} | {arch} | {tile} | {warps} | {len(readings)} | {registers} | {shared} | {spills} | {share} |"
+    cells = (
+        *key,
+        len(readings),
+        _range([each.registers for each in readings]),
+        max(each.shared for each in readings),
+        sum(bool(each.stack or each.local_accesses) for each in readings),
+        _range([f"{share:.2f}" for share in shares]) if shares else "-",
+    )
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+def _range(values: Sequence[Any]) -> str:
+    least, most = min(values), max(values)
+    return str(least) if least == most else f"{least} - {most}"
