@@ -76,7 +76,7 @@ def test_the_limit_of_the_run_holds(scripts: Path) -> None:
 
 
 def test_steps_by_part_and_by_name() -> None:
-    assert [each.name for each in steps.chosen("tune,environment")] == ["environment", "tuning"]
+    assert [each.name for each in steps.chosen("tune,environment")] == ["environment", "triton_tuning", "tuning"]
     assert len(steps.chosen("")) == len(steps.STEPS)
     with pytest.raises(ValueError, match="got nonsense"):
         steps.chosen("nonsense")

@@ -97,6 +97,7 @@ def _execute(step: Step, settings: Settings, seconds: float) -> Outcome:
     command = [sys.executable, "-m", f"tools.gpu.{step.module}", *step.arguments]
     command += ["--output", str(folder), "--seconds", f"{own_seconds:g}", *flags]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": _python_path()}
+    environment.setdefault("IK_CACHE_DIR", str(settings.output / "cache"))  # what one step tunes, the next ones use
     if settings.rehearse:  # small tensors, on machines that do other things meanwhile
         environment["OMP_NUM_THREADS"] = "1"
     begun = time.monotonic()

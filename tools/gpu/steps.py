@@ -30,6 +30,7 @@ STEPS = (
     Step("conformance", "check", "conformance", "every primitive on random bits, recorded", 60, 120),
     Step("correctness", "check", "correctness", "against float64, forward and backward", 90, 600, (), "build"),
     Step("triton", "check", "correctness", "the Triton kernels likewise", 60, 600, ("triton",), "build"),
+    Step("triton_tuning", "tune", "triton_tuning", "configurations of the Triton kernels", 60, 590, (), "build"),
     Step("operators", "measure", "benchmarks", "every layer shape against PyTorch", 110, 590, ("operators",), "build"),
     Step("networks", "measure", "benchmarks", "both networks against PyTorch", 90, 590, ("networks",), "build"),
     Step("ceilings", "measure", "ceilings", "copy, L2, product, launch boundary", 25, 120),

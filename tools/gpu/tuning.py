@@ -1,10 +1,9 @@
-"""Fused against original layer by layer in both networks, as `swap(tune=...)` measures it, and its cache."""
+"""The CUDA kernels, Triton's and the original, layer by layer in both networks, as `swap(tune=...)` measures them."""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 import sys
 import time
 from collections import Counter
@@ -16,8 +15,6 @@ from torch import nn
 import inception_kernels as ik
 from inception_kernels.models import load
 from tools.gpu.options import Options, parse
-
-_CACHE = "IK_CACHE_DIR"
 
 
 def main(options: Options) -> int:
@@ -60,6 +57,4 @@ def _one_layer() -> nn.Module:
 
 
 if __name__ == "__main__":
-    chosen = parse()
-    os.environ.setdefault(_CACHE, str(chosen.output / "cache"))
-    sys.exit(main(chosen))
+    sys.exit(main(parse()))
