@@ -213,6 +213,16 @@ def test_launches_are_recorded_by_name_and_architecture(tmp_path: Path) -> None:
     assert launches.read(path) == {"80": {"k<float>": 100}, "90a": {"k<float>": 60}}
 
 
+def test_a_loop_around_the_named_one_does_not_take_its_place() -> None:
+    def loop(**clocks: float) -> report.LoopReport:
+        every = {**dict.fromkeys(pipes.PIPES, 0.0), **clocks}
+        return report.LoopReport("product", "k.cu", 7, 0, 8, 1.0, {}, every)
+
+    outer, inner = loop(tensor=10.0, issue=900.0), loop(tensor=100.0, issue=20.0)
+    for loops in ([outer, inner], [inner, outer]):
+        assert report._step(loops)["tensor"] == 100 and report._step(loops)["issue"] == 20
+
+
 def test_an_unrolled_loop_counts_as_its_instructions(kernel: Kernel, tmp_path: Path) -> None:
     source = tmp_path / "k.cu"
     source.write_text("\n\n\n\n// gate: product\n#pragma unroll\nfor (;;) {\n}\n")

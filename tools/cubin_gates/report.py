@@ -148,8 +148,9 @@ def _weight(instruction: Instruction, arch: str) -> tuple[float, ...]:
 
 def _step(loops: list[LoopReport]) -> dict[str, float]:
     named: dict[str, LoopReport] = {}
-    for loop in loops:
-        if loop.name and loop.clocks["issue"] > named.get(loop.name, loop).clocks["issue"] * (loop.name in named):
+    # The last of a name is the heaviest: a loop around it may begin at the same statement.
+    for loop in sorted(loops, key=lambda loop: (loop.clocks["tensor"], loop.clocks["issue"])):
+        if loop.name:
             named[loop.name] = loop
     chosen = list(named.values()) or _main_loop(loops)
     return {pipe: sum(loop.clocks[pipe] * loop.trips for loop in chosen) for pipe in pipes.PIPES}
