@@ -24,7 +24,10 @@ _TILES_TOGETHER = 64  # tiles whose moments one program merges: a large batch ha
 
 @triton.jit(do_not_specialize=["K", "TILES", "TOGETHER"])
 def _merge(partial, counts, merged, merged_counts, K, TILES, TOGETHER, LAST: tl.constexpr, CHANNELS: tl.constexpr):
-    """merged [., 2, K] of each TOGETHER tiles of partial [TILES, 2, K]; LAST: of all, mean and variance instead."""
+    """merged [., 2, K], of each TOGETHER tiles of partial [TILES, 2, K], and how many pixels each has, merged_counts.
+
+    LAST: instead of these the mean [K] and the variance [K] of all.
+    """
     k = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
     inside = k < K
     first = tl.program_id(1) * TOGETHER
@@ -39,11 +42,12 @@ def _merge(partial, counts, merged, merged_counts, K, TILES, TOGETHER, LAST: tl.
         here = tl.zeros((CHANNELS,), tl.float32) + tl.load(counts + i)
         mean, m2, count = merge_moments(mean, m2, count, tile_mean, tile_m2, here)
     if LAST:
-        m2 = m2 / count
-    out = merged + tl.program_id(1) * stride
-    tl.store(out + k, mean, mask=inside)
-    tl.store(out + K + k, m2, mask=inside)
-    if not LAST:
+        tl.store(merged + k, mean, mask=inside)
+        tl.store(merged_counts + k, m2 / count, mask=inside)
+    else:
+        out = merged + tl.program_id(1) * stride
+        tl.store(out + k, mean, mask=inside)
+        tl.store(out + K + k, m2, mask=inside)
         tl.store(merged_counts + tl.program_id(1), tl.max(count, axis=0), mask=tl.program_id(0) == 0)
 
 
@@ -216,20 +220,19 @@ def channels_last_like(t: Tensor, dtype: torch.dtype | None = None) -> Tensor:
 
 def statistics(moments: Moments, z: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance [K] float32 of z [N, K, P, Q], whose tiles have these moments; 0 where it is empty."""
-    if z.numel() == 0:
-        empty = moments.partial.new_zeros((2, z.shape[1]))
-        return empty[0], empty[1]
     K = z.shape[1]
-    while True:
-        tiles = moments.counts.numel()
+    if z.numel() == 0:
+        return moments.partial.new_zeros(K), moments.partial.new_zeros(K)
+    mean, var = moments.partial.new_empty(K), moments.partial.new_empty(K)
+    blocks = triton.cdiv(K, _CHANNELS)
+    while (tiles := moments.counts.numel()) > _TILES_TOGETHER:
         merged = Moments.of(triton.cdiv(tiles, _TILES_TOGETHER), K, z.device)
-        last = merged.counts.numel() == 1
-        _merge[(triton.cdiv(K, _CHANNELS), merged.counts.numel())](
-            *moments, *merged, K, tiles, _TILES_TOGETHER, LAST=last, CHANNELS=_CHANNELS
+        _merge[(blocks, merged.counts.numel())](
+            *moments, *merged, K, tiles, _TILES_TOGETHER, LAST=False, CHANNELS=_CHANNELS
         )
-        if last:
-            return merged.partial[0, 0], merged.partial[0, 1]
         moments = merged
+    _merge[(blocks, 1)](*moments, mean, var, K, tiles, _TILES_TOGETHER, LAST=True, CHANNELS=_CHANNELS)
+    return mean, var
 
 
 def normalise(z: Tensor, bn: BatchNorm, residual: Tensor | None, activation: str) -> Tensor:

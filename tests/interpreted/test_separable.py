@@ -6,6 +6,7 @@ from forcing import forced
 from operator_cases import check, in_layout, separable_case
 
 from inception_kernels import backends
+from inception_kernels.triton import batch_norm
 from inception_kernels.triton._depthwise_rows import Rows
 from inception_kernels.triton._separable_patches import Patches
 from inception_kernels.triton.separable_conv2d import TwoKernels
@@ -70,3 +71,10 @@ def test_rolled_rows(name: str, rows: Rows, dtype: str) -> None:
     with forced(separable_conv2d=TwoKernels(), depthwise_rows=rows) as told:
         check(case, "triton")
     assert told["depthwise_rows"] >= 2
+
+
+def test_moments_of_more_tiles_than_are_merged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batch_norm, "_TILES_TOGETHER", 3)
+    case = separable_case(N=3, C=8, H=11, W=13, K=70, padding=1, dtype=torch.bfloat16, training=True, seed=11)
+    with forced(separable_conv2d=Patches(2, 2, 4, 128, 16, 4)):  # 32 tiles, then 11, 4, 2
+        check(case, "triton", backward=False)
