@@ -16,7 +16,7 @@ FORMATTED := $(NATIVE) $(wildcard tests/kernels/* $(addprefix tests/conformance/
 BUILT_FROM := pyproject.toml constraints.txt setup.py $(NATIVE) $(wildcard build_backend/*.py) csrc/cpu/isa_flags.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help bench bench-full gpu gates triton-gates test lint format clean
+.PHONY: help bench bench-full gpu gates triton-gates test sanitize lint format clean
 
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -40,6 +40,9 @@ triton-gates: .venv/test  ## compile every Triton kernel that may be chosen, che
 test: .venv/test  ## all tests
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests -n 2 --require-third-party $(PYTEST_ARGS) $(NONE_IS_FINE)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreted -n 2 $(PYTEST_ARGS) $(NONE_IS_FINE)
+
+sanitize: .venv/test  ## a sample of the CPU operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	OMP_WAIT_POLICY=passive $(BIN)/python -m tools.sanitize --sample 0.02 $(PYTEST_ARGS)
 
 lint: .venv/test  ## ruff, mypy and clang-format, changing nothing
 	$(BIN)/ruff check .
