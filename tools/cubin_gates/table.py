@@ -21,8 +21,8 @@ Nothing here was measured. Clocks are lower bounds for one step of the main loop
 comments say): issue slots of each pipe of a multiprocessor's sub-partition, and wavefronts of the memory that all four
 share (`memory`: shared memory and L1, with the operands that wgmma reads), without bank conflicts or latency.
 "Largest" is the pipe that takes longest, and how long in terms of the tensor cores. Dynamic shared memory is the most
-that the launchers ask for in the networks' layers (`tools/cubin_gates/launches.json`; empty: of no layer); blocks per
-multiprocessor as registers and shared memory allow.
+that the launchers have asked for (`tools/cubin_gates/launches.json`; empty: not recorded); blocks per multiprocessor as
+registers and shared memory allow.
 """
 _LIMITS = """
 What the tests hold the pipes to, in terms of the tensor cores. A kernel goes by the first line that names it; those
