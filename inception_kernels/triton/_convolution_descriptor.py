@@ -199,6 +199,8 @@ def configurations(
         blackwell = device.capability >= (10, 0)
         if (k0 == 256 and (moments or blackwell)) or ((m, k0) == (128, 32) and moments and blackwell):
             continue  # it spills
+        if (m, k0, warps) == (128, 128, 4) and moments:
+            continue  # likewise
         fitting = (device.shared - _OTHER_SHARED) // ((m + k0 + k1) * c * 2)
         if fitting < 2:
             continue
