@@ -59,7 +59,7 @@ def is_stale(row: Row, current: str) -> bool:
 
 def _networks(rows: Sequence[Row], current: str) -> Iterator[str]:
     """One line per network, pass, batch and dtype: our time, each baseline's, and the ratio to the fastest."""
-    for where, members in _by_environment(row for row in rows if row.kind == "network"):
+    for where, members in _by_environment((row for row in rows if row.kind == "network"), current):
         names = [
             name for name in columns.baselines(members) if any(r.backend == name and r.status == OK for r in members)
         ]
@@ -88,7 +88,7 @@ def _networks(rows: Sequence[Row], current: str) -> Iterator[str]:
 
 def _operators(rows: Sequence[Row], current: str) -> Iterator[str]:
     """One line per operator, pass, batch and dtype: geometric means over its layers, and how many of them we lose."""
-    for where, members in _by_environment(row for row in rows if row.kind == "operator"):
+    for where, members in _by_environment((row for row in rows if row.kind == "operator"), current):
         ours = [row for row in members if row.role == OURS]
         timed = [row for row in ours if row.speedup]
         names = list(dict.fromkeys(name for row in timed for name in columns.speedups(row)))
@@ -120,7 +120,8 @@ def _machine(rows: Sequence[Row], current: str) -> Iterator[str]:
     yield from (f"- {line}" for line in columns.machine(rows))
 
 
-def _by_environment(rows: Iterator[Row]) -> list[tuple[Environment, list[Row]]]:
+def _by_environment(rows: Iterator[Row], current: str) -> list[tuple[Environment, list[Row]]]:
+    """Those of the kernels as they are come first."""
     groups: list[tuple[Environment, list[Row]]] = []
     for row in rows:
         assert row.environment is not None
@@ -130,7 +131,7 @@ def _by_environment(rows: Iterator[Row]) -> list[tuple[Environment, list[Row]]]:
                 break
         else:
             groups.append((row.environment, [row]))
-    return groups
+    return sorted(groups, key=lambda group: is_stale(group[1][0], current))
 
 
 def _section(where: Environment, lines: Sequence[str]) -> list[str]:
