@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from inception_kernels.bench import columns, report
-from inception_kernels.bench.row import OK, OURS, Environment, Row
+from inception_kernels.bench.row import NOT_APPLICABLE, OK, OURS, Environment, Row
 from inception_kernels.bench.timing import geometric_mean
 
 NOT_MEASURED = "not measured"
@@ -63,10 +63,14 @@ def _networks(rows: Sequence[Row], current: str) -> Iterator[str]:
         names = [
             name for name in columns.baselines(members) if any(r.backend == name and r.status == OK for r in members)
         ]
+        ours_names = sorted({row.backend for row in members if row.role == OURS})
+        several = len(ours_names) > 1
         body = []
         for case in columns.by_case(members):
             by_name = {row.backend: row for row in case}
             for ours in (row for row in case if row.role == OURS):
+                if several and ours.status == NOT_APPLICABLE:
+                    continue
                 fastest = columns.speedups(ours).get("fastest")
                 body.append(
                     [
@@ -75,14 +79,15 @@ def _networks(rows: Sequence[Row], current: str) -> Iterator[str]:
                         str(ours.batch),
                         f"{ours.dtype} autocast" if ours.autocast else ours.dtype,
                         *(_time(by_name.get(name)) for name in names),
+                        *([ours.backend] if several else []),
                         f"**{_time(ours)}**" + (" (stale)" if is_stale(ours, current) else ""),
                         "" if ours.roofline_percent is None else f"{ours.roofline_percent:.0f}",
                         "" if fastest is None else f"{fastest:.2f}x",
                     ]
                 )
-        ours_names = sorted({row.backend for row in members if row.role == OURS})
         headings = ["network", "pass", "batch", "dtype", *(f"{name} ms" for name in names)]
-        headings += [f"{' / '.join(ours_names)} ms", "% of roofline", "over the fastest"]
+        headings += ["ours", "ms"] if several else [f"{ours_names[0]} ms" if ours_names else "ours ms"]
+        headings += ["% of roofline", "over the fastest"]
         yield from _section(where, report.table(headings, body))
 
 
@@ -135,7 +140,8 @@ def _by_environment(rows: Iterator[Row], current: str) -> list[tuple[Environment
 
 
 def _section(where: Environment, lines: Sequence[str]) -> list[str]:
-    cores = f", {where.threads} threads" if where.device_type == "cpu" else f", driver {where.driver}"
+    kernels = where.isa.split(",")[0]
+    cores = f", {where.threads} threads, {kernels}" if where.device_type == "cpu" else f", driver {where.driver}"
     head = f"{where.device}{cores}, torch {where.versions.get('torch')}, {where.started[:10]}, commit {where.commit}:"
     return [head, "", *lines, ""]
 
