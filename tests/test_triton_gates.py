@@ -25,8 +25,8 @@ SAMPLE = (
     r"^3->32 .* batch 256 forward bf16",
     r"^128->192 7x1 .* batch 256 training bf16",
     r"^160->160 1x7 .* batch 256 backward fp16",
-    r"^64->128 3x3 @147 batch 256 training bf16",
-    r"^728->728 3x3 @19 batch 256 backward bf16",
+    r"^64->128 3x3 @147 .*batch 256 training bf16",
+    r"^728->728 3x3 @19 .*batch 256 backward bf16",
     r"^192->192 1x7 .* batch 256 forward tf32",
     r"^loss batch 256 backward bf16",
 )

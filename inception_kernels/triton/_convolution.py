@@ -187,7 +187,9 @@ _PRODUCTS = 1024  # a clock and multiprocessor
 _FLAT_CHANNELS = 16  # with fewer, most of a step through one tap's channels would be empty
 
 
-def configurations(M: int, K: int, C: int, taps: int, dtype: torch.dtype, device: Device) -> list[Blocks]:
+def configurations(
+    M: int, K: int, C: int, taps: int, dtype: torch.dtype, precision: str, moments: bool, residual: bool, device: Device
+) -> list[Blocks]:  # fmt: skip
     """Every tile that may be chosen for this shape: pruned by waste, by shared memory and by what spills."""
     flat = C < _FLAT_CHANNELS
     depth = taps * C if flat else C
@@ -199,6 +201,12 @@ def configurations(M: int, K: int, C: int, taps: int, dtype: torch.dtype, device
             continue
         if (wide and m * k > 64 * 64) or (flat and warps > tuning.PROVEN_WARPS):
             continue
+        if wide and ((m, k) == (128, 32) or (precision == "ieee" and m * k == 64 * 64)):
+            continue  # it spills
+        if wide and precision == "ieee" and moments and k == 16 and K > 16 and device.capability < (9, 0):
+            continue  # likewise
+        if m == 128 and k >= 64 and residual and device.capability >= (10, 0):
+            continue  # likewise
         programs = triton.cdiv(M, m) * triton.cdiv(K, k)
         splits = [1] if flat else splits_of(programs, taps * triton.cdiv(C, c), device.multiprocessors)
         stages = 3 if 3 * (m + k) * c * dtype.itemsize <= device.shared else 2
@@ -278,7 +286,8 @@ def convolve(
         "residual": residual is not None, "moments": moments, "precision": precision_of(x),
     }  # fmt: skip
     chosen = tuning.choose(
-        "convolution", x, shape, lambda: configurations(M, K, C, window, x.dtype, device),
+        "convolution", x, shape,
+        lambda: configurations(M, K, C, window, x.dtype, precision_of(x), moments, residual is not None, device),
         lambda blocks: predicted_cost(blocks, M, K, C, window, device.multiprocessors), launch, taps=window,
     )  # fmt: skip
     return run(chosen)

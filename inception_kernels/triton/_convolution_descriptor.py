@@ -188,7 +188,7 @@ _PATCHES = {64: ((8, 8), (4, 16), (2, 32), (1, 64)), 128: ((8, 16), (4, 32), (2,
 
 
 def configurations(
-    N: int, P: int, Q: int, C: int, K: int, taps: int, moments: bool, device: Device
+    N: int, P: int, Q: int, C: int, K: int, taps: int, moments: bool, device: Device, residual: bool = False
 ) -> list[Boxes]:  # fmt: skip
     """Every tile that may be chosen for this shape: pruned by waste, by shared memory and by what spills."""
     found: list[Boxes] = []
@@ -197,9 +197,9 @@ def configurations(
         if k0 + k1 > max(32, 2 * K) or (k1 and k0 >= K) or k0 < min(K, 64):
             continue
         blackwell = device.capability >= (10, 0)
-        if (k0 == 256 and (moments or blackwell)) or ((m, k0) == (128, 32) and moments and blackwell):
+        if (k0 == 256 and (moments or residual or blackwell)) or ((m, k0) == (128, 32) and moments and blackwell):
             continue  # it spills
-        if (m, k0, warps) == (128, 128, 4) and moments:
+        if ((m, k0, warps) == (128, 128, 4) and (moments or blackwell)) or (k1 == 64 and blackwell):
             continue  # likewise
         fitting = (device.shared - _OTHER_SHARED) // ((m + k0 + k1) * c * 2)
         if fitting < 2:
@@ -338,7 +338,8 @@ def convolve_boxes(
     }  # fmt: skip
     return run(
         tuning.choose(
-            "convolution_descriptor", x, shape, lambda: configurations(N, P, Q, C, K, taps, moments, device),
+            "convolution_descriptor", x, shape,
+            lambda: configurations(N, P, Q, C, K, taps, moments, device, residual is not None),
             lambda tile: predicted_cost(tile, N, P, Q, C, K, taps, device.multiprocessors), launch, taps=taps,
         )
     )  # fmt: skip

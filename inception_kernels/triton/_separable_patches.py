@@ -254,7 +254,7 @@ def configurations(C: int, K: int, d: Depthwise, moments: bool) -> list[Patches]
                 for c, warps in ((64, 8), (32, 4), (16, 4))
                 if c < 2 * C and (k <= 128 or warps == 8)
                 for ahead in (True, False)
-                if not (ahead and ((moments and (k == 256 or warps == 4)) or (blackwell and k == 256)))  # it spills
+                if not (ahead and ((moments and (k == 256 or warps == 4)) or (blackwell and k >= 128)))  # it spills
             ]
     return found
 
