@@ -53,7 +53,7 @@ def test_the_tuned_configuration_runs_and_is_right(dtype: torch.dtype) -> None:
 
 class Layer(nn.Sequential):
     def __init__(self) -> None:
-        super().__init__(nn.Conv2d(8, 40, (1, 3), padding=(0, 1), bias=False), nn.BatchNorm2d(40), nn.ReLU())
+        super().__init__(nn.Conv2d(8, 24, (1, 3), padding=(0, 1), bias=False), nn.BatchNorm2d(24), nn.ReLU())
 
 
 @pytest.fixture
