@@ -54,6 +54,8 @@ class Work:
 
 def seconds(work: Work, device: Device) -> float:
     """Predicted for the whole device, the last wave's idle multiprocessors included."""
+    if work.programs == 0:  # an empty batch
+        return 0.0
     rates = RATES[max((major for major in RATES if major <= device.capability[0]), default=min(RATES))]
     waves = math.ceil(work.programs / device.multiprocessors)
     busy = work.programs / (waves * device.multiprocessors)
