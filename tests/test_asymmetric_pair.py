@@ -3,7 +3,7 @@
 import pytest
 import torch
 from operator_cases import DTYPES, LAYOUTS, check, evaluate_on, in_layout, pair_case, run
-from oracle import ACTIVATIONS
+from oracle import ACTIVATIONS, assert_as_accurate_as_torch
 
 import inception_kernels as ik
 from inception_kernels.ops.prepared import PreparedAsymmetricPair
@@ -128,19 +128,23 @@ def test_equals_two_convolutions(mode, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", GEOMETRIES)
-def test_prepared_has_the_bits_of_the_operator(name, dtype):
+def test_prepared_is_as_accurate_as_pytorch(name, dtype):
     case = pair_case(**GEOMETRIES[name], **rotated(list(GEOMETRIES).index(name)), dtype=DTYPES[dtype])
-    t, options = case.tensors, dict(case.options)
-    bn = [tuple(t[f + n] for f in ("bn_weight", "bn_bias", "running_mean", "running_var")) for n in "12"]
-    arguments = (t["weight1"], t["weight2"], *bn, t.get("bias1"), t.get("bias2"))
-    for name in ("training", "momentum"):
-        options.pop(name, None)
-    with ik.use_backend("cpu"):
-        direct = ik.asymmetric_pair(t["x"], *arguments, **options)
-    y = PreparedAsymmetricPair(*arguments, **options)(t["x"])
+    t = case.tensors
+    options = {key: value for key, value in case.options.items() if key not in ("training", "momentum")}
+
+    def arguments(exactly: bool) -> tuple:
+        here = {key: value.double() if exactly and value is not None else value for key, value in t.items()}
+        bn = [tuple(here[f + n] for f in ("bn_weight", "bn_bias", "running_mean", "running_var")) for n in "12"]
+        return here["x"], here["weight1"], here["weight2"], *bn, here.get("bias1"), here.get("bias2")
+
+    with ik.use_backend("reference"):
+        exact = ik.asymmetric_pair(*arguments(True), **options)
+        torchs = ik.asymmetric_pair(*arguments(False), **options)
+    x, *rest = arguments(False)
+    y = PreparedAsymmetricPair(*rest, **options)(x)
     assert y.is_contiguous(memory_format=torch.channels_last)
-    # Both fold the batch norm in float64, in another order of operations.
-    torch.testing.assert_close(y, direct, rtol=0, atol=4 * torch.finfo(y.dtype).eps * direct.abs().max().item())
+    assert_as_accurate_as_torch(y, exact, [torchs], name="output")
 
 
 def test_prepared_refuses_what_does_not_fit():
