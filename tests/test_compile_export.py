@@ -85,6 +85,13 @@ def dispatcher_calls() -> dict[str, tuple[Any, tuple]]:
     calls["conv2d_bn_act_pack"] = (OPS.conv2d_bn_act_pack, (w, *geometry))
     calls["conv2d_bn_act_prepacked"] = (
         OPS.conv2d_bn_act_prepacked, (x, packed, bn[0], bn[1], None, [5, 3, 3, 3], *geometry, "relu"))  # fmt: skip
+    row, column = weights(5, 3, 1, 3), weights(4, 5, 3, 1)
+    pair = ([1, 1], [1, 1], [0, 1], [1, 0])  # strides and paddings
+    packed_row = OPS.conv2d_bn_act_pack(row, [1, 1], [0, 1], [1, 1])
+    packed_column = OPS.conv2d_bn_act_pack(column, [1, 1], [1, 0], [1, 1])
+    calls["asymmetric_pair_prepacked"] = (OPS.asymmetric_pair_prepacked, (
+        x, packed_row, *bn[:2], [5, 3, 1, 3], packed_column, None, weights(4), [4, 5, 3, 1],
+        *pair, "relu", "none"))  # fmt: skip
     packed_dw, packed_pw = OPS.separable_conv2d_pack(dw, pw, *geometry)
     calls["separable_conv2d_pack"] = (OPS.separable_conv2d_pack, (dw, pw, *geometry))
     calls["separable_conv2d_prepacked"] = (OPS.separable_conv2d_prepacked, (

@@ -337,6 +337,17 @@ def run(*arguments: str) -> int:
     return flops.run(parser.parse_args(arguments))
 
 
+@compiled
+@pytest.mark.parametrize("name", ["inception_v3", "xception"])
+def test_an_optimised_network_counts_as_the_network(name):
+    model, x = models.load(name).eval(), torch.randn(2, 3, 107, 107)
+    fast = ik.optimize(model, x)
+    report = flops.count(fast, x)
+    assert [row.operator for row in report.rows] == ["inception_kernels.run_program"]
+    assert report.macs == flops.count(model, x).macs
+    assert counted(lambda: fast(x)) == 2 * report.macs
+
+
 def test_command(tmp_path, capsys):
     path = tmp_path / "report" / "flops.json"
     assert run("--model", "xception", "--batch", "2", "--dtype", "bfloat16", "--json", str(path)) == 0

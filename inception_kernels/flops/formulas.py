@@ -17,6 +17,7 @@ import torch
 from torch.utils.flop_counter import register_flop_formula
 
 from inception_kernels import _extension
+from inception_kernels.graph.encode import multiply_adds
 
 Pair = int | Sequence[int]
 
@@ -136,7 +137,7 @@ def asymmetric_pair_backward_macs(
     return 2 * both - (0 if grad_x else first)
 
 
-# Below, the operators' schemas (csrc/ops.cpp) with tensors replaced by shapes; one MAC is two FLOP.
+# Below, the operators' schemas (csrc/ops.cpp) with tensors replaced by shapes, but in a program; one MAC is two FLOP.
 
 
 def _conv2d_bn_act(x, weight, bn_weight, bn_bias, mean, var, bias, residual, stride, padding, dilation, *_, **__):
@@ -212,6 +213,10 @@ def _pointwise_depthwise_conv2d(
     return 2 * (conv2d_macs(x, pointwise_weight) + conv2d_macs(middle, depthwise_weight, stride, padding, dilation))
 
 
+def _run_program(inputs, program, constants, output_sizes, *_, **__):
+    return 2 * multiply_adds(program)
+
+
 FORMULAS: dict[str, Callable[..., int]] = {
     "conv2d_bn_act": _conv2d_bn_act,
     "conv2d_bn_act_training": _conv2d_bn_act_training,
@@ -224,8 +229,12 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "asymmetric_pair": _asymmetric_pair,
     "asymmetric_pair_prepacked": _asymmetric_pair_prepacked,
     "pointwise_depthwise_conv2d": _pointwise_depthwise_conv2d,
+    "run_program": _run_program,
+    "time_program": _run_program,
 }
+_FROM_VALUES = {_run_program}  # the geometry is in the program's numbers, not in shapes
 
 if _extension.available:  # otherwise there are no such operators, and nothing to count
     for _name, _formula in FORMULAS.items():
-        register_flop_formula(getattr(torch.ops.inception_kernels, _name))(_formula)
+        _register = register_flop_formula(getattr(torch.ops.inception_kernels, _name), get_raw=_formula in _FROM_VALUES)
+        _register(_formula)

@@ -15,6 +15,7 @@ _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16:
 _KINDS = {Convolution: 0, Separable: 1, MaxPool: 2, AveragePool: 3, Elementwise: 4}
 _ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2, "elu": 3, "silu": 4}
 _NONE, _ARENA, _INPUT, _OUTPUT = range(4)
+_HEADER_NUMBERS, _STEP_NUMBERS = 5, 48
 
 
 class Constants:
@@ -73,6 +74,18 @@ def encode(schedule: Schedule, constants: Constants, element_bytes: int) -> tupl
     header = [_MAGIC, _VERSION, _DTYPES[constants.dtype], schedule.arena_bytes, len(steps)]
     sizes = [size for output in schedule.outputs for size in schedule.shapes[output]]
     return torch.tensor(header + [number for step in steps for number in step], dtype=torch.int64), sizes
+
+
+def multiply_adds(program: Tensor) -> int:
+    """Of the convolutions in an encoded program; its other steps have none."""
+    total = 0
+    for numbers in program[_HEADER_NUMBERS:].reshape(-1, _STEP_NUMBERS).tolist():
+        kind, N, C, K, R, S, P, Q = (numbers[i] for i in (0, 5, 6, 9, 10, 11, 18, 19))
+        if kind == _KINDS[Convolution]:
+            total += N * P * Q * K * C * R * S
+        elif kind == _KINDS[Separable]:
+            total += N * P * Q * C * (R * S + K)
+    return total
 
 
 def _step(
