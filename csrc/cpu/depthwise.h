@@ -29,14 +29,20 @@ struct InputActivation {
   }
 };
 
+template <typename A>
+inline Vec<A> depthwise_bias(const SeparableTask& t, int64_t c, int lanes) {
+  return t.depthwise_bias ? load(static_cast<const A*>(t.depthwise_bias) + c, lanes) : broadcast(A(0));
+}
+
 // One vector of channels, any window.
 template <typename T, typename Input>
-inline void depthwise_any(const SeparableTask& t, Input input, const Accum<T>* weight, Vec<Accum<T>> bias, int64_t c,
-                          int lanes, int64_t row_begin, int64_t row_end, Accum<T>* a) {
+inline void depthwise_any(const SeparableTask& t, Input input, const Accum<T>* weight, int64_t c, int lanes,
+                          int64_t row_begin, int64_t row_end, Accum<T>* a) {
   using A = Accum<T>;
   constexpr int64_t kMR = Gemm<A>::kMR, kLanes = Vec<A>::kLanes;
   const Geometry& g = t.geometry;
   const int64_t panel = panel_elements<A>(g.C), pitch = tile_pitch<A>(g.C);
+  const Vec<A> bias = depthwise_bias<A>(t, c, lanes);
   A* const out = a + c / kChain * kMR * pitch + c % kChain;
   Pixel at = pixel_of(g, row_begin);
   for (int64_t row = row_begin, i = 0; row < row_end; row++, i++, advance(g, &at)) {
@@ -57,19 +63,24 @@ inline void depthwise_any(const SeparableTask& t, Input input, const Accum<T>* w
   }
 }
 
-// One vector of channels, 3 x 3, stride 1, dilation 1: walks along an image row and adds each loaded column of three
+// kCount vectors of channels, 3 x 3, stride 1, dilation 1: walks along an image row and adds each loaded column of three
 // pixels to the three outputs that it touches. Taps outside the image are left out, so every output has one order.
-template <typename T, typename Input>
-inline void depthwise_3x3(const SeparableTask& t, Input input, const Accum<T>* weight, Vec<Accum<T>> bias, int64_t c,
-                          int lanes, int64_t row_begin, int64_t row_end, Accum<T>* a) {
+template <int kCount, typename T, typename Input>
+inline void depthwise_3x3(const SeparableTask& t, Input input, const Accum<T>* weight, int64_t c, int lanes,
+                          int64_t row_begin, int64_t row_end, Accum<T>* a) {
   using A = Accum<T>;
   constexpr int64_t kMR = Gemm<A>::kMR, kLanes = Vec<A>::kLanes;
-  alignas(64) static constexpr T kZeros[kLanes] = {};
+  alignas(64) static constexpr T kZeros[kCount * kLanes] = {};
   constexpr int64_t kAhead = 16;
   const Geometry& g = t.geometry;
   const int64_t panel = panel_elements<A>(g.C), pitch = tile_pitch<A>(g.C);
-  Vec<A> tap[9];
-  for (int i = 0; i < 9; i++) tap[i] = load(weight + i * kLanes);
+  Vec<A> tap[9][kCount], bias[kCount];
+#pragma GCC unroll 2
+  for (int v = 0; v < kCount; v++) {
+#pragma GCC unroll 9
+    for (int i = 0; i < 9; i++) tap[i][v] = load(weight + (v * 9 + i) * kLanes);
+    bias[v] = depthwise_bias<A>(t, c + v * kLanes, lanes);
+  }
   A* out = a + c / kChain * kMR * pitch + c % kChain;
   int64_t within = 0;
   for (int64_t row = row_begin; row < row_end;) {
@@ -83,33 +94,43 @@ inline void depthwise_3x3(const SeparableTask& t, Input input, const Accum<T>* w
       line[r] = inside ? static_cast<const T*>(t.x.data) + at.n * t.x.stride_n + h * t.x.stride_h + c : kZeros;
       step[r] = inside ? t.x.stride_w : 0;
     }
-    Vec<A> first = bias, second = bias, third = bias;  // outputs w - 2, w - 1 and w of the column being read
+    // Outputs w - 2, w - 1 and w of the column being read.
+    Vec<A> first[kCount], second[kCount], third[kCount];
+#pragma GCC unroll 2
+    for (int v = 0; v < kCount; v++) first[v] = second[v] = third[v] = bias[v];
     const int64_t left = at.q - g.pad_w;
     for (int64_t w = left; w < left + count + 2; w++) {
       if (w >= 0 && w < g.W) {
         // Only the lowest of the three lines is new, and its pixels lie too far apart for the hardware to follow.
-        __builtin_prefetch(line[2] + (w + kAhead) * step[2]);
-        Vec<A> column[3];
+        const T* const ahead = line[2] + (w + kAhead) * step[2];
+#pragma GCC unroll 3
         for (int r = 0; r < 3; r++) {
-          const T* from = line[r] + w * step[r];
-          column[r] = input(lanes == kLanes ? load(from) : load(from, lanes));
-        }
-        for (int r = 0; r < 3; r++) {
-          first = fmadd(column[r], tap[3 * r + 2], first);
-          second = fmadd(column[r], tap[3 * r + 1], second);
-          third = fmadd(column[r], tap[3 * r], third);
+#pragma GCC unroll 2
+          for (int v = 0; v < kCount; v++) {
+            if (r == 0) __builtin_prefetch(ahead + v * kLanes);
+            const T* from = line[r] + w * step[r] + v * kLanes;
+            const Vec<A> x = input(lanes == kLanes ? load(from) : load(from, lanes));
+            first[v] = fmadd(x, tap[3 * r + 2][v], first[v]);
+            second[v] = fmadd(x, tap[3 * r + 1][v], second[v]);
+            third[v] = fmadd(x, tap[3 * r][v], third[v]);
+          }
         }
       }
       if (w >= left + 2) {
-        store(out + within * pitch, activate(t.mid_activation, first));
+#pragma GCC unroll 2
+        for (int v = 0; v < kCount; v++)
+          store(out + within * pitch + v * kLanes, activate(t.mid_activation, first[v]));
         if (++within == kMR) {
           within = 0;
           out += panel;
         }
       }
-      first = second;
-      second = third;
-      third = bias;
+#pragma GCC unroll 2
+      for (int v = 0; v < kCount; v++) {
+        first[v] = second[v];
+        second[v] = third[v];
+        third[v] = bias[v];
+      }
     }
     row += count;
   }
@@ -119,19 +140,25 @@ template <typename T, bool kClamp>
 void depthwise_channels(const SeparableTask& t, int64_t row_begin, int64_t row_end, Accum<T>* a) {
   using A = Accum<T>;
   constexpr int64_t kLanes = Vec<A>::kLanes;
+  // Two vectors of 9 taps and 3 sums each fit the 32 registers of AVX-512 only.
+  constexpr int kCount = kLanes * sizeof(A) == 64 ? 2 : 1;
   const Geometry& g = t.geometry;
   const InputActivation<kClamp> input{t.input_activation};
   const bool sliding =
       g.R == 3 && g.S == 3 && g.stride_h == 1 && g.stride_w == 1 && g.dilation_h == 1 && g.dilation_w == 1;
-  for (int64_t c = 0; c < g.C; c += kLanes) {
+  for (int64_t c = 0; c < g.C;) {
     const int lanes = static_cast<int>(smaller(kLanes, g.C - c));
     const A* weight = static_cast<const A*>(t.depthwise) + c * g.R * g.S;
-    Vec<A> bias = broadcast(A(0));
-    if (t.depthwise_bias) bias = load(static_cast<const A*>(t.depthwise_bias) + c, lanes);
+    if (sliding && g.C - c >= kCount * kLanes) {
+      depthwise_3x3<kCount, T>(t, input, weight, c, kLanes, row_begin, row_end, a);
+      c += kCount * kLanes;
+      continue;
+    }
     if (sliding)
-      depthwise_3x3<T>(t, input, weight, bias, c, lanes, row_begin, row_end, a);
+      depthwise_3x3<1, T>(t, input, weight, c, lanes, row_begin, row_end, a);
     else
-      depthwise_any<T>(t, input, weight, bias, c, lanes, row_begin, row_end, a);
+      depthwise_any<T>(t, input, weight, c, lanes, row_begin, row_end, a);
+    c += kLanes;
   }
 }
 
