@@ -4,6 +4,7 @@
 #include "cpu/conv_rows.h"
 #include "cpu/depthwise.h"
 #include "cpu/pack_columns.h"
+#include "cpu/winograd.h"
 
 namespace ik::cpu::IK_ISA {
 
@@ -15,21 +16,29 @@ struct ForwardKernels {
   static constexpr int64_t kTileBytes = kLanes * sizeof(A) == 64 ? 512 << 10 : 192 << 10;
 
   static size_t columns_bytes(int64_t K, int64_t k) { return static_cast<size_t>(round_up(K, kNR) * k) * sizeof(A); }
-  static size_t conv_weight_bytes(const Geometry& g) { return columns_bytes(g.K, g.R * g.S * g.C); }
+  static size_t conv_weight_bytes(const Geometry& g) {
+    return Winograd<T>::applies(g) ? Winograd<T>::weight_bytes(g) : columns_bytes(g.K, g.R * g.S * g.C);
+  }
   static void conv_pack(const Geometry& g, const WeightView& w, void* packed, int64_t panel_begin, int64_t panel_end) {
+    if (Winograd<T>::applies(g)) return Winograd<T>::pack(g, w, packed, panel_begin, panel_end);
     const int64_t k = g.R * g.S * g.C;
     for (int64_t q = panel_begin; q < panel_end; q++)
       pack_columns<T>(g, w, q * kNR, static_cast<A*>(packed) + q * k * kNR);
   }
   // Row panels of unequal height count as whole ones, so that any split at multiples of kMR is one between panels.
-  static int64_t conv_rows(const Geometry& g) { return g.N * PixelLines(g, kMR).panels_of_image() * kMR; }
+  static int64_t conv_rows(const Geometry& g) {
+    if (Winograd<T>::applies(g)) return Winograd<T>::rows(g);
+    return g.N * PixelLines(g, kMR).panels_of_image() * kMR;
+  }
   static int64_t conv_tile_rows(const Geometry& g) {
+    if (Winograd<T>::applies(g)) return Winograd<T>::tile_rows(g, kTileBytes);
     const PixelLines lines(g, kMR);
     const int64_t image = larger(1, lines.strip_lines(0, g.P)) * lines.width * g.C * static_cast<int64_t>(sizeof(A));
     return larger(2, kTileBytes * lines.panels_of_image() / larger(1, image)) * kMR;
   }
   static void conv_tile(const ConvTask& t, const Tile& tile) {
     const Geometry& g = t.geometry;
+    if (Winograd<T>::applies(g)) return Winograd<T>::tile(t, tile);
     const Rows<A> rows = ConvRows<T>::of(t, tile.row_begin / kMR, tile.row_end / kMR);
     multiply<T>(rows, t.weight, g.R * g.S * g.C, g.K, t.epilogue, tile.panel_begin, tile.panel_end);
   }

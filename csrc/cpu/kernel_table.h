@@ -9,7 +9,7 @@
 namespace ik::cpu {
 
 // A convolution's geometry with the output size as given, so that a band of rows is a geometry too: its pad_h may be
-// negative. An input position outside [0, H) x [0, W) reads zero.
+// negative, and first_p is its first output row in the whole. An input position outside [0, H) x [0, W) reads zero.
 struct Geometry {
   int64_t N, C, H, W;
   int64_t K, R, S;
@@ -17,6 +17,7 @@ struct Geometry {
   int64_t pad_h, pad_w;
   int64_t dilation_h, dilation_w;
   int64_t P, Q;
+  int64_t first_p = 0;
 };
 
 // y = act(scale * (A * weight) + shift + residual): the part that every product shares.

@@ -9,7 +9,7 @@ enum class Scratch : int {
   kRows,
   kSegments,
   kIntermediate,
-  kWeights,
+  kTaps,
   // Of the gradients, which call the forward kernels above.
   kStrip,
   kGradient,

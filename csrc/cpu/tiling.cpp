@@ -40,6 +40,7 @@ Geometry band_of(const Geometry& geometry, int64_t p_begin, int64_t p_end) {
   Geometry band = geometry;
   band.pad_h -= p_begin * geometry.stride_h;
   band.P = p_end - p_begin;
+  band.first_p += p_begin;
   return band;
 }
 
