@@ -85,6 +85,13 @@ void micro_kernel(const ColumnPanel<T>& panel, const RowPanel<Accum<T>>& rows) {
   A* const finished = panel.sums;
   const Segment *const begin = panel.segments + rows.segment_begin, *const end = panel.segments + rows.segment_end;
   const Segment* segment = begin;
+  // Stores to lines that are still in memory would hold up the loads of the next rows.
+  if (!panel.unfinished) {
+    for (int i = 0; i < MR; i++) {
+#pragma GCC unroll 2
+      for (int j = 0; j < NV; j++) __builtin_prefetch(panel.y + rows.y[i] + j * kLanes, 1);
+    }
+  }
   for (;;) {
 #pragma GCC unroll 16
     for (int i = 0; i < MR; i++) {
