@@ -11,8 +11,8 @@ namespace ik {
 enum class StepKind : int64_t { kConv2d, kSeparable, kMaxPool, kAveragePool, kElementwise };
 enum class Space : int64_t { kNone, kArena, kInput, kOutput };
 
-// Activations [N, H, W, C] somewhere: `offset` and strides count elements. An input has its tensor's own strides, and
-// the offset is its first channel.
+// Activations [N, H, W, C] somewhere: `offset` and strides count elements. An input has its tensor's own strides; there
+// the offset is its first channel, and stride_n its first image.
 struct PlacedView {
   Space space;
   int64_t index;  // of the input or output
@@ -39,7 +39,7 @@ struct ProgramHeader {
   int64_t steps;
 };
 constexpr int64_t kProgramMagic = 0x4d4152474f5250;  // "PROGRAM"
-constexpr int64_t kProgramVersion = 1;
+constexpr int64_t kProgramVersion = 2;
 
 struct ProgramTensor {
   void* data;

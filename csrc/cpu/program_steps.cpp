@@ -1,5 +1,6 @@
 #include "cpu/program_steps.h"
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -23,7 +24,8 @@ class Decoder {
         arena_(static_cast<char*>(arena)),
         dtype_(static_cast<DType>(run.header.dtype)),
         kernels_(kernel_table(dtype_)),
-        program_kernels_(program_table(dtype_)) {}
+        program_kernels_(program_table(dtype_)),
+        images_(run.inputs.size()) {}
 
   std::vector<Step> run() {
     std::vector<Step> steps;
@@ -36,6 +38,10 @@ class Decoder {
     }
     for (size_t i = 0; i < written.size(); i++)
       if (!written[i]) throw std::runtime_error("program: no step writes output " + std::to_string(i));
+    for (size_t i = 0; i < images_.size(); i++)
+      if (images_[i] != run_.inputs[i].N)
+        throw std::runtime_error("program: its steps read " + std::to_string(images_[i]) + " images of input " +
+                                 std::to_string(i) + ", which has " + std::to_string(run_.inputs[i].N));
     return steps;
   }
 
@@ -44,7 +50,7 @@ class Decoder {
     if (!condition) throw std::runtime_error("program, step " + std::to_string(index_) + ": " + what);
   }
 
-  Step step(const ProgramStep& s) const {
+  Step step(const ProgramStep& s) {
     require(s.kind >= 0 && s.kind <= static_cast<int64_t>(StepKind::kElementwise), "unknown kind");
     for (const int64_t code : {s.activation, s.input_activation, s.mid_activation})
       require(code >= 0 && code <= static_cast<int64_t>(Activation::kSilu), "unknown activation");
@@ -68,7 +74,7 @@ class Decoder {
     }
   }
 
-  ConvTask conv(const ProgramStep& s) const {
+  ConvTask conv(const ProgramStep& s) {
     const ConvShape shape = conv_shape(s);
     ConvTask task;
     task.geometry = geometry_of(shape);
@@ -79,7 +85,7 @@ class Decoder {
     return task;
   }
 
-  SeparableTask separable(const ProgramStep& s) const {
+  SeparableTask separable(const ProgramStep& s) {
     const ConvShape shape = conv_shape(s);
     SeparableTask task;
     task.geometry = geometry_of(shape);
@@ -97,7 +103,7 @@ class Decoder {
     return task;
   }
 
-  PoolTask pool(const ProgramStep& s) const {
+  PoolTask pool(const ProgramStep& s) {
     require(s.C == s.K, "a pool has as many output as input channels");
     require(2 * s.pad_h <= s.dilation_h * (s.R - 1) + 1 && 2 * s.pad_w <= s.dilation_w * (s.S - 1) + 1,
             "expected padding of at most half of the window");
@@ -106,7 +112,7 @@ class Decoder {
     return {geometry(s), adjacent(s.x, s.N, s.H, s.W, s.C), s.count_include_pad != 0, s.divisor, epilogue(s)};
   }
 
-  ElementwiseTask elementwise(const ProgramStep& s) const {
+  ElementwiseTask elementwise(const ProgramStep& s) {
     require(s.C == s.K && s.P == s.H && s.Q == s.W, "an elementwise step has an output like its input");
     int64_t stride_c = 1;
     const NhwcInput x = input(s.x, s.N, s.H, s.W, s.C, &stride_c);
@@ -127,7 +133,7 @@ class Decoder {
     return shape;
   }
 
-  Epilogue epilogue(const ProgramStep& s) const {
+  Epilogue epilogue(const ProgramStep& s) {
     Epilogue result{};
     result.scale = vector(s.scale, s.K);
     result.shift = vector(s.shift, s.K);
@@ -176,20 +182,23 @@ class Decoder {
     return base + view.offset * element_bytes(dtype_);
   }
 
-  NhwcInput input(const PlacedView& view, int64_t N, int64_t H, int64_t W, int64_t C, int64_t* stride_c) const {
+  NhwcInput input(const PlacedView& view, int64_t N, int64_t H, int64_t W, int64_t C, int64_t* stride_c) {
     require(view.space == Space::kArena || view.space == Space::kInput || view.space == Space::kOutput,
             "expected a place in the arena, an input or an output");
     if (view.space != Space::kInput) return {place(view, N, H, W, C), view.stride_n, view.stride_h, view.stride_w};
     require(view.index >= 0 && view.index < static_cast<int64_t>(run_.inputs.size()), "no such input");
     const ProgramTensor& x = run_.inputs[view.index];
-    require(x.N == N && x.H == H && x.W == W, "an input is of another shape than the program was made for");
+    const int64_t first = view.stride_n;
+    require(first >= 0 && first <= x.N && N <= x.N - first && x.H == H && x.W == W,
+            "an input is of another shape than the program was made for");
+    images_[view.index] = std::max(images_[view.index], first + N);
     require(view.offset >= 0 && view.offset <= x.C && C <= x.C - view.offset, "an input has too few channels");
     *stride_c = C == 1 ? 1 : x.stride_c;
-    const char* const first = static_cast<const char*>(x.data) + view.offset * x.stride_c * element_bytes(dtype_);
-    return {first, x.stride_n, x.stride_h, x.stride_w};
+    const int64_t offset = first * x.stride_n + view.offset * x.stride_c;
+    return {static_cast<const char*>(x.data) + offset * element_bytes(dtype_), x.stride_n, x.stride_h, x.stride_w};
   }
 
-  NhwcInput adjacent(const PlacedView& view, int64_t N, int64_t H, int64_t W, int64_t C) const {
+  NhwcInput adjacent(const PlacedView& view, int64_t N, int64_t H, int64_t W, int64_t C) {
     int64_t stride_c = 1;
     const NhwcInput result = input(view, N, H, W, C, &stride_c);
     require(stride_c == 1, "expected an input with adjacent channels");
@@ -201,6 +210,7 @@ class Decoder {
   const DType dtype_;
   const KernelTable& kernels_;
   const ProgramTable& program_kernels_;
+  std::vector<int64_t> images_;  // of every input, that a step reads
   int64_t index_ = 0;
 };
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx
 from .layout import ALIGNMENT, Schedule, ScheduledStep
 from .steps import AveragePool, Convolution, Elementwise, MaxPool, Separable
 
-_MAGIC, _VERSION = 0x4D4152474F5250, 1
+_MAGIC, _VERSION = 0x4D4152474F5250, 2
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 _KINDS = {Convolution: 0, Separable: 1, MaxPool: 2, AveragePool: 3, Elementwise: 4}
 _ACTIVATIONS = {"none": 0, "relu": 1, "relu6": 2, "elu": 3, "silu": 4}
@@ -67,10 +67,7 @@ class Constants:
 
 def encode(schedule: Schedule, constants: Constants, element_bytes: int) -> tuple[Tensor, list[int]]:
     """The program, and N, C, H, W of its outputs."""
-    steps = [
-        _step(schedule, step, constants, element_bytes, begins=i == 0 or schedule.steps[i - 1].region != step.region)
-        for i, step in enumerate(schedule.steps)
-    ]
+    steps = [_step(schedule, step, image, begins, constants, element_bytes) for step, image, begins in schedule.order()]
     header = [_MAGIC, _VERSION, _DTYPES[constants.dtype], schedule.arena_bytes, len(steps)]
     sizes = [size for output in schedule.outputs for size in schedule.shapes[output]]
     return torch.tensor(header + [number for step in steps for number in step], dtype=torch.int64), sizes
@@ -89,10 +86,16 @@ def multiply_adds(program: Tensor) -> int:
 
 
 def _step(
-    schedule: Schedule, scheduled: ScheduledStep, constants: Constants, element_bytes: int, begins: bool
+    schedule: Schedule,
+    scheduled: ScheduledStep,
+    image: int | None,
+    begins: bool,
+    constants: Constants,
+    element_bytes: int,
 ) -> list[int]:
     step = scheduled.step
     N, C, H, W = schedule.shapes[scheduled.x]
+    N = N if image is None else 1
     _, K, P, Q = step.output_shape((N, C, H, W))
     geometry = [1, 1, 1, 1, 0, 0, 1, 1]  # R, S, stride, padding, dilation
     include_pad, divisor = 1, 0
@@ -101,8 +104,9 @@ def _step(
         geometry = [*((H, W) if window is None else window), *step.stride, *step.padding, *step.dilation]
     if isinstance(step, AveragePool):
         include_pad, divisor = int(step.count_include_pad), step.divisor or 0
+    channel = scheduled.channel if scheduled.copies else 0  # of y
     views = [
-        _view(schedule, value, scheduled.channel if scheduled.copies and value is scheduled.y else 0, element_bytes)
+        _view(schedule, value, channel if value is scheduled.y else 0, image or 0, element_bytes)
         for value in (scheduled.x, scheduled.residual, scheduled.y)
     ]
     return [
@@ -118,15 +122,16 @@ def _step(
     ]  # fmt: skip
 
 
-def _view(schedule: Schedule, value: fx.Node | None, channel: int, element_bytes: int) -> list[int]:
-    """Space, index, offset, strides of N, H, W and C."""
+def _view(schedule: Schedule, value: fx.Node | None, channel: int, image: int, element_bytes: int) -> list[int]:
+    """Space, index, offset, strides of N, H, W and C, from this image on."""
     if value is None:
         return [_NONE, 0, 0, 0, 0, 0, 1]
     place = schedule.places[value]
     if place.root in schedule.inputs:
-        return [_INPUT, schedule.inputs.index(place.root), place.channel, 0, 0, 0, 1]
+        return [_INPUT, schedule.inputs.index(place.root), place.channel, image, 0, 0, 1]
     _, channels, height, width = schedule.shapes[place.root]
     strides = [height * width * channels, width * channels, channels, 1]
+    offset = place.channel + channel + (0 if place.root in schedule.one_image else image * strides[0])
     if place.root in schedule.outputs:
-        return [_OUTPUT, schedule.outputs.index(place.root), place.channel + channel, *strides]
-    return [_ARENA, 0, schedule.offsets[place.root] // element_bytes + place.channel + channel, *strides]
+        return [_OUTPUT, schedule.outputs.index(place.root), offset, *strides]
+    return [_ARENA, 0, schedule.offsets[place.root] // element_bytes + offset, *strides]

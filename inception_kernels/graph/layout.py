@@ -15,6 +15,9 @@ from .passes._graph import residual_of, step_of
 from .steps import Concatenate, Elementwise, Shape, Slice, Step
 
 ALIGNMENT = 64  # bytes
+# A batch whose values are larger goes through the first steps image by image: one image's values stay in the last
+# level of the cache, a batch's do not.
+CACHE_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,17 @@ class Schedule:
     outputs: list[fx.Node]
     offsets: dict[fx.Node, int] = field(default_factory=dict)  # of roots in the arena, in bytes
     arena_bytes: int = 0
+    leading: int = 0  # so many regions are run for one image after the other
+    one_image: set[fx.Node] = field(default_factory=set)  # roots in the arena that hold one image at a time
+
+    def order(self) -> list[tuple[ScheduledStep, int | None, bool]]:
+        """What runs: a step, the image it is run for (None: all), and whether it begins a region."""
+        leading = [step for step in self.steps if step.region < self.leading]
+        batch = self.shapes[self.inputs[0]][0] if leading else 0
+        runs: list[tuple[ScheduledStep, int | None]] = [(step, n) for n in range(batch) for step in leading]
+        runs += [(step, None) for step in self.steps[len(leading) :]]
+        before = [None, *((step.region, n) for step, n in runs)]
+        return [(step, n, (step.region, n) != last) for (step, n), last in zip(runs, before, strict=False)]
 
 
 def schedule(
@@ -56,6 +70,7 @@ def schedule(
     outputs: list[fx.Node],
     layout_copies: frozenset[fx.Node],
     element_bytes: int,
+    cache_bytes: int = CACHE_BYTES,
 ) -> Schedule:
     """Args:
         nodes: in topological order, calls of steps, concatenations and slices.
@@ -71,6 +86,7 @@ def schedule(
     result = Schedule([], _places(graph, nodes, shapes, outputs), shapes, list(inputs), outputs)
     _steps(graph, nodes, result, layout_copies)
     _regions(graph, result)
+    _leading(result, element_bytes, cache_bytes)
     _arena(result, element_bytes)
     return result
 
@@ -171,22 +187,43 @@ def _regions(graph: fx.GraphModule, result: Schedule) -> None:
     result.steps.sort(key=lambda step: step.region)
 
 
+def _roots(result: Schedule, step: ScheduledStep) -> list[fx.Node]:
+    return [result.places[value].root for value in (step.x, step.residual, step.y) if value is not None]
+
+
+def _leading(result: Schedule, element_bytes: int, cache_bytes: int) -> None:
+    """Up to the last region with a value that is too large."""
+    batches = {result.shapes[value][0] for value in result.inputs}
+    if len(batches) != 1 or batches == {1}:
+        return
+    for step in result.steps:
+        if any(_bytes(result.shapes[root], element_bytes) > cache_bytes for root in _roots(result, step)):
+            result.leading = step.region + 1
+
+
 def _arena(result: Schedule, element_bytes: int) -> None:
     """First fit over the lifetimes, which count in regions."""
     first: dict[fx.Node, int] = {}
     last: dict[fx.Node, int] = {}
     for step in result.steps:
-        for value in (step.x, step.residual, step.y):
-            if value is None:
-                continue
-            root = result.places[value].root
+        for root in _roots(result, step):
             if root in result.inputs or root in result.outputs:
                 continue
             first[root] = min(first.get(root, step.region), step.region)
             last[root] = max(last.get(root, step.region), step.region)
+    for root in first:
+        if last[root] < result.leading:
+            result.one_image.add(root)
+        elif first[root] < result.leading:
+            first[root] = 0  # the next image begins anew while this one's result waits
+
+    def size_of(root: fx.Node) -> int:
+        shape = result.shapes[root]
+        return _bytes((1, *shape[1:]) if root in result.one_image else shape, element_bytes)
+
     placed: list[tuple[int, int, fx.Node]] = []  # begin, end, root
-    for root in sorted(first, key=lambda root: (first[root], -_bytes(result.shapes[root], element_bytes))):
-        size = _bytes(result.shapes[root], element_bytes)
+    for root in sorted(first, key=lambda root: (first[root], -size_of(root))):
+        size = size_of(root)
         busy = sorted(
             (begin, end) for begin, end, other in placed if first[other] <= last[root] and first[root] <= last[other]
         )

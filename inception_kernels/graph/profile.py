@@ -18,8 +18,10 @@ def profile(optimized: Any, args: tuple[Any, ...], kwargs: dict[str, Any], repea
     for program, inputs in optimized.programs(*args, **kwargs):
         call = (inputs, program.program, program.constants, program.sizes)
         runs = [torch.ops.inception_kernels.time_program(*call).tolist() for _ in range(repeats)]
-        for i, scheduled in enumerate(program.plan.steps):
-            seconds = statistics.median(run[i] for run in runs)
+        order = program.plan.order()
+        for scheduled in program.plan.steps:
+            parts = [i for i, (step, _, _) in enumerate(order) if step is scheduled]  # one, or one for each image
+            seconds = statistics.median(sum(run[i] for i in parts) for run in runs)
             kind = type(scheduled.step).__name__
             shape = " x ".join(map(str, program.plan.shapes[scheduled.x]))
             detail = f"{scheduled.step.extra_repr()} of {shape}"
