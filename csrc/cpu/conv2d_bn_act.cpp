@@ -31,7 +31,7 @@ void conv2d_forward(const Conv2dForward& args) {
                       args.x,
                       packed_payload(table, PackedKind::kConv2d, args.shape, args.packed_weight),
                       {args.scale, args.shift, args.residual, args.activation, args.y}};
-  count_kernel(table.conv2d_counter);
+  count_kernel(conv_counter(table, task.geometry));
   run_conv(table, task, num_threads());
 }
 

@@ -63,8 +63,9 @@ inline void depthwise_any(const SeparableTask& t, Input input, const Accum<T>* w
   }
 }
 
-// kCount vectors of channels, 3 x 3, stride 1, dilation 1: walks along an image row and adds each loaded column of three
-// pixels to the three outputs that it touches. Taps outside the image are left out, so every output has one order.
+// kCount vectors of channels, 3 x 3, stride 1, dilation 1: walks along an image row and adds each loaded column of
+// three pixels to the three outputs that it touches. Taps outside the image are left out, so every output has one
+// order.
 template <int kCount, typename T, typename Input>
 inline void depthwise_3x3(const SeparableTask& t, Input input, const Accum<T>* weight, int64_t c, int lanes,
                           int64_t row_begin, int64_t row_end, Accum<T>* a) {
@@ -118,8 +119,7 @@ inline void depthwise_3x3(const SeparableTask& t, Input input, const Accum<T>* w
       }
       if (w >= left + 2) {
 #pragma GCC unroll 2
-        for (int v = 0; v < kCount; v++)
-          store(out + within * pitch + v * kLanes, activate(t.mid_activation, first[v]));
+        for (int v = 0; v < kCount; v++) store(out + within * pitch + v * kLanes, activate(t.mid_activation, first[v]));
         if (++within == kMR) {
           within = 0;
           out += panel;

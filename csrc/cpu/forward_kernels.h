@@ -75,15 +75,17 @@ struct ForwardKernels {
     conv_pack(point, w, packed, panel_begin, panel_end);
   }
 
-  static constexpr KernelTable table(int format, const char* name, const char* conv2d, const char* separable,
-                                     const char* pair) {
+  static constexpr KernelTable table(int format, const char* name, const char* conv2d, const char* winograd,
+                                     const char* separable, const char* pair) {
     return {format,
             name,
             conv2d,
+            winograd,
             separable,
             pair,
             kMR,
             kNR,
+            Winograd<T>::applies,
             conv_weight_bytes,
             conv_pack,
             conv_rows,
@@ -100,6 +102,7 @@ struct ForwardKernels {
 
 #define IK_KERNEL_TABLE(type, format, variant)                                       \
   ForwardKernels<type>::table(format, variant, "conv2d_bn_act.forward.cpu_" variant, \
+                              "conv2d_bn_act.forward.cpu_" variant "_winograd",      \
                               "separable_conv2d.forward.cpu_" variant, "asymmetric_pair.forward.cpu_" variant)
 
 }  // namespace ik::cpu::IK_ISA

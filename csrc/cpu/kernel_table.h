@@ -57,11 +57,13 @@ struct KernelTable {
   int format;  // of packed weights: differs between tables whose formats differ
   const char* name;
   const char* conv2d_counter;
+  const char* winograd_counter;  // of dense convolutions that Winograd's algorithm computes
   const char* separable_counter;
   const char* pair_counter;
   int64_t row_granule;  // rows are best split at multiples of this
   int64_t panel_width;
 
+  bool (*by_winograd)(const Geometry&);
   size_t (*conv_weight_bytes)(const Geometry&);
   void (*conv_pack)(const Geometry&, const WeightView&, void* packed, int64_t panel_begin, int64_t panel_end);
   int64_t (*conv_rows)(const Geometry&);
@@ -75,6 +77,10 @@ struct KernelTable {
   int64_t (*separable_tile_rows)(const Geometry&);
   void (*separable_tile)(const SeparableTask&, const Tile&);
 };
+
+inline const char* conv_counter(const KernelTable& table, const Geometry& geometry) {
+  return table.by_winograd(geometry) ? table.winograd_counter : table.conv2d_counter;
+}
 
 namespace portable {
 const KernelTable& kernel_table(DType dtype);

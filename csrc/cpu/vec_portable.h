@@ -108,6 +108,12 @@ template <typename A>
 inline Vec<A> where_greater(Vec<A> a, Vec<A> b, Vec<A> yes, Vec<A> no) {
   return {a.v > b.v ? yes.v : no.v};
 }
+template <typename A>
+inline bool any_nan(Vec<A> a) {
+  for (int i = 0; i < Vec<A>::kLanes; i++)
+    if (a.v[i] != a.v[i]) return true;
+  return false;
+}
 inline VecF round_nearest(VecF a) {
   for (int i = 0; i < VecF::kLanes; i++) a.v[i] = std::nearbyintf(a.v[i]);
   return a;

@@ -3,6 +3,8 @@
 //   y0 = m0 + m1 + m2       m0 = (d0 - d2) g0        m1 = (d1 + d2) (g0 + g1 + g2) / 2
 //   y1 = m1 - m2 - m3       m3 = (d1 - d3) g2        m2 = (d2 - d1) (g0 - g1 + g2) / 2
 // the same 16 products of gemm.h for all blocks of a tile: A are transformed inputs, B transformed weights.
+// Differences of infinities are no numbers: outputs that are not finite are computed again by the definition, so that
+// an infinite input has the effect that it should have.
 //
 #pragma once
 #include <type_traits>
@@ -34,6 +36,8 @@ class Winograd {
   using A = Accum<T>;
   static constexpr int64_t kMR = Gemm<A>::kMR, kNR = Gemm<A>::kNR, kLanes = Vec<A>::kLanes, kNV = Gemm<A>::kNV;
   static constexpr int64_t kProducts = 16;
+  // The sums of a product come to weigh more than its terms: their error must be smaller than a convolution's.
+  static constexpr int64_t kShortChain = 48;
 
   // float64 asks for accuracy. Few channels leave too little between the transforms, and transformed weights beyond a
   // core's share of the cache cost more than the products saved.
@@ -98,10 +102,13 @@ class Winograd {
     A* const inputs = static_cast<A*>(scratch(Scratch::kTile, static_cast<size_t>(count * panel_elements) * sizeof(A)));
     for (int64_t i = 0; i < count; i++) transform_inputs(tile_.row_begin + i, inputs + i * panel_elements);
 
-    const int64_t chains = ceil_div(g_.C, kChain);
+    const int64_t chains = ceil_div(g_.C, kShortChain);
     Segment* const segments =
         static_cast<Segment*>(scratch(Scratch::kSegments, static_cast<size_t>(chains) * sizeof(Segment)));
-    for (int64_t i = 0; i < chains; i++) segments[i] = {i * kChain, i * kChain, smaller(kChain, g_.C - i * kChain), true};
+    for (int64_t i = 0; i < chains; i++) {
+      const int64_t from = g_.C * i / chains;
+      segments[i] = {from, from, g_.C * (i + 1) / chains - from, true};
+    }
     alignas(64) A products[kProducts * kMR * kNR];
     ColumnPanel<T> panel{};
     panel.segments = segments;
@@ -124,7 +131,7 @@ class Winograd {
           panel.sums = products + product * kMR * kNR;
           kernel(panel, rows);
         }
-        transform_outputs(tile_.row_begin + i, q * kNR, columns, products);
+        transform_outputs(tile_.row_begin + i, q * kNR, columns, products, weight);
       }
     }
   }
@@ -192,7 +199,7 @@ class Winograd {
   }
 
   // products[product][kMR][kNR] of row panel `panel` to its outputs' columns from `column` on.
-  void transform_outputs(int64_t panel, int64_t column, int64_t columns, const A* products) const {
+  void transform_outputs(int64_t panel, int64_t column, int64_t columns, const A* products, const A* weight) const {
     const Epilogue& e = t_.epilogue;
     const int64_t n = panel / blocks_.panels, index = panel % blocks_.panels;
     const int64_t begin = blocks_.begin(index), end = blocks_.begin(index + 1);
@@ -204,7 +211,7 @@ class Winograd {
       const bool affine = e.scale || e.shift;
       for (int64_t block = begin; block < end; block++) {
         const A* const m = products + (block - begin) * kNR + v;
-        Vec<A> down[2][4];
+        Vec<A> down[2][4], y[2][2];
 #pragma GCC unroll 4
         for (int b = 0; b < 4; b++) {
           const auto at = [&](int a) { return load(m + (4 * a + b) * kMR * kNR); };
@@ -212,19 +219,24 @@ class Winograd {
           down[0][b] = at(0) + m1 + m2;
           down[1][b] = m1 - m2 - at(3);
         }
+#pragma GCC unroll 2
+        for (int r = 0; r < 2; r++) {
+          y[r][0] = down[r][0] + down[r][1] + down[r][2];
+          y[r][1] = down[r][1] - down[r][2] - down[r][3];
+        }
         const int64_t p = block / blocks_.length * 2 - blocks_.phase, q = block % blocks_.length * 2;
+        if (not_finite(y[0][0] + y[0][1] + y[1][0] + y[1][1])) by_definition(n, p, q, weight + v, y);
 #pragma GCC unroll 2
         for (int r = 0; r < 2; r++) {
           if (p + r < 0 || p + r >= g_.P) continue;
-          const Vec<A> y[2] = {down[r][0] + down[r][1] + down[r][2], down[r][1] - down[r][2] - down[r][3]};
 #pragma GCC unroll 2
           for (int s = 0; s < 2; s++) {
             if (q + s >= g_.Q) continue;
-            Vec<A> value = affine ? fmadd(y[s], scale, shift) : y[s];
+            Vec<A> value = affine ? fmadd(y[r][s], scale, shift) : y[r][s];
             if (e.residual.data) value = value + load_at(e.residual, n, p + r, q + s, k, lanes);
             value = activate(e.activation, value);
-            T* const to = static_cast<T*>(e.y.data) + n * e.y.stride_n + (p + r) * e.y.stride_h +
-                          (q + s) * e.y.stride_w + k;
+            T* const to =
+                static_cast<T*>(e.y.data) + n * e.y.stride_n + (p + r) * e.y.stride_h + (q + s) * e.y.stride_w + k;
             if (lanes == kLanes)
               store(to, value);
             else
@@ -233,6 +245,31 @@ class Winograd {
         }
       }
     }
+  }
+
+  static bool not_finite(Vec<A> x) { return any_nan(x * broadcast(A(0))); }
+
+  // Those of the block of outputs at (p, q) that are not finite, from the transformed weights of kLanes columns.
+  void by_definition(int64_t n, int64_t p, int64_t q, const A* weight, Vec<A> (*y)[2]) const {
+    const auto tap = [&](int64_t r, int64_t s, int64_t c) {
+      const auto at = [&](int64_t a, int64_t b) { return load(weight + ((4 * a + b) * g_.C + c) * kNR); };
+      const auto across = [&](int64_t a) { return s == 1 ? at(a, 1) - at(a, 2) : at(a, s == 0 ? 0 : 3); };
+      return r == 1 ? across(1) - across(2) : across(r == 0 ? 0 : 3);
+    };
+    for (int i = 0; i < 2; i++)
+      for (int j = 0; j < 2; j++) {
+        if (!not_finite(y[i][j])) continue;
+        y[i][j] = broadcast(A(0));
+        for (int64_t r = 0; r < 3; r++)
+          for (int64_t s = 0; s < 3; s++) {
+            const int64_t h = p + i + r - g_.pad_h, w = q + j + s - g_.pad_w;
+            if (h < 0 || h >= g_.H || w < 0 || w >= g_.W) continue;
+            const T* const from =
+                static_cast<const T*>(t_.x.data) + n * t_.x.stride_n + h * t_.x.stride_h + w * t_.x.stride_w;
+            for (int64_t c = 0; c < g_.C; c++)
+              y[i][j] = fmadd(broadcast(static_cast<A>(to_accum(from[c]))), tap(r, s, c), y[i][j]);
+          }
+      }
   }
 
   static Vec<A> load_at(const NhwcInput& x, int64_t n, int64_t p, int64_t q, int64_t k, int lanes) {

@@ -7,6 +7,7 @@ Weights and inputs exist before the call and do not count; activations, gradient
 - "cuda allocator": `torch.cuda.max_memory_allocated`.
 - "resident set, first call": growth of the process's resident high-water mark over the first call of a library that has
   its own allocator; includes what that library sets up once. Linux only.
+- "planned": the buffer that `optimize` planned for the intermediates, which all calls share, and the outputs.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 TORCH_ALLOCATOR = "torch allocator"
 CUDA_ALLOCATOR = "cuda allocator"
 RESIDENT = "resident set, first call"
+PLANNED = "planned"
 
 # Releases of blocks that are older than the recording are not counted, which is what this module promises.
 _CHATTER = (

@@ -34,6 +34,8 @@ uint16_t weight_bits(const WeightView& w, int64_t k, int64_t c, int64_t r, int64
   return static_cast<const Bf16*>(w.data)[k * w.stride_k + c * w.stride_c + r * w.stride_r + s * w.stride_s].bits;
 }
 
+bool by_winograd(const Geometry&) { return false; }  // would round what its products read to bf16
+
 size_t conv_weight_bytes(const Geometry& g) { return columns_bytes(g.K, Order(g).total()); }
 
 void conv_pack(const Geometry& g, const WeightView& w, void* packed, int64_t panel_begin, int64_t panel_end) {
@@ -232,10 +234,12 @@ const KernelTable& kernel_table_bf16() {
   static constexpr KernelTable kTable = {30,
                                          "amx_bf16",
                                          "conv2d_bn_act.forward.cpu_amx_bf16",
+                                         nullptr,
                                          "separable_conv2d.forward.cpu_amx_bf16",
                                          "asymmetric_pair.forward.cpu_amx_bf16",
                                          kRows,
                                          kColumns,
+                                         by_winograd,
                                          conv_weight_bytes,
                                          conv_pack,
                                          conv_rows,

@@ -10,6 +10,7 @@ import torch
 
 import inception_kernels as ik
 from inception_kernels import _extension, backends
+from inception_kernels.bench import memory
 from inception_kernels.bench.contenders.base import Prepared, Unfit
 from inception_kernels.bench.contenders.eager import captured, layout_name
 from inception_kernels.bench.plain import Fusable
@@ -95,8 +96,19 @@ class Optimised:
 
     def prepare(self, problem: Problem) -> Prepared:
         x = problem.copy_of_input(channels_last=True)
-        step = problem.step(ik.optimize(problem.copy_of_module(), example_input=x), x, ())
-        return Prepared(step, step.outputs, layout_name(True), ran=lambda: _counted(step))
+        network = ik.optimize(problem.copy_of_module(), example_input=x)
+        step = problem.step(network, x, ())
+        outputs = sum(output.nbytes for output in step.outputs())
+        arenas = [program.plan.arena_bytes for program, _ in network.programs(x)]
+        return Prepared(
+            step,
+            step.outputs,
+            layout_name(True),
+            ran=lambda: _counted(step),
+            peak_bytes=max(arenas, default=0) + outputs,
+            memory_method=memory.PLANNED,
+            torch_profiler=False,
+        )
 
 
 def _counted(call) -> str:

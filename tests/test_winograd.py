@@ -1,0 +1,116 @@
+"""The 3 x 3 convolutions of stride 1 that the CPU computes by Winograd's algorithm."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from operator_cases import DTYPES, conv_case, in_layout, pair_case, run
+from oracle import assert_as_accurate_as_torch, conv2d_bn_act
+
+from inception_kernels import _extension, backends
+
+pytestmark = [
+    pytest.mark.usefixtures("poisoned_memory"),
+    pytest.mark.skipif(not _extension.available, reason="the compiled operators are not built"),
+]
+CONV = dict(window=(3, 3), padding=1, bn=False, activation="none")
+
+
+def counted(case) -> str:
+    backends.reset_counters()
+    run(case, "cpu")
+    return " ".join(backends.counters())
+
+
+@pytest.fixture(autouse=True)
+def below_amx():
+    """AMX has its own products of bf16."""
+    isa = torch.ops.inception_kernels._cpu_isa()
+    torch.ops.inception_kernels._set_cpu_isa("avx512" if isa == "amx" else isa)
+    yield
+    torch.ops.inception_kernels._set_cpu_isa(isa)
+
+
+@pytest.mark.parametrize(
+    ("change", "used"),
+    [
+        (dict(), True),
+        (dict(dtype=torch.bfloat16), True),
+        (dict(dtype=torch.float16), True),
+        (dict(dtype=torch.float64), False),
+        (dict(stride=2), False),
+        (dict(stride=(1, 2)), False),
+        (dict(dilation=2), False),
+        (dict(window=(3, 5)), False),
+        (dict(window=(1, 3), padding=(0, 1)), False),
+        (dict(C=15), False),
+        (dict(K=15), False),
+        (dict(C=300, K=300), False),  # weights of 5.5 MiB
+    ],
+    ids=str,
+)
+def test_which_convolutions(change, used):
+    names = counted(conv_case(**dict(N=1, C=16, H=6, W=7, K=16, **CONV) | change))
+    assert ("_winograd" in names) == used
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("padding", [0, 1, 2, (0, 3)], ids=str)
+@pytest.mark.parametrize(("H", "W"), [(3, 3), (4, 3), (3, 8), (7, 5), (11, 30), (28, 29)])
+def test_sizes(H, W, padding, dtype):
+    """Blocks that lie wholly or partly outside of the output, and row panels of all lengths."""
+    case = conv_case(N=2, C=20, H=H, W=W, K=35, dtype=DTYPES[dtype], **CONV | dict(padding=padding))
+    exact = conv2d_bn_act(**case.cast(torch.float64).tensors, **case.options)
+    torchs = [
+        conv2d_bn_act(**case.but(x=in_layout(case.tensors["x"], layout)).tensors, **case.options)
+        for layout in ("contiguous", "channels_last")
+    ]
+    assert_as_accurate_as_torch(run(case, "cpu"), exact, torchs, name="y")
+
+
+@pytest.mark.parametrize(("C", "K"), [(16, 16), (32, 64), (64, 96), (80, 192), (256, 256)])
+def test_the_typical_error(C, K):
+    """Over many draws, in the root mean square: at most that of PyTorch's less accurate memory format."""
+    ratios: dict[str, list[torch.Tensor]] = {"contiguous": [], "channels_last": []}
+    for seed in range(12):
+        case = conv_case(N=1, C=C, H=10, W=10, K=K, seed=seed, **CONV)
+        exact = conv2d_bn_act(**case.cast(torch.float64).tensors, **case.options)
+        ours = (run(case, "cpu") - exact).square().mean().sqrt()
+        for layout, found in ratios.items():
+            torchs = conv2d_bn_act(**case.but(x=in_layout(case.tensors["x"], layout)).tensors, **case.options)
+            found.append(ours / (torchs - exact).square().mean().sqrt())
+    assert min(math.exp(torch.stack(found).log().mean()) for found in ratios.values()) < 1
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+def test_infinities_and_nan_have_the_effect_of_the_definition(dtype):
+    case = conv_case(N=2, C=17, H=12, W=13, K=37, dtype=DTYPES[dtype], **CONV)
+    clean = run(case, "cpu")
+    x = case.tensors["x"].clone()
+    places = torch.randperm(12 * 13, generator=torch.Generator().manual_seed(0))[:6]
+    for i, value in enumerate([math.inf, -math.inf, math.nan, math.inf, -math.inf, math.inf]):
+        x[i % 2, i, places[i] // 13, places[i] % 13] = value
+    dirty = run(case.but(x=x), "cpu")
+    exact = conv2d_bn_act(**case.but(x=x).cast(torch.float64).tensors, **case.options)
+    touched = F.max_pool2d((~x.isfinite()).any(1, True).float(), 3, 1, 1).bool().expand_as(dirty)
+    assert touched.any() and not touched.all()
+    assert torch.equal(dirty[~touched], clean[~touched])
+    for kind in (torch.isnan, torch.isposinf, torch.isneginf):
+        assert torch.equal(kind(dirty), kind(exact)), kind.__name__
+
+
+def test_bands_of_a_pair_have_the_bits_of_the_whole():
+    """A pair cuts large images into bands of rows, as many as there are threads: blocks stay where they were."""
+    case = pair_case(
+        N=1, C=16, H=61, W=640, M=20, K=33, windows=((3, 3), (3, 3)), padding1=1, padding2=1, activation="none"
+    )
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            results.append(run(case, "cpu"))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(result, results[0]) for result in results)
