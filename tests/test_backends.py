@@ -191,6 +191,19 @@ with ik.use_backend("cpu"):
     assert "avx9000" in result.stderr and "portable" in result.stderr, result.stderr[-500:]
 
 
+def test_nothing_but_the_triton_backend_needs_triton():
+    program = """
+import sys
+sys.modules["triton"] = None  # an import of it raises
+import torch, inception_kernels as ik
+ik.conv2d_bn_act(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
+assert "inception_kernels.triton.register" not in sys.modules
+assert "Triton is not installed" in ik.backends.available()["triton"]
+"""
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 # ---- empty batches
 
 
