@@ -5,9 +5,32 @@ from __future__ import annotations
 import importlib
 import warnings
 
-import torch  # noqa: F401  (the extensions link its libraries and find them already loaded)
+import torch  # first: the extensions link its libraries and find them already loaded
 
 from .source_hash import build_info
+
+# Of csrc/ops.cpp, those without a leading underscore.
+OPERATORS = frozenset(
+    {
+        "asymmetric_pair",
+        "asymmetric_pair_prepacked",
+        "conv2d_bn_act",
+        "conv2d_bn_act_backward",
+        "conv2d_bn_act_pack",
+        "conv2d_bn_act_prepacked",
+        "conv2d_bn_act_training",
+        "label_smoothing_cross_entropy",
+        "label_smoothing_cross_entropy_backward",
+        "pointwise_depthwise_conv2d",
+        "run_program",
+        "separable_conv2d",
+        "separable_conv2d_backward",
+        "separable_conv2d_pack",
+        "separable_conv2d_prepacked",
+        "separable_conv2d_training",
+        "time_program",
+    }
+)
 
 
 def _load(name: str) -> str | None:
@@ -24,7 +47,15 @@ def _load(name: str) -> str | None:
     return None
 
 
-reason: str | None = _load("_C")
+def _outdated() -> str | None:
+    """The reason where an editable installation's library is older than its Python."""
+    missing = sorted(name for name in OPERATORS if not hasattr(torch.ops.inception_kernels, name))
+    if not missing:
+        return None
+    return f"_C was built from older sources and has no operator {', '.join(missing)}: build it again"
+
+
+reason: str | None = _load("_C") or _outdated()
 available: bool = reason is None
 
 cuda_reason: str | None = _load("_C_cuda") if available else reason

@@ -304,6 +304,27 @@ assert torch.equal(y, torch.full((1, 1, 2, 2), 9.0)), y
         done = run_python("-c", code, PYTHONPATH=str(ROOT), cwd=tmp_path)
         assert done.returncode == 0, done.stderr
 
+    def test_an_older_library_is_told_from_a_missing_one(self, tmp_path):
+        """An editable installation: the Python is new, the library was not built again."""
+        package = tmp_path / "inception_kernels"
+        shutil.copytree(ROOT / "inception_kernels", package, ignore=shutil.ignore_patterns("__pycache__"))
+        extension = package / "_extension.py"
+        extension.write_text(extension.read_text().replace('"run_program",', '"run_program", "run_backwards",'))
+        code = """
+import torch, inception_kernels as ik
+assert not ik._extension.available
+torch.testing.assert_close(ik.conv2d_bn_act(torch.ones(1, 1, 4, 4), torch.ones(1, 1, 3, 3)), torch.full((1, 1, 2, 2), 9.0))
+"""
+        done = run_python("-c", code, PYTHONPATH=str(tmp_path), cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert "built from older sources and has no operator run_backwards: build it again" in done.stderr
+
+    def test_the_package_knows_its_operators(self):
+        from inception_kernels import _extension
+
+        text = (ROOT / "csrc/ops.cpp").read_text()
+        assert set(re.findall(r'm\.def\(\s*"([a-z]\w*)\(', text)) == _extension.OPERATORS
+
     def test_only_the_stable_abi_is_used(self):
         from inception_kernels import _C
 
