@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from helpers import randomize_batch_norm
@@ -9,19 +11,22 @@ from torch import fx
 
 from inception_kernels import models
 from inception_kernels.graph.capture import capture
-from inception_kernels.graph.layout import Schedule, schedule
+from inception_kernels.graph.layout import CACHE_BYTES, Schedule, schedule
 from inception_kernels.graph.partition import partition
 from inception_kernels.graph.passes import apply_passes
 from inception_kernels.graph.passes._graph import step_of
 from inception_kernels.graph.steps import Concatenate, Slice
 
 
-def scheduled(model: torch.nn.Module, size: int, batch: int = 1) -> tuple[fx.GraphModule, Schedule]:
+def scheduled(
+    model: torch.nn.Module, size: int, batch: int = 1, cache_bytes: int = CACHE_BYTES
+) -> tuple[fx.GraphModule, Schedule]:
     x = torch.randn(batch, 3, size, size)
     graph = capture(randomize_batch_norm(model.eval()), (x,), {}).graph
     apply_passes(graph)
     (segment, *_) = partition(graph)
-    return graph, schedule(graph, segment.nodes, {segment.inputs[0]: tuple(x.shape)}, segment.outputs, frozenset(), 4)
+    inputs = {segment.inputs[0]: tuple(x.shape)}
+    return graph, schedule(graph, segment.nodes, inputs, segment.outputs, frozenset(), 4, cache_bytes)
 
 
 def elements(plan: Schedule, value: fx.Node) -> set[tuple[int, int]]:
@@ -62,6 +67,41 @@ def test_networks(name, size):
     total = sum(4 * torch.Size(plan.shapes[root]).numel() for root in roots)
     assert plan.arena_bytes < total / 3, "places are reused"
     assert [step.region for step in plan.steps] == sorted(step.region for step in plan.steps)
+
+
+@pytest.mark.parametrize(("batch", "kilobytes", "leading"), [(3, 1 << 20, 0), (1, 0, 0), (3, 1000, 1), (3, 0, 3)])
+def test_image_by_image(batch, kilobytes, leading):
+    """Up to the last value that is larger, and nothing waits in a place that the next image is given."""
+    _, plan = scheduled(models.load("xception"), 71, batch, kilobytes << 10)
+    regions = plan.steps[-1].region + 1
+    large = [s for s in plan.steps for v in (s.x, s.y) if 4 * torch.Size(plan.shapes[v]).numel() > kilobytes << 10]
+    expected = max((step.region for step in large), default=-1) + 1 if batch > 1 else 0
+    assert plan.leading == expected
+    assert (expected == regions) == (leading == 3)
+    assert (expected == 0) == (leading == 0)
+
+    order = plan.order()
+    assert len(order) == len(plan.steps) + (batch - 1) * sum(step.region < expected for step in plan.steps)
+    images = [(step.region, image) for step, image, _ in order]
+    assert images == sorted(images, key=lambda run: (run[1] is None, run[1] or 0, run[0]))
+    begins = [begin for _, _, begin in order]
+    assert begins == [True, *(a != b for a, b in pairwise(images))]
+
+    # A memory that remembers whose each number is.
+    memory, names = torch.full((plan.arena_bytes // 4,), -1), {}
+    for step, image, _ in order:
+        for value in filter(None, (step.x, step.residual, step.y)):
+            root = plan.places[value].root
+            if root not in plan.offsets:
+                continue
+            N, *shape = plan.shapes[root]
+            size, own = torch.Size(shape).numel(), root in plan.one_image
+            begin = plan.offsets[root] // 4 + (0 if image is None or own else image * size)
+            place = memory[begin : begin + size * (N if image is None else 1)]
+            name = names.setdefault((root, image if own else None), len(names))
+            if value is step.y:
+                place.fill_(name)
+            assert (place == name).all(), "what is read was overwritten, or never written"
 
 
 class Branching(torch.nn.Module):

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from inception_kernels import _extension, backends
 from inception_kernels.graph.encode import Constants, encode
-from inception_kernels.graph.layout import schedule
+from inception_kernels.graph.layout import CACHE_BYTES, schedule
 from inception_kernels.graph.partition import partition
 from inception_kernels.graph.steps import AveragePool, Concatenate, Convolution, Elementwise, MaxPool, Separable
 
@@ -29,7 +29,9 @@ DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f
 RUN = torch.ops.inception_kernels.run_program
 
 
-def program_of(graph: fx.GraphModule, inputs: list[Tensor]) -> tuple[Tensor, Tensor, list[int]]:
+def program_of(
+    graph: fx.GraphModule, inputs: list[Tensor], cache_bytes: int = CACHE_BYTES
+) -> tuple[Tensor, Tensor, list[int]]:
     """Of a graph that is one segment."""
     (segment,) = partition(graph)
     dtype = inputs[0].dtype
@@ -38,7 +40,7 @@ def program_of(graph: fx.GraphModule, inputs: list[Tensor]) -> tuple[Tensor, Ten
         node for node, x in zip(segment.inputs, inputs, strict=True) if x.shape[1] > 1 and x.stride(1) != 1
     )
     constants = Constants(dtype)
-    plan = schedule(graph, segment.nodes, shapes, segment.outputs, scattered, dtype.itemsize)
+    plan = schedule(graph, segment.nodes, shapes, segment.outputs, scattered, dtype.itemsize, cache_bytes)
     program, sizes = encode(plan, constants, dtype.itemsize)
     return program, constants.buffer, sizes
 
@@ -218,6 +220,20 @@ def test_bits_do_not_depend_on_threads_or_batch():
     for i in range(5):
         one = x[i : i + 1].contiguous(memory_format=torch.channels_last)
         assert torch.equal(RUN([one], *program_of(graph, [one]))[0], results[0][i : i + 1])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "channel_slice"])
+@pytest.mark.parametrize("cache_bytes", [0, 45_000, 10_000_000])
+def test_image_by_image_gives_the_same_bits(layout, cache_bytes):
+    """All steps, some, and none of them."""
+    (x,) = images(torch.float32, (5, 10, 23, 22))
+    graph = level()
+    whole = RUN([x], *program_of(graph, [x]))[0]
+    given = in_layout(x, layout)
+    program, constants, sizes = program_of(graph, [given], cache_bytes)
+    steps = (program.numel() - 5) // 48
+    assert (steps > 8) == (cache_bytes < 10_000_000)
+    assert torch.equal(RUN([given], program, constants, sizes)[0], whole)
 
 
 def test_an_empty_batch():
