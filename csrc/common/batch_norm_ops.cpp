@@ -48,6 +48,7 @@ BatchNormGradients batch_norm_gradients(const Device& device, const BatchNormGra
 
 Tensor like_parameter(const Tensor& gradient, const OptionalTensor& parameter, bool wanted) {
   if (!wanted || !parameter) return empty_on(gradient, {0}, gradient.scalar_type());
+  if (parameter->scalar_type() == gradient.scalar_type()) return gradient;
   return torch::stable::to(gradient, parameter->scalar_type());
 }
 

@@ -17,7 +17,8 @@ namespace {
 using namespace training;
 
 constexpr int64_t kTileBytes = 1280 << 10;  // the intermediate's gradient in a tile, halo included: stays in L2
-constexpr int64_t kTiles = 4;
+constexpr int64_t kTiles = 4;               // at least so many, and an even number while there are few
+constexpr int64_t kManyTiles = 16;
 constexpr int64_t kImageBytes = 2 << 20;  // the same of whole images, which need no halo: stays in L2 and L3
 
 struct TilePlan {
@@ -58,6 +59,8 @@ TilePlan make_plan(const ConvShape& s, int64_t storage) {
   plan.images = std::clamp<int64_t>(kImageBytes / (s.P() * row_bytes), 1, s.N);
   plan.segments = plan.whole ? 1 : std::clamp<int64_t>(divide_up(s.P(), rows), 1, s.H);
   if (!plan.whole) plan.segments = std::max(plan.segments, std::min(divide_up(kTiles, s.N), divide_up(s.H, 8)));
+  if (!plan.whole && s.N * plan.segments < kManyTiles && s.N * plan.segments % 2 != 0 && plan.segments < s.H)
+    ++plan.segments;
   plan.tiles = s.N * plan.segments;
   plan.most_rows = plan.most_strip = 1;
   for (int64_t i = 0; i < plan.segments; ++i) {

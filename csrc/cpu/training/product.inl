@@ -6,7 +6,7 @@
 #if defined(IK_TRAINING_TILES)
 constexpr int kRows = 32;
 #elif IK_VECTOR_BYTES == 64
-constexpr int kRows = 12;
+constexpr int kRows = 14;
 #else
 constexpr int kRows = 6;
 #endif
@@ -14,30 +14,70 @@ constexpr int kColumnVectors = 2;
 template <typename A>
 constexpr int64_t kColumns = kColumnVectors * kLanes<A>;
 
-// out [kRows][kColumns], rows `out_row` elements apart, (+)= sum over pixels of a[pixel][row] * b[pixel][column]; pixel
-// (row, i) of b lies at row_offset[row] + i * step.
+template <int... heights>
+struct Heights {};
+template <int height, int... above>
+struct HeightsUpTo : HeightsUpTo<height - 1, height, above...> {};
+template <int... heights>
+struct HeightsUpTo<0, heights...> {
+  using Type = Heights<heights...>;
+};
+
+// Output channels before k panel `panel`: blocks are of equal height but for one row, so that few are mostly empty.
+inline int64_t channels_before(int64_t K, int64_t panel) {
+#if defined(IK_TRAINING_TILES)
+  return smaller(K, panel * kRows);
+#else
+  return K * panel / ceil_div(K, kRows);
+#endif
+}
+
+// Pixel (row, i) of the left-hand side lies at a + (row * count + i) * kRows, of the right-hand side at
+// b + row_offset[row] + i * step.
 template <typename A>
-IK_OUT_OF_LINE void multiply_pixels(const A* a, const A* b, const int64_t* row_offset, int64_t rows, int64_t count,
-                                    int64_t step, A* out, int64_t out_row, bool first) {
+struct PixelPairs {
+  const A* a;
+  const A* b;
+  const int64_t* row_offset;
+  int64_t rows, count, step;
+};
+
+// out [height][vectors * lanes], rows `out_row` elements apart, (+)= sum over pixels of a[pixel][row] *
+// b[pixel][column].
+template <typename A, int height, int vectors>
+IK_OUT_OF_LINE void multiply_pixels(const PixelPairs<A>& pixels, A* out, int64_t out_row, bool first) {
   constexpr int64_t L = kLanes<A>;
-  Vector<A> sum[kRows][kColumnVectors] = {};
-  for (int64_t row = 0; row < rows; ++row) {
-    const A* p = b + row_offset[row];
+  Vector<A> sum[height][vectors] = {};
+  const A* a = pixels.a;
+  for (int64_t row = 0; row < pixels.rows; ++row) {
+    const A* p = pixels.b + pixels.row_offset[row];
 #pragma GCC unroll 1
-    for (int64_t i = 0; i < count; ++i, p += step, a += kRows) {
-      const Vector<A> b0 = load(p), b1 = load(p + L);
+    for (int64_t i = 0; i < pixels.count; ++i, p += pixels.step, a += kRows) {
+      Vector<A> b[vectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) b[v] = load(p + v * L);
 #pragma GCC unroll 16
-      for (int j = 0; j < kRows; ++j) {
+      for (int j = 0; j < height; ++j) {
         const Vector<A> value = broadcast<A>(a[j]);
-        sum[j][0] += value * b0;
-        sum[j][1] += value * b1;
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) accumulate(sum[j][v], value, b[v]);
       }
     }
   }
 #pragma GCC unroll 16
-  for (int j = 0; j < kRows; ++j) {
+  for (int j = 0; j < height; ++j) {
     A* o = out + j * out_row;
-    store(o, first ? sum[j][0] : load(o) + sum[j][0]);
-    store(o + L, first ? sum[j][1] : load(o + L) + sum[j][1]);
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) store(o + v * L, first ? sum[j][v] : load(o + v * L) + sum[j][v]);
   }
+}
+
+template <typename A>
+using MultiplyPixels = void (*)(const PixelPairs<A>&, A*, int64_t, bool);
+
+// The kernel for blocks of this height and so many vectors of columns.
+template <typename A, int vectors, int... heights>
+inline MultiplyPixels<A> multiply_pixels_of(int64_t height, Heights<heights...>) {
+  static constexpr MultiplyPixels<A> kTable[] = {multiply_pixels<A, heights, vectors>...};
+  return kTable[height - 1];
 }

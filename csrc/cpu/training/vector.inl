@@ -55,6 +55,22 @@ inline Vector<A> broadcast(A value) {
   return value - Vector<A>{};
 }
 
+// sum += a * b.
+#if IK_VECTOR_BYTES == 64
+// In sum's own register: in loops of many sums gcc renames them, and then spills some.
+inline void accumulate(FloatVector& sum, FloatVector a, FloatVector b) {
+  __asm__("vfmadd231ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+}
+inline void accumulate(DoubleVector& sum, DoubleVector a, DoubleVector b) {
+  __asm__("vfmadd231pd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+}
+#else
+template <typename V>
+inline void accumulate(V& sum, V a, V b) {
+  sum += a * b;
+}
+#endif
+
 inline FloatVector load(const float* p) {
   FloatVector v;
   __builtin_memcpy(&v, p, sizeof(v));

@@ -1,18 +1,13 @@
 // Gradients of dense and pointwise weights: grad_weight[k][r, s, c] = sum over pixels of grad_z[k] * x[c at (r, s)].
 
-// kRows of at most `left` channels of a pixel.
+// `height` channels of a pixel; what follows them up to kRows is not read.
 template <typename T>
-inline void copy_grad(const T* from, int64_t left, typename AccumulatorOf<T>::Type* to) {
+inline void copy_grad(const T* from, int64_t height, typename AccumulatorOf<T>::Type* to) {
 #if IK_VECTOR_BYTES == 64
   if constexpr (kRows <= kLanes<typename AccumulatorOf<T>::Type>)
-    return store_first(to, load_first(from, smaller(left, kRows)), kRows);
+    return store_first(to, load_first(from, height), height);
 #endif
-  if (left >= kRows) {
-#pragma GCC unroll 12
-    for (int j = 0; j < kRows; ++j) to[j] = widen(from[j]);
-  } else {
-    for (int64_t j = 0; j < kRows; ++j) to[j] = j < left ? widen(from[j]) : 0;
-  }
+  for (int64_t j = 0; j < height; ++j) to[j] = widen(from[j]);
 }
 
 // [k panel][pixel][kRows] of output rows [row0, row1).
@@ -26,8 +21,10 @@ inline void pack_grad_columns(const NhwcInput& grad_z, int64_t P, int64_t Q, int
       const T* p = pixel<T>(grad_z, row / P, row % P, q);
       const int64_t count = smaller(group, Q - q);
       auto* o = out + ((row - block.row0) * Q + q) * kRows;
-      for (int64_t k = block.k0 * kRows; k < block.k1 * kRows; k += kRows, o += pixels * kRows)
-        for (int64_t i = 0; i < count; ++i) copy_grad(p + i * grad_z.stride_w + k, K - k, o + i * kRows);
+      for (int64_t panel = block.k0; panel < block.k1; ++panel, o += pixels * kRows) {
+        const int64_t k = channels_before(K, panel), height = channels_before(K, panel + 1) - k;
+        for (int64_t i = 0; i < count; ++i) copy_grad(p + i * grad_z.stride_w + k, height, o + i * kRows);
+      }
     }
 }
 
@@ -154,25 +151,30 @@ void weight_gradient(const WeightGradient& args, const WeightBlock& block, const
   const bool joined = args.columns || args.depthwise || (taps.count == 1 && s.stride_h == 1 && s.stride_w == 1);
   const int64_t rows = joined ? 1 : block.row1 - block.row0, count = joined ? pixels : s.Q();
   const A* grad = static_cast<const A*>(scratch.grad);
+  constexpr typename HeightsUpTo<kRows>::Type kHeights{};
   alignas(64) A edge[kRows * columns];
   pack_grad_columns<T>(args.grad_z, s.P(), s.Q(), s.K, block, static_cast<A*>(scratch.grad));
   for (int64_t panel = block.c0; panel < block.c1; ++panel) {
-    const int64_t c = panel * columns;
+    const int64_t c = panel * columns, width = smaller(columns, channels - c);
     const A* strip = prepare_panel<T>(args, block.row0, block.row1, c, scratch);
-    for (int64_t k = block.k0; k < block.k1; ++k)
-      for (int64_t t = 0; t < taps.count; ++t) {
-        const A* a = grad + (k - block.k0) * pixels * kRows;
-        const A* b = strip + taps.offset(t);
-        A* out =
-            static_cast<A*>(sums.data) + panel * sums.stride_c_panel + t * sums.stride_tap + k * sums.stride_k_panel;
-        if (sums.whole || ((k + 1) * kRows <= s.K && c + columns <= channels)) {
-          multiply_pixels(a, b, scratch.row_offset, rows, count, taps.step, out, sums.stride_row, first);
+    for (int64_t k = block.k0; k < block.k1; ++k) {
+      const int64_t before = channels_before(s.K, k), height = channels_before(s.K, k + 1) - before;
+      const MultiplyPixels<A> multiply =
+          width > kLanes<A> ? multiply_pixels_of<A, 2>(height, kHeights) : multiply_pixels_of<A, 1>(height, kHeights);
+      PixelPairs<A> pixel_pairs{
+          grad + (k - block.k0) * pixels * kRows, strip, scratch.row_offset, rows, count, taps.step};
+      A* out = static_cast<A*>(sums.data) + panel * sums.stride_c_panel +
+               (sums.whole ? k * sums.stride_k_panel : before * sums.stride_row);
+      for (int64_t t = 0; t < taps.count; ++t, out += sums.stride_tap) {
+        pixel_pairs.b = strip + taps.offset(t);
+        if (sums.whole || width % kLanes<A> == 0) {
+          multiply(pixel_pairs, out, sums.stride_row, first);
         } else {
-          multiply_pixels(a, b, scratch.row_offset, rows, count, taps.step, edge, columns, true);
-          store_block(edge, smaller(kRows, s.K - k * kRows), smaller(columns, channels - c), out, sums.stride_row,
-                      first);
+          multiply(pixel_pairs, edge, columns, true);
+          store_block(edge, height, width, out, sums.stride_row, first);
         }
       }
+    }
   }
 }
 
@@ -186,11 +188,14 @@ void weight_finish(const WeightGradient& args, const WeightSums& sums, int64_t c
   const int64_t channels = panel_channels(args);
   const bool adjacent = grad_weight.stride_c == 1 && !args.columns;
   alignas(64) A sum[columns];
-  for (int64_t k = k0 * kRows; k < smaller(s.K, k1 * kRows); ++k)
+  int64_t k_panel = k0;
+  for (int64_t k = channels_before(s.K, k0); k < channels_before(s.K, k1); ++k) {
+    if (k == channels_before(s.K, k_panel + 1)) ++k_panel;
     for (int64_t c0 = 0, panel = 0; c0 < channels; c0 += columns, ++panel)
       for (int64_t t = 0; t < taps; ++t) {
         const A* p = static_cast<const A*>(sums.data) + panel * sums.stride_c_panel + t * sums.stride_tap +
-                     k / kRows * sums.stride_k_panel + k % kRows * sums.stride_row;
+                     k_panel * sums.stride_k_panel + (k - channels_before(s.K, k_panel)) * sums.stride_row;
+        // Of a narrow panel only the first vector was written; the other is not stored.
         Vector<A> low = load(p), high = load(p + L);
         for (int64_t i = 1; i < count; ++i) {
           low += load(p + i * stride);
@@ -212,4 +217,5 @@ void weight_finish(const WeightGradient& args, const WeightSums& sums, int64_t c
                  out + c * grad_weight.stride_c + w / s.S * grad_weight.stride_r + w % s.S * grad_weight.stride_s);
         }
       }
+  }
 }
