@@ -32,13 +32,31 @@ int64_t strip_pixels(const WeightGradient& args, int64_t rows) {
   return (rows * s.stride_h + images * extra) * ((s.Q() - 1) * s.stride_w + (s.S - 1) * s.dilation_w + 1);
 }
 
-// Blocks of channels that make up whole rounds of the threads, together with `groups` of pixels.
-int64_t blocks_for(int64_t groups, int64_t panels, int64_t threads) {
-  for (int64_t blocks = 1; blocks < panels; ++blocks) {
-    const int64_t tasks = groups * blocks, slots = divide_up(tasks, threads) * threads;
-    if (10 * tasks >= 9 * slots) return blocks;
-  }
-  return panels;
+struct Blocks {
+  int64_t c, k;
+};
+
+// How the threads share the channels of `groups` of pixels: the blocks whose slowest thread is first. In cycles per
+// pixel: a vector of columns costs so many per row of the gradient that is multiplied, and each block packs its own
+// rows and columns.
+Blocks share_channels(const Kernels& table, const WeightGradient& args, const Plan& plan, int64_t channels) {
+  const ConvShape& s = args.shape;
+  const int64_t threads = num_threads(), lanes = table.columns / 2, vectors = divide_up(channels, lanes);
+  const int64_t taps = args.depthwise || args.columns ? 1 : s.R * s.S;
+  const int64_t product = divide_up(table.rows * taps, 2), pack_columns = args.depthwise ? 4 + s.R * s.S : 4;
+  constexpr int64_t pack_rows = 4;
+  Blocks best{1, 1};
+  int64_t best_cost = -1;
+  for (int64_t c = 1; c <= plan.c_panels; ++c)
+    for (int64_t k = 1; k <= plan.k_panels && (k == 1 || plan.groups * c * k <= 4 * threads); ++k) {
+      const int64_t rounds = divide_up(plan.groups * c * k, threads);
+      const int64_t columns = std::min(2 * divide_up(plan.c_panels, c), vectors), rows = divide_up(plan.k_panels, k);
+      const int64_t cost = rounds * (columns * (rows * product + pack_columns) + rows * pack_rows);
+      if (best_cost >= 0 && cost >= best_cost) continue;
+      best = {c, k};
+      best_cost = cost;
+    }
+  return best;
 }
 
 Plan make_plan(const Kernels& table, const WeightGradient& args) {
@@ -56,9 +74,9 @@ Plan make_plan(const Kernels& table, const WeightGradient& args) {
   plan.rows = divide_up(all_rows, plan.chunks);
   plan.chunks = divide_up(all_rows, plan.rows);
   plan.groups = std::clamp<int64_t>(all_rows * Q / kGroupPixels, 1, std::min(kGroups, plan.chunks));
-  const int64_t threads = num_threads();
-  plan.c_blocks = blocks_for(plan.groups, plan.c_panels, threads);
-  plan.k_blocks = blocks_for(plan.groups * plan.c_blocks, plan.k_panels, threads);
+  const Blocks blocks = share_channels(table, args, plan, args.columns ? window * s.C : s.C);
+  plan.c_blocks = blocks.c;
+  plan.k_blocks = blocks.k;
   const int64_t tile = table.rows * table.columns;
   plan.partial = plan.c_panels * (args.columns ? 1 : window) * plan.k_panels * tile;
   plan.strip_bytes = strip_pixels(args, plan.rows) * table.columns * element;
