@@ -275,63 +275,6 @@ def test_inputs_that_are_only_read_may_alias(operator, training):
     assert torch.equal(run(shared, "cpu"), run(separate.but(**copies), "cpu"))
 
 
-# ---- a call that was let pass before
-
-
-def alias_of_x(case: Case) -> Case:
-    """x and running_mean share memory, and are otherwise as before."""
-    x, mean = case.tensors["x"], case.tensors["running_mean"]
-    memory = torch.zeros(x.numel() + mean.numel(), dtype=x.dtype)
-    return case.but(x=memory[: x.numel()].view(x.shape), running_mean=memory[: mean.numel()])
-
-
-def in_place(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Case], Case]:
-    def changed(case: Case) -> Case:
-        case.tensors[name].data = change(case.tensors[name].data)
-        return case
-
-    return changed
-
-
-DIFFERENCES: dict[str, tuple[Callable[[Case], Case], type | tuple]] = {
-    "x of another dtype": (lambda case: case.but(x=case.tensors["x"].double()), TypeError),
-    "x with fewer channels": (lambda case: case.but(x=case.tensors["x"][:, 1:]), VALUE),
-    "one value per channel": (lambda case: case.but(x=nan(1, 4, 3, 3), padding=0), VALUE),
-    "x shares memory with running_mean": (alias_of_x, VALUE),
-    "the same weight, now float64": (in_place("bn_weight", torch.Tensor.double), TypeError),
-    "the same running_var, now shorter": (in_place("running_var", lambda t: t[1:].clone()), VALUE),
-    "the same running_mean, now expanded": (in_place("running_mean", lambda t: t[:1].expand(t.shape)), VALUE),
-    "stride True": (lambda case: case.but(stride=(True, True)), EITHER),
-    "a residual of another size": (lambda case: case.but(residual=nan(2, 6, 1, 1)), VALUE),
-}
-
-
-@pytest.mark.parametrize("difference", DIFFERENCES)
-@pytest.mark.parametrize("operator", ["conv2d_bn_act", "separable_conv2d"])
-def test_a_call_that_passed_before_is_refused_where_it_differs(operator, difference):
-    case = MAKERS[operator](N=2, C=4, H=5, W=5, K=6, training=True).cast(torch.float32)
-    for _ in range(2):
-        run(case, "cpu")
-    change, error = DIFFERENCES[difference]
-    with pytest.raises(error):
-        run(change(case), "cpu")
-
-
-def test_statistics_count_the_pixels_of_this_call_not_of_one_that_passed_before():
-    case = MAKERS["conv2d_bn_act"](N=2, C=4, H=9, W=7, K=6, training=True).cast(torch.float32)
-    small, large = case.but(x=torch.randn(1, 4, 3, 4)), case.but(x=torch.randn(3, 4, 9, 7))
-    variance = case.tensors["running_var"]
-    found = []
-    for one in (small, large, small, large):
-        variance.fill_(1.0)
-        run(one, "cpu")
-        found.append(variance.clone())
-    assert torch.equal(found[0], found[2]) and torch.equal(found[1], found[3])
-    fresh = torch.ones_like(variance)
-    run(large.but(running_var=fresh), "cpu")
-    assert torch.equal(fresh, found[1])
-
-
 # ---- more than 2^31 elements, without the memory for them
 
 

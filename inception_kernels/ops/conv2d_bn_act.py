@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .. import _extension, backends, reference
 from . import _checks as check
-from ._accepted import Accepted, apart, signature
 from ._aliasing import separate_memory
 from ._autograd import gradient_operator, training_call
 from ._common import (
@@ -76,6 +75,10 @@ def conv2d_bn_act(
         BackendUnavailableError: a backend forced with ``use_backend`` cannot run this call.
     """
     dtype = autocast_dtype(x) if isinstance(x, Tensor) else None
+    if dtype is not None:
+        x, weight, residual = cast(x, dtype), cast(weight, dtype), cast(residual, dtype)
+    check.activations(x)
+    check.weight(weight, x, ("K", x.shape[1], "R", "S"), "weight")
     stride, padding, dilation = (
         check.pair(stride, "stride", 1),
         check.pair(padding, "padding", 0),
@@ -84,18 +87,18 @@ def conv2d_bn_act(
     check.activation(activation, "activation")
     check.flag(training, "training")
     momentum, eps = check.number(momentum, "momentum"), check.epsilon(eps, training)
-    parameters = (weight, bn_weight, bn_bias, running_mean, running_var, bias)
-    given = signature((x, residual), parameters, stride, padding, dilation, training, dtype)
-    if dtype is not None:
-        x, weight, residual = cast(x, dtype), cast(weight, dtype), cast(residual, dtype)
-    known = _accepted.get(given)
-    if known is None or not apart((running_mean, running_var), (x, residual)):
-        known = _check(
-            x, weight, bn_weight, bn_bias, running_mean, running_var, bias, residual,
-            stride, padding, dilation, training,
-        )  # fmt: skip
-        _accepted.add(given, known)
-    size, batch_statistics = known
+    channels = weight.shape[0]
+    has_bn = check.batch_norm(bn_weight, bn_bias, running_mean, running_var, channels, x, training)
+    check.vector(bias, channels, x, "bias")
+    size = check.output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
+    check.residual(residual, x, (x.shape[0], channels, *size))
+    batch_statistics = has_bn and training
+    if batch_statistics:
+        check.several_values_per_channel(x, size)
+        separate_memory(
+            {"running_mean": running_mean, "running_var": running_var},
+            {"x": x, "weight": weight, "bn_weight": bn_weight, "bn_bias": bn_bias, "bias": bias, "residual": residual},
+        )
 
     backend = backends.choose(_NAME, x, lambda: shape_numbers(x.shape, weight.shape, stride, padding, dilation))
     if backend == "reference":
@@ -114,29 +117,6 @@ def conv2d_bn_act(
     )
     update_running_statistics(running_mean, running_var, mean, var, momentum, x.shape[0] * size[0] * size[1])
     return y
-
-
-_accepted: Accepted[tuple[check.Pair, bool]] = Accepted()
-
-
-def _check(
-    x, weight, bn_weight, bn_bias, running_mean, running_var, bias, residual, stride, padding, dilation, training
-) -> tuple[check.Pair, bool]:  # fmt: skip
-    """The output's height and width, and whether it is normalised with the statistics of this batch."""
-    check.activations(x)
-    check.weight(weight, x, ("K", x.shape[1], "R", "S"), "weight")
-    channels = weight.shape[0]
-    has_bn = check.batch_norm(bn_weight, bn_bias, running_mean, running_var, channels, x, training)
-    check.vector(bias, channels, x, "bias")
-    size = check.output_size(x.shape[2:], weight.shape[2:], stride, padding, dilation)
-    check.residual(residual, x, (x.shape[0], channels, *size))
-    if has_bn and training:
-        check.several_values_per_channel(x, size)
-        separate_memory(
-            {"running_mean": running_mean, "running_var": running_var},
-            {"x": x, "weight": weight, "bn_weight": bn_weight, "bn_bias": bn_bias, "bias": bias, "residual": residual},
-        )
-    return size, has_bn and training
 
 
 # ---- fakes

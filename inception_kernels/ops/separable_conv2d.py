@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .. import _extension, backends, reference
 from . import _checks as check
-from ._accepted import Accepted, apart, signature
 from ._aliasing import separate_memory
 from ._autograd import gradient_operator, training_call
 from ._common import (
@@ -78,6 +77,12 @@ def separable_conv2d(
         TypeError, ValueError, BackendUnavailableError: as :func:`conv2d_bn_act`.
     """
     dtype = autocast_dtype(x) if isinstance(x, Tensor) else None
+    if dtype is not None:
+        x, residual = cast(x, dtype), cast(residual, dtype)
+        depthwise_weight, pointwise_weight = cast(depthwise_weight, dtype), cast(pointwise_weight, dtype)
+    check.activations(x)
+    check.weight(depthwise_weight, x, (x.shape[1], 1, "R", "S"), "depthwise_weight")
+    check.weight(pointwise_weight, x, ("K", x.shape[1], 1, 1), "pointwise_weight")
     stride, padding, dilation = (
         check.pair(stride, "stride", 1),
         check.pair(padding, "padding", 0),
@@ -88,21 +93,23 @@ def separable_conv2d(
     check.activation(activation, "activation")
     check.flag(training, "training")
     momentum, eps = check.number(momentum, "momentum"), check.epsilon(eps, training)
-    parameters = (
-        depthwise_weight, pointwise_weight, bn_weight, bn_bias, running_mean, running_var, depthwise_bias, bias,
-    )  # fmt: skip
-    given = signature((x, residual), parameters, stride, padding, dilation, training, dtype)
-    if dtype is not None:
-        x, residual = cast(x, dtype), cast(residual, dtype)
-        depthwise_weight, pointwise_weight = cast(depthwise_weight, dtype), cast(pointwise_weight, dtype)
-    known = _accepted.get(given)
-    if known is None or not apart((running_mean, running_var), (x, residual)):
-        known = _check(
-            x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, running_mean, running_var,
-            depthwise_bias, bias, residual, stride, padding, dilation, training,
+    channels = pointwise_weight.shape[0]
+    has_bn = check.batch_norm(bn_weight, bn_bias, running_mean, running_var, channels, x, training)
+    check.vector(depthwise_bias, x.shape[1], x, "depthwise_bias")
+    check.vector(bias, channels, x, "bias")
+    size = check.output_size(x.shape[2:], depthwise_weight.shape[2:], stride, padding, dilation)
+    check.residual(residual, x, (x.shape[0], channels, *size))
+    batch_statistics = has_bn and training
+    if batch_statistics:
+        check.several_values_per_channel(x, size)
+        separate_memory(
+            {"running_mean": running_mean, "running_var": running_var},
+            {
+                "x": x, "depthwise_weight": depthwise_weight, "pointwise_weight": pointwise_weight,
+                "bn_weight": bn_weight, "bn_bias": bn_bias, "depthwise_bias": depthwise_bias, "bias": bias,
+                "residual": residual,
+            },
         )  # fmt: skip
-        _accepted.add(given, known)
-    size, batch_statistics = known
 
     backend = backends.choose(
         _NAME,
@@ -130,36 +137,6 @@ def separable_conv2d(
     )  # fmt: skip
     update_running_statistics(running_mean, running_var, mean, var, momentum, x.shape[0] * size[0] * size[1])
     return y
-
-
-_accepted: Accepted[tuple[check.Pair, bool]] = Accepted()
-
-
-def _check(
-    x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, running_mean, running_var, depthwise_bias, bias,
-    residual, stride, padding, dilation, training,
-) -> tuple[check.Pair, bool]:  # fmt: skip
-    """The output's height and width, and whether it is normalised with the statistics of this batch."""
-    check.activations(x)
-    check.weight(depthwise_weight, x, (x.shape[1], 1, "R", "S"), "depthwise_weight")
-    check.weight(pointwise_weight, x, ("K", x.shape[1], 1, 1), "pointwise_weight")
-    channels = pointwise_weight.shape[0]
-    has_bn = check.batch_norm(bn_weight, bn_bias, running_mean, running_var, channels, x, training)
-    check.vector(depthwise_bias, x.shape[1], x, "depthwise_bias")
-    check.vector(bias, channels, x, "bias")
-    size = check.output_size(x.shape[2:], depthwise_weight.shape[2:], stride, padding, dilation)
-    check.residual(residual, x, (x.shape[0], channels, *size))
-    if has_bn and training:
-        check.several_values_per_channel(x, size)
-        separate_memory(
-            {"running_mean": running_mean, "running_var": running_var},
-            {
-                "x": x, "depthwise_weight": depthwise_weight, "pointwise_weight": pointwise_weight,
-                "bn_weight": bn_weight, "bn_bias": bn_bias, "depthwise_bias": depthwise_bias, "bias": bias,
-                "residual": residual,
-            },
-        )  # fmt: skip
-    return size, has_bn and training
 
 
 # ---- fakes
