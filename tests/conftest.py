@@ -32,6 +32,16 @@ def pytest_configure(config: pytest.Config) -> None:
         "markers",
         "third_party(*modules): needs these packages; with --require-third-party their lack is a failure",
     )
+    if config.getoption("--record-launches"):
+        import host_cuda
+
+        host_cuda.executes = False
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--record-launches"):
+        for item in items:
+            item.add_marker(pytest.mark.xfail(raises=AssertionError, reason="launched, not executed"))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,7 +53,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--record-launches",
         type=Path,
-        help="a JSON file to put the dynamic shared memory into that CUDA kernels, executed on the host, were launched with",
+        help="a JSON file to put the dynamic shared memory into that CUDA kernels are launched with on the host; "
+        "they are not executed, and tests that compare numbers fail as expected",
     )
     parser.addoption(
         "--all-layers",

@@ -80,6 +80,7 @@ class Launched:
 
 
 most_shared: dict[tuple[str, int], int] = {}  # of each kernel and limit, in this process
+executes = True  # otherwise launches are recorded and checked, and no kernel runs
 
 
 class Host:
@@ -108,7 +109,7 @@ class Host:
         function = getattr(self._module, name)
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            self._module.begin(self.schedule.order, self.schedule.lazy, self.checked, self.executes)
+            self._module.begin(self.schedule.order, self.schedule.lazy, self.checked, self.executes and executes)
             try:
                 result = function(*args, **kwargs)
             finally:

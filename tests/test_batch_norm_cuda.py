@@ -421,11 +421,21 @@ LAYERS = sorted(
 )
 
 
-@pytest.mark.parametrize("sizes", LAYERS, ids=lambda sizes: "x".join(map(str, sizes)))
-def test_layers_of_the_networks(host, sizes, layer_dtype):
-    shape = (1 if sizes[1] > 20 else 2, *sizes)
-    dtype = DTYPES[layer_dtype]
-    z = in_layout(random_activations(shape, dtype), "dense")
+@pytest.fixture(params=LAYERS, ids=lambda sizes: "x".join(map(str, sizes)))
+def layer_sizes(request):
+    sizes = request.param
+    return (1 if sizes[1] > 20 else 2, *sizes)
+
+
+def test_statistics_of_the_networks_layers(host, layer_sizes, layer_dtype):
+    z = in_layout(random_activations(layer_sizes, DTYPES[layer_dtype]), "dense")
     check_statistics(z, *run_statistics(host, z))
-    check_forward(host, forward_case(shape, dtype, residual=False), "relu")
-    check_backward(host, backward_case(shape, dtype, norm=True, residual=False), True, "relu")
+
+
+def test_forward_of_the_networks_layers(host, layer_sizes, layer_dtype):
+    check_forward(host, forward_case(layer_sizes, DTYPES[layer_dtype], residual=False), "relu")
+
+
+def test_backward_of_the_networks_layers(host, layer_sizes, layer_dtype):
+    case = backward_case(layer_sizes, DTYPES[layer_dtype], norm=True, residual=False)
+    check_backward(host, case, True, "relu")

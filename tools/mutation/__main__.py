@@ -8,6 +8,7 @@ python -m tools.mutation --op batch_norm --sample 0.1 --seed 3          # a quic
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import random
 import subprocess
@@ -47,43 +48,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "mutation")
     parser.add_argument("--output", type=Path, help="a JSON file; mutants that it holds as found are not tested again")
     options = parser.parse_args(arguments)
-    verdicts = results.load(options.output)
     operators = options.op or OPERATORS
-    if len(operators) == 1:
-        verdicts = test_operator(operators[0], options, verdicts)
-    elif options.output is None:
+    if len(operators) > 1 and options.output is None:
         parser.error("several operators need an --output that collects their results")
+    sites = {op: numbered_sites(op) for op in OPERATORS}
+    overlay = prepared_overlay(sites, operators, options.folder)
+    if len(operators) == 1:
+        verdicts = test_operator(operators[0], sites[operators[0]], overlay, options)
     else:
         for op in operators:
-            run_in_child(op, options)
+            test_in_child(op, sites[op], overlay, options)
         verdicts = results.load(options.output)
     print(results.summary(verdicts))
     return 0 if results.lowest_score(verdicts) >= results.REQUIRED else 1
 
 
-def run_in_child(op: str, options: argparse.Namespace) -> None:
+def prepared_overlay(sites: dict[str, dict[int, Site]], operators: Sequence[str], folder: Path) -> Overlay:
+    """With the mutants of all operators, whatever is tested of them: they share sources, and the next run finds its
+    libraries."""
+    overlay = Overlay(folder, {number: site for mine in sites.values() for number, site in mine.items()})
+    overlay.prepare(sorted({kernel for op in operators for kernel in kernels_of(op)}))
+    return overlay
+
+
+def test_in_child(op: str, sites: dict[int, Site], overlay: Overlay, options: argparse.Namespace) -> None:
     """Libraries and pytest's state are a process's own."""
-    command = [sys.executable, "-m", "tools.mutation", "--op", op]
-    for name in ("sample", "limit", "seed", "tests", "suite", "budget", "jobs", "folder", "output"):
-        value = getattr(options, name)
-        command += [] if value in (None, "") else [f"--{name}", str(value)]
-    for file in options.file or ():
-        command += ["--file", file]
-    subprocess.run(command, cwd=ROOT, check=False)
+    fork = multiprocessing.get_context("fork")
+    child = fork.Process(target=test_operator, args=(op, sites, overlay, options))
+    child.start()
+    child.join()
 
 
-def test_operator(op: str, options: argparse.Namespace, known: dict[str, Verdict]) -> dict[str, Verdict]:
-    """All mutants are built, whatever is tested of them, so that the next run finds its libraries."""
-    overlay = Overlay(options.folder / op, numbered_sites(op))
-    known = results.of_present_sources(known, overlay.sites.values())
-    overlay.prepare(kernels_of(op))
-    chosen = choose(overlay.sites, options, known)
-    refused = f"{len(overlay.dropped)} would not compile, being of numbers or pointers"
-    print(f"{op}: {len(chosen)} of {len(overlay.sites)} mutants; {refused}", flush=True)
+def test_operator(op: str, sites: dict[int, Site], overlay: Overlay, options: argparse.Namespace) -> dict[str, Verdict]:
+    own = {number: site for number, site in sites.items() if number in overlay.sites}
+    known = results.of_present_sources(results.load(options.output), [*overlay.sites.values(), *overlay.dropped])
+    population = len(known.keys() | {site.key for site in overlay.sites.values()})
+    chosen = choose(own, options, known)
+    refused = f"{len(sites) - len(own)} would not compile, being of numbers or pointers"
+    print(f"{op}: {len(chosen)} of {len(own)} mutants; {refused}", flush=True)
 
     def progress(verdict: Verdict) -> None:
         known[verdict.site.key] = results.better(known.get(verdict.site.key), verdict)
-        results.save(options.output, known)
+        results.save(options.output, known, population)
         outcome = verdict.found_by or ("SURVIVED" if verdict.executed else "not executed")
         print(f"{outcome:36s} {verdict.seconds:6.1f} s  {verdict.site.line:4d} {verdict.site.key}", flush=True)
 

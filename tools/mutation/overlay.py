@@ -41,7 +41,7 @@ class Overlay:
                 raise RuntimeError(messages)
             self.dropped += [self.sites.pop(number) for number in sorted(numbers)]
             self._write()
-        self._record.write_text("\n".join(sorted(site.key for site in self.dropped)))
+            self._record.write_text("\n".join(sorted(site.key for site in self.dropped)))
 
     @property
     def _record(self) -> Path:

@@ -26,13 +26,15 @@ def load(path: Path | None) -> dict[str, Verdict]:
     return verdicts
 
 
-def save(path: Path | None, verdicts: dict[str, Verdict]) -> None:
+def save(path: Path | None, verdicts: dict[str, Verdict], population: int) -> None:
+    """`population`: the mutants there are, of which these have been tested."""
     if path is None:
         return
     ordered = sorted(verdicts.values(), key=lambda verdict: (verdict.site.file, verdict.site.line, verdict.site.change))
     rows = [row(verdict) for verdict in ordered]
     counts = {
         "tested": len(rows),
+        "of": population,
         "found": sum(bool(each["found_by"]) for each in rows),
         "score": score(counted(verdicts)),
         "operators": {op: score(mutants) for op, mutants in by_operator(verdicts).items()},

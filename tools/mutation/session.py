@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import itertools
+import math
 import os
 import resource
 import select
@@ -138,7 +139,7 @@ class Session:
             outcome = os.read(pipe, 4096).decode()
             os.close(pipe)
             _, status = os.waitpid(pid, 0)
-            out_of_time = os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL)
+            out_of_time = os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU
             verdict.found_by = outcome or ("timeout" if out_of_time else "crash")
             if outcome == _SURVIVED:
                 verdict.found_by = ""
@@ -174,17 +175,22 @@ def _test_mutant(switch: _Switch, number: int, tests: Sequence[_Timed], pipe: in
     os.dup2(silence, 1)
     os.dup2(silence, 2)
     result = _SURVIVED
-    limit = int(10 + 3 * sum(timed.seconds for timed in tests))
-    resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
     try:
         switch.activate(number)
         for timed in tests:
+            _limit_processor_time(5 + 3 * timed.seconds)
             if failure := _failures(timed.item):
                 result = _kind(failure)
                 break
         os.write(pipe, result.encode())
     finally:
         os._exit(0)
+
+
+def _limit_processor_time(seconds: float) -> None:
+    """The process ends that much later, of its own processor time."""
+    end = math.ceil(time.process_time() + seconds)
+    resource.setrlimit(resource.RLIMIT_CPU, (end, resource.RLIM_INFINITY))
 
 
 def _kind(failure: str) -> str:
