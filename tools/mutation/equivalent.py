@@ -19,7 +19,7 @@ class Rule:
 
 RULES = (
     Rule(r"(\S+) - (\S+) > (\S+) \? \2 \+ \3 : \1;.*\| > to >=$", "a minimum: at equality both sides are the same"),
-    Rule(r"(\S+(?: \+ \S+)?) < (\S+) \? \1 : \2;.*\| < to <=$", "a minimum: at equality both sides are the same"),
+    Rule(r"(\b\S+(?: \+ \S+)?) < (\S+) \? \1 : \2\)?;.*\| < to <=$", "a minimum: at equality both sides are the same"),
 )
 
 
