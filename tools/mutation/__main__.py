@@ -110,20 +110,20 @@ def numbered_sites(op: str) -> dict[int, Site]:
 
 
 def choose(sites: dict[int, Site], options: argparse.Namespace, known: dict[str, Verdict]) -> dict[int, Site]:
-    """Every synchronisation and a fixed sample of the rest, without what is found or equivalent."""
+    """Every synchronisation and a fixed sample of the rest, without what is found or equivalent. In the order of the
+    draw, so that a run that is cut short has tested a smaller sample."""
     excused = equivalent.load()
-    chosen = {}
+    drawn = {}
     for number, site in sites.items():
         if options.file and Path(site.file).name not in options.file:
             continue
         verdict = known.get(site.key)
         tested = verdict is not None and bool(verdict.found_by)
-        drawn = site.kind == "synchronisation" or random.Random(f"{options.seed}{site.key}").random() < options.sample
-        if drawn and not tested and not excused.reason(site):
-            chosen[number] = site
-    if options.limit is not None and len(chosen) > options.limit:
-        chosen = dict(random.Random(options.seed).sample(sorted(chosen.items()), options.limit))
-    return chosen
+        draw = 0.0 if site.kind == "synchronisation" else random.Random(f"{options.seed}{site.key}").random()
+        if draw < options.sample and not tested and not excused.reason(site):
+            drawn[number] = draw
+    order = sorted(drawn, key=lambda number: (drawn[number], number))
+    return {number: sites[number] for number in order[: options.limit]}
 
 
 def kernels_of(op: str) -> list[Path]:
