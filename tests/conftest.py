@@ -41,7 +41,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if config.getoption("--record-launches"):
         for item in items:
-            item.add_marker(pytest.mark.xfail(raises=AssertionError, reason="launched, not executed"))
+            item.add_marker(pytest.mark.xfail(raises=AssertionError, reason="launched, not executed", strict=False))
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
