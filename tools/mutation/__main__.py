@@ -13,7 +13,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -54,10 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sites = {op: numbered_sites(op) for op in OPERATORS}
     overlay = prepared_overlay(sites, operators, options.folder)
     if len(operators) == 1:
-        verdicts = test_operator(operators[0], sites[operators[0]], overlay, options)
+        verdicts = test_operator(operators[0], sites[operators[0]], overlay, options, ())
     else:
-        for op in operators:
-            test_in_child(op, sites[op], overlay, options)
+        for i, op in enumerate(operators):
+            later = {number for other in operators[i + 1 :] for number in sites[other]}
+            test_in_child(op, sites[op], overlay, options, later)
         verdicts = results.load(options.output)
     print(results.summary(verdicts))
     return 0 if results.lowest_score(verdicts) >= results.REQUIRED else 1
@@ -71,24 +72,33 @@ def prepared_overlay(sites: dict[str, dict[int, Site]], operators: Sequence[str]
     return overlay
 
 
-def test_in_child(op: str, sites: dict[int, Site], overlay: Overlay, options: argparse.Namespace) -> None:
+def test_in_child(
+    op: str, sites: dict[int, Site], overlay: Overlay, options: argparse.Namespace, later: set[int]
+) -> None:
     """Libraries and pytest's state are a process's own."""
     fork = multiprocessing.get_context("fork")
-    child = fork.Process(target=test_operator, args=(op, sites, overlay, options))
+    child = fork.Process(target=test_operator, args=(op, sites, overlay, options, later))
     child.start()
     child.join()
 
 
-def test_operator(op: str, sites: dict[int, Site], overlay: Overlay, options: argparse.Namespace) -> dict[str, Verdict]:
+def test_operator(
+    op: str, sites: dict[int, Site], overlay: Overlay, options: argparse.Namespace, later: Collection[int]
+) -> dict[str, Verdict]:
+    """`later`: mutants that another operator's tests still get: what these do not execute is not counted yet."""
     own = {number: site for number, site in sites.items() if number in overlay.sites}
+    awaited = {site.key for number, site in own.items() if number in later}
     known = results.of_present_sources(results.load(options.output), [*overlay.sites.values(), *overlay.dropped])
     population = len(known.keys() | {site.key for site in overlay.sites.values()})
     chosen = choose(own, options, known)
+    again = {site.key for site in chosen.values()}
+    known = {key: verdict for key, verdict in known.items() if verdict.executed or key not in again}
     refused = f"{len(sites) - len(own)} would not compile, being of numbers or pointers"
     print(f"{op}: {len(chosen)} of {len(own)} mutants; {refused}", flush=True)
 
     def progress(verdict: Verdict) -> None:
-        known[verdict.site.key] = results.better(known.get(verdict.site.key), verdict)
+        if verdict.executed or verdict.site.key not in awaited:
+            known[verdict.site.key] = results.better(known.get(verdict.site.key), verdict)
         results.save(options.output, known, population)
         outcome = verdict.found_by or ("SURVIVED" if verdict.executed else "not executed")
         print(f"{outcome:36s} {verdict.seconds:6.1f} s  {verdict.site.line:4d} {verdict.site.key}", flush=True)
