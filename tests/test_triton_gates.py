@@ -1,8 +1,10 @@
 """The Triton kernels compile, for GPUs that are not here, to what they were written for: a sample, and the whole table."""
 
 import dataclasses
+import inspect
 import re
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -20,7 +22,7 @@ from tools.triton_gates.read import Reading, violations
 
 # Each compiles what runs without a measurement; the first all that tuning may choose.
 SAMPLE = (
-    r"^160->160 7x1 .* batch 8 forward bf16",
+    r"^160->160 7x1 .* batch 1 forward bf16",
     r"^3->32 .* batch 256 forward bf16",
     r"^128->192 7x1 .* batch 256 training bf16",
     r"^160->160 1x7 .* batch 256 backward fp16",
@@ -91,6 +93,14 @@ def test_no_window_is_flattened_with_eight_warps_unproven(everything: list[Launc
         seen[launch.chosen, many] += 1
         assert not (launch.chosen and many), f"{launch.name} {launch.constants}"
     assert seen[True, False] and seen[False, True], "expected some that only a measurement may choose"
+
+
+def test_no_result_depends_on_which_program_comes_first(everything: list[Launch]) -> None:
+    """No atomics: sums over programs go by a second kernel, in a fixed order."""
+    files = {Path(inspect.getfile(launch.source.fn.fn)) for launch in everything}
+    assert len(files) > 5
+    for path in {each for file in files for each in file.parent.glob("*.py")}:
+        assert not re.search(r"\batomic", path.read_text(encoding="utf-8")), path.name
 
 
 def test_candidates_are_compiled_side_by_side_before_they_are_timed() -> None:

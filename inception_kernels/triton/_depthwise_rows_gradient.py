@@ -125,14 +125,14 @@ class Strips:
 
 _PROGRAMS = 2048
 _MAX_PIECES = 256
-_MOST_IMAGES = 4
+_IMAGES = 4  # of any batch larger than one
 _BLOCK = 256  # channels and images: two elements a thread
 _SUMS_OF_FEW = 9  # taps; with more a wide strip spills
 
 
 def configurations(N: int, R: int, S: int) -> list[Strips]:
     """Every program that may be chosen: more columns load less for each gradient."""
-    images = min(_MOST_IMAGES, triton.next_power_of_2(N))
+    images = _IMAGES if N > 1 else 1
     return [Strips(columns, images, _BLOCK // images, 4) for columns in ((2, 4) if R * S <= _SUMS_OF_FEW else (2,))]
 
 
