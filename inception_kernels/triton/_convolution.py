@@ -214,6 +214,8 @@ def configurations(
         for each in splits:
             if each > 1 and wide and precision == "ieee" and k == 32:
                 continue  # it spills
+            if each > 1 and (m, k, device.capability[0]) in ((128, 32, 8), (64, 128, 10)):
+                continue  # likewise where the weight's outputs are adjacent, as for the input's gradient
             # On sm_80 a piece of such a tile spills in steps of 64 channels.
             step = min(c, 32) if each > 1 and k == 32 and device.capability < (9, 0) else c
             found.append(Blocks(m, k, step, warps, stages, flat, each))

@@ -133,7 +133,9 @@ _SUMS_OF_FEW = 9  # taps; with more a wide strip spills
 def configurations(N: int, R: int, S: int) -> list[Strips]:
     """Every program that may be chosen: more columns load less for each gradient."""
     images = _IMAGES if N > 1 else 1
-    return [Strips(columns, images, _BLOCK // images, 4) for columns in ((2, 4) if R * S <= _SUMS_OF_FEW else (2,))]
+    # A wide strip of a single image spills in float32 on sm_100.
+    widths = (2, 4) if R * S <= _SUMS_OF_FEW and images > 1 else (2,)
+    return [Strips(columns, images, _BLOCK // images, 4) for columns in widths]
 
 
 # Instructions of a thread, counted in the compiled kernels: a row, each column of x, and each element beside its taps.
