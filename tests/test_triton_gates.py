@@ -1,9 +1,10 @@
 """The Triton kernels compile, for GPUs that are not here, to what they were written for: a sample, and the whole table."""
 
 import dataclasses
+import inspect
 import re
-import warnings
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -21,7 +22,7 @@ from tools.triton_gates.read import Reading, violations
 
 # Each compiles what runs without a measurement; the first all that tuning may choose.
 SAMPLE = (
-    r"^160->160 7x1 .* batch 8 forward bf16",
+    r"^160->160 7x1 .* batch 1 forward bf16",
     r"^3->32 .* batch 256 forward bf16",
     r"^128->192 7x1 .* batch 256 training bf16",
     r"^160->160 1x7 .* batch 256 backward fp16",
@@ -31,6 +32,7 @@ SAMPLE = (
     r"^loss batch 256 backward bf16",
 )
 EVERYTHING = (*cases.PRECISIONS, cases.FP16)
+AGAIN = "`python -m tools.triton_gates --table` compiles what is new"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -93,6 +95,14 @@ def test_no_window_is_flattened_with_eight_warps_unproven(everything: list[Launc
     assert seen[True, False] and seen[False, True], "expected some that only a measurement may choose"
 
 
+def test_no_result_depends_on_which_program_comes_first(everything: list[Launch]) -> None:
+    """No atomics: sums over programs go by a second kernel, in a fixed order."""
+    files = {Path(inspect.getfile(launch.source.fn.fn)) for launch in everything}
+    assert len(files) > 5
+    for path in {each for file in files for each in file.parent.glob("*.py")}:
+        assert not re.search(r"\batomic", path.read_text(encoding="utf-8")), path.name
+
+
 def test_candidates_are_compiled_side_by_side_before_they_are_timed() -> None:
     """And only compiled: there is no device on which they could start."""
     run = JITFunction.run
@@ -115,16 +125,22 @@ def test_candidates_are_compiled_side_by_side_before_they_are_timed() -> None:
 # ---- the table
 
 
-def test_the_table_is_of_these_sources(everything: list[Launch]) -> None:
-    """What is in it is current; a warning says what is not in it yet."""
-    again = "`python -m tools.triton_gates --table` compiles what is new"
+def test_the_table_is_whole_and_of_these_sources(everything: list[Launch]) -> None:
     found = table.recorded()
-    assert found.get("sources") == table.versions()["sources"], f"the Triton kernels have changed: {again}"
-    readings = table.recorded_readings()
-    assert len(readings) == found["recorded"] <= found["kernels"]
-    assert {each.identity for each in readings} <= {each.identity for each in everything}
-    if found["recorded"] < found["kernels"]:
-        warnings.warn(f"{found['recorded']} of {found['kernels']} kernels are recorded: {again}", stacklevel=1)
+    assert found.get("sources") == table.versions()["sources"], f"the Triton kernels have changed: {AGAIN}"
+    recorded = {each.identity for each in table.recorded_readings()}
+    assert recorded == {each.identity for each in everything}, AGAIN
+    assert found["recorded"] == found["kernels"] >= len(recorded), AGAIN
+
+
+@pytest.mark.parametrize("batch", [2, 32, 100])
+def test_other_batches_launch_no_other_kernels(batch: int) -> None:
+    """So the table holds for every batch: sizes are run-time arguments, and tiles are those of small and large ones."""
+    recorded = {each.identity for each in table.recorded_readings()}
+    for arch in DEVICES:
+        for case in cases.cases((batch,), (cases.BF16,)):
+            new = [each for each in cases.launches(case, arch) if each.identity not in recorded]
+            assert not new, f"{case}, sm_{arch}: {new[0].name} {new[0].constants} is not in the table"
 
 
 def test_every_kernel_of_the_table_is_as_it_must_be() -> None:

@@ -17,7 +17,8 @@ from torch import Tensor
 from . import tuning
 from ._device import unit_of
 from ._epilogue import Epilogue, Moments, finish, store_moments
-from ._split import finish_pieces, pieces_of, splits_of
+from ._roofline import LAUNCH_CLOCKS, TILE_CLOCKS
+from ._split import Stages, pieces_of, splits_of
 from .runtime import Device, device_of
 
 
@@ -182,7 +183,7 @@ def precision_of(x: Tensor) -> str:
 
 
 _SIZES = ((128, 128, 8), (64, 128, 4), (128, 64, 4), (64, 64, 4), (128, 32, 4), (64, 32, 4), (64, 16, 4))
-_GROUP = 8  # pixel tiles that go through all outputs before the next: both operands stay in L2
+GROUP = 8  # pixel tiles that go through all outputs before the next: both operands stay in L2
 _PRODUCTS = 1024  # a clock and multiprocessor
 _FLAT_CHANNELS = 16  # with fewer, most of a step through one tap's channels would be empty
 
@@ -211,6 +212,10 @@ def configurations(
         splits = [1] if flat else splits_of(programs, taps * triton.cdiv(C, c), device.multiprocessors)
         stages = 3 if 3 * (m + k) * c * dtype.itemsize <= device.shared else 2
         for each in splits:
+            if each > 1 and wide and precision == "ieee" and k == 32:
+                continue  # it spills
+            if each > 1 and (m, k, device.capability[0]) in ((128, 32, 8), (64, 128, 10)):
+                continue  # likewise where the weight's outputs are adjacent, as for the input's gradient
             # On sm_80 a piece of such a tile spills in steps of 64 channels.
             step = min(c, 32) if each > 1 and k == 32 and device.capability < (9, 0) else c
             found.append(Blocks(m, k, step, warps, stages, flat, each))
@@ -218,8 +223,6 @@ def configurations(
 
 
 _STEP_CLOCKS = 250  # at least: a load's latency over the stages
-_TILE_CLOCKS = 1500  # filling the pipeline, epilogue
-_LAUNCH_CLOCKS = 4000  # of the second stage of split work
 
 
 def predicted_cost(blocks: Blocks, M: int, K: int, C: int, taps: int, multiprocessors: int) -> float:
@@ -228,8 +231,8 @@ def predicted_cost(blocks: Blocks, M: int, K: int, C: int, taps: int, multiproce
     steps = 1 if blocks.flat else pieces_of(taps * triton.cdiv(C, blocks.c), blocks.splits)[0]
     traffic = 1.0 + 24.0 * (blocks.m + blocks.k) / (blocks.m * blocks.k)
     step = max(blocks.m * blocks.k * blocks.c / _PRODUCTS * traffic, _STEP_CLOCKS / blocks.stages)
-    clocks = triton.cdiv(programs, multiprocessors) * (steps * step + _TILE_CLOCKS)
-    return clocks + (_LAUNCH_CLOCKS if blocks.splits > 1 else 0)
+    clocks = triton.cdiv(programs, multiprocessors) * (steps * step + TILE_CLOCKS)
+    return clocks + (LAUNCH_CLOCKS if blocks.splits > 1 else 0)
 
 
 def convolve(
@@ -257,23 +260,19 @@ def convolve(
 
     def run(blocks: Blocks) -> Moments | None:
         tiles_m, tiles_k = triton.cdiv(M, blocks.m), triton.cdiv(K, blocks.k)
-        split = blocks.splits > 1
-        each, pieces = pieces_of(window * triton.cdiv(C, blocks.c), blocks.splits)
-        sums = torch.empty((pieces, M, K), dtype=torch.float32, device=x.device) if split else weight
-        here = Epilogue() if split else epilogue
-        found = Moments.of(tiles_m, K, x.device) if moments and not split else None
-        _convolution[(tiles_m * tiles_k, pieces)](
-            x, weight, y, added, *here.vectors(weight), *((weight, weight) if found is None else found), sums,
+        stages = Stages.of(y, epilogue, moments, tiles_m, window * triton.cdiv(C, blocks.c), blocks.splits)
+        _convolution[(tiles_m * tiles_k, stages.pieces)](
+            x, weight, y, added, *stages.pointers(weight),
             M, H, W, C // c_unit, ROWS, COLUMNS, K // k_unit, *(stride // c_unit for stride in x_strides),
             outer // w_unit, by_tap // w_unit, *(stride // k_unit for stride in (*y_strides, *added_strides)),
-            here.eps, tiles_m, tiles_k, down.count, across.count, down.step, across.step, down.first, across.first,
+            epilogue.eps, tiles_m, tiles_k, down.count, across.count, down.step, across.step, down.first, across.first,
             down.delta, across.delta, down.tap_first * window_width + across.tap_first, down.tap * window_width,
-            across.tap, each, C_UNIT=c_unit, K_UNIT=k_unit, W_UNIT=w_unit, W_INNER_K=by_k == 1, **here.flags(),
-            MOMENTS=found is not None, SPLIT=split, FLAT_C=C if blocks.flat else 0,
-            FLAT_W=across.count if blocks.flat else 0, PRECISION=precision_of(x), BLOCK_M=blocks.m, BLOCK_K=blocks.k,
-            BLOCK_C=blocks.c, GROUP=_GROUP, num_warps=blocks.warps, num_stages=blocks.stages,
+            across.tap, stages.each, C_UNIT=c_unit, K_UNIT=k_unit, W_UNIT=w_unit, W_INNER_K=by_k == 1,
+            **stages.flags(), FLAT_C=C if blocks.flat else 0, FLAT_W=across.count if blocks.flat else 0,
+            PRECISION=precision_of(x), BLOCK_M=blocks.m, BLOCK_K=blocks.k, BLOCK_C=blocks.c, GROUP=GROUP,
+            num_warps=blocks.warps, num_stages=blocks.stages,
         )  # fmt: skip
-        return finish_pieces(sums, y, epilogue, moments) if split else found
+        return stages.finish()
 
     def launch(blocks: Blocks) -> Tensor:
         run(blocks)

@@ -20,9 +20,10 @@ from torch import Tensor
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import tuning
-from ._convolution import tile_order
+from ._convolution import GROUP, tile_order
 from ._epilogue import Epilogue, Moments, finish, store_moments
-from ._split import finish_pieces, pieces_of, splits_of
+from ._roofline import LAUNCH_CLOCKS, TILE_CLOCKS, step_clocks
+from ._split import Stages, pieces_of, splits_of
 from .runtime import Device, device_of
 
 
@@ -171,7 +172,6 @@ class Boxes:
         )  # fmt: skip
 
 
-_GROUP = 8  # pixel tiles that go through all outputs before the next: both operands stay in L2
 _OTHER_SHARED = 4096  # bytes for barriers and the epilogue
 _SIZES = (
     (128, 128, 0, 8),
@@ -224,23 +224,14 @@ def _least_wasteful(shapes: list[tuple[int, int, int]], N: int, P: int, Q: int) 
 
 
 _LEAST_LIVE = 0.8
-_L2_BYTES = 40  # a clock and multiprocessor
-_PRODUCTS = 2048  # a clock and multiprocessor
-_STEP_CLOCKS = 180  # at least: a load's latency over the stages
-_TILE_CLOCKS = 1500  # filling the pipeline, epilogue
-_LAUNCH_CLOCKS = 4000  # of the second stage of split work
 
 
 def predicted_cost(boxes: Boxes, N: int, P: int, Q: int, C: int, K: int, taps: int, multiprocessors: int) -> float:
     """Clocks of the busiest multiprocessor, empty rows included: a step's products or its operands from L2."""
     waves = triton.cdiv(math.prod(boxes.tiles(N, P, Q, K)) * boxes.splits, multiprocessors)
-    outputs = boxes.k0 + boxes.k1
-    products = boxes.m * outputs * boxes.c / _PRODUCTS
-    operands = 2 * (boxes.m + outputs) * boxes.c / _L2_BYTES
     steps = pieces_of(taps * triton.cdiv(C, boxes.c), boxes.splits)[0]
-    # Both matter where neither is hidden: the operands' share decides between tiles that products bind alike.
-    step = max(products, operands, _STEP_CLOCKS) + 0.1 * operands
-    return waves * (steps * step + _TILE_CLOCKS) + (_LAUNCH_CLOCKS if boxes.splits > 1 else 0)
+    step = step_clocks(boxes.m, boxes.k0 + boxes.k1, boxes.c)
+    return waves * (steps * step + TILE_CLOCKS) + (LAUNCH_CLOCKS if boxes.splits > 1 else 0)
 
 
 def unsupported(x: Tensor, residual: Tensor | None, K: int, stride: tuple[int, int]) -> str | None:
@@ -310,23 +301,18 @@ def convolve_boxes(
     def run(tile: Boxes) -> Moments | None:
         i, h, w, k = tile.tiles(N, P, Q, K)
         second = tile.k1 or tile.k0
-        split = tile.splits > 1
-        each, pieces = pieces_of(taps * triton.cdiv(C, tile.c), tile.splits)
-        sums = torch.empty((pieces, N * P * Q, K), dtype=torch.float32, device=x.device) if split else weight
-        here = Epilogue() if split else epilogue
-        found = Moments.of(i * h * w, K, x.device) if moments and not split else None
-        _convolution_descriptor[(i * h * w * k, pieces)](
+        stages = Stages.of(y, epilogue, moments, i * h * w, taps * triton.cdiv(C, tile.c), tile.splits)
+        _convolution_descriptor[(i * h * w * k, stages.pieces)](
             _describe(source, tile, tile.c),
             *(TensorDescriptor.from_tensor(weight, [1, n, tile.c]) for n in (tile.k0, second)),
             *(_describe(target, tile, n) for n in (tile.k0, second)),
             *(_describe(added, tile, n) for n in (tile.k0, second)),
-            *here.vectors(weight), *((weight, weight) if found is None else found), sums,
-            N, H, W, C, P, Q, K // 8, here.eps, i, h, w, k, *window, *padding, *dilation, each, **here.flags(),
-            MOMENTS=found is not None, SPLIT=split, IMAGES=tile.by_images, BLOCK_M=tile.m, BLOCK_H=tile.height,
-            BLOCK_W=tile.width, BLOCK_K0=tile.k0, BLOCK_K1=tile.k1, BLOCK_C=tile.c, GROUP=_GROUP, STAGES=tile.stages,
+            *stages.pointers(weight), N, H, W, C, P, Q, K // 8, epilogue.eps, i, h, w, k, *window, *padding, *dilation,
+            stages.each, **stages.flags(), IMAGES=tile.by_images, BLOCK_M=tile.m, BLOCK_H=tile.height,
+            BLOCK_W=tile.width, BLOCK_K0=tile.k0, BLOCK_K1=tile.k1, BLOCK_C=tile.c, GROUP=GROUP, STAGES=tile.stages,
             num_warps=tile.warps,
         )  # fmt: skip
-        return finish_pieces(sums, y, epilogue, moments) if split else found
+        return stages.finish()
 
     def launch(tile: Boxes) -> Tensor:
         run(tile)

@@ -1,8 +1,8 @@
 """The depthwise half of separable_conv2d on its own: forward, input gradient, weight and bias gradient.
 
-Bound by memory. With stride 1 rows roll through registers (`_depthwise_rows.py`); the kernels here are for all other
-windows: a program owns a block of neighbouring pixels x channels, so that the R S reads of a pixel that its neighbours
-share come from the nearest cache.
+Bound by memory. With stride 1 rows roll through registers (`_depthwise_rows.py`, `_depthwise_rows_gradient.py`); the
+kernels here are for all other windows: a program owns a block of neighbouring pixels x channels, so that the R S reads
+of a pixel that its neighbours share come from the nearest cache.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from . import _depthwise_rows, tuning
+from . import _depthwise_rows, _depthwise_rows_gradient, tuning
 from ._convolution import adjacent_channels, pixel_strides
 from ._depthwise_rows import Rows, can_roll, depthwise_rows
+from ._depthwise_rows_gradient import Strips
 from ._device import activate, activation_gradient, in_elements, load_vector, unit_of
 from ._weight_gradient import sum_of_pieces
 from .runtime import device_of
@@ -270,6 +271,35 @@ def _roll(
 def weight_gradient(d: Depthwise, grad: Tensor) -> tuple[Tensor, Tensor]:
     """([C, 1, R, S] of the weight's dtype, bias gradient [C] float32) from grad [N, C, P, Q] channels-last."""
     C, _, R, S = d.weight.shape
+    rolls = can_roll(R, S, d.stride, d.dilation)
+    sums = sum_of_pieces(_rolled_sums(d, grad) if rolls else _slice_sums(d, grad), torch.float32)
+    return sums[:-1].t().reshape(C, 1, R, S).to(d.weight.dtype).contiguous(), sums[-1]
+
+
+def _rolled_sums(d: Depthwise, grad: Tensor) -> Tensor:
+    """[pieces, R S + 1, C]: see depthwise_rows_gradient."""
+    N, C, P, Q = grad.shape
+    R, S = d.weight.shape[2:]
+    device = device_of(grad)
+
+    def run(strips: Strips) -> Tensor:
+        return _depthwise_rows_gradient.partial_sums(grad, d.x, (R, S), d.padding, d.input_activation, strips, d.unit)
+
+    shape: dict[str, tuning.Value] = {
+        "N": N, "C": C, "P": P, "Q": Q, "R": R, "S": S, "padding": str(d.padding), "unit": d.unit,
+        "input": d.input_activation,
+    }  # fmt: skip
+    strips = tuning.choose(
+        "depthwise_rows_gradient", grad, shape, lambda: _depthwise_rows_gradient.configurations(N, R, S),
+        lambda strips: _depthwise_rows_gradient.predicted_cost(strips, N, C, P, Q, (R, S), device.multiprocessors),
+        lambda strips: sum_of_pieces(run(strips), torch.float32),
+    )  # fmt: skip
+    return run(strips)
+
+
+def _slice_sums(d: Depthwise, grad: Tensor) -> Tensor:
+    """[pieces, R S + 1, C]: see _slice_weight_gradient."""
+    C, _, R, S = d.weight.shape
     tiles = triton.cdiv(C, _CHANNELS)
     wanted = max(1, min(_MAX_SLICES, 4096 // (tiles * (R * S + 1)), triton.cdiv(d.pixels, 4 * _PIXELS)))
     rows = triton.cdiv(triton.cdiv(d.pixels, wanted), _PIXELS) * _PIXELS
@@ -279,5 +309,4 @@ def weight_gradient(d: Depthwise, grad: Tensor) -> tuple[Tensor, Tensor]:
         grad, d.x, partial, d.pixels, *d.shape(), rows, UNIT=d.unit, **d.window(), INPUT=d.input_activation,
         PIXELS=_PIXELS, CHANNELS=_CHANNELS,
     )  # fmt: skip
-    sums = sum_of_pieces(partial, torch.float32)
-    return sums[:-1].t().reshape(C, 1, R, S).to(d.weight.dtype).contiguous(), sums[-1]
+    return partial

@@ -85,3 +85,8 @@ class Moments(NamedTuple):
         """Of so many tiles, to be written by a kernel."""
         partial = torch.empty((tiles, 2, K), dtype=torch.float32, device=device)
         return cls(partial, torch.empty(tiles, dtype=torch.float32, device=device))
+
+
+def pointers_of(moments: Moments | None, anything: Tensor) -> tuple[Tensor, Tensor]:
+    """`anything` for those that the kernel will not write."""
+    return (anything, anything) if moments is None else moments

@@ -33,6 +33,23 @@ RATES = {  # by major capability: A100 (SXM, 80 GB), H100 (SXM), B200
 }
 
 
+# Of products by tiles, where configurations of one kernel compete.
+TILE_CLOCKS = 1500  # filling the pipeline, epilogue
+LAUNCH_CLOCKS = 4000  # of the second stage of split work
+L2_BYTES = 40  # a clock and multiprocessor
+_STEP_CLOCKS = 180  # at least: a load's latency over the stages
+
+
+def step_clocks(rows: int, columns: int, depth: int) -> float:
+    """Of one step of a tile by descriptors on Hopper: its products or its 16-bit operands from L2.
+
+    Both matter where neither is hidden: the operands' share decides between tiles that products bind alike.
+    """
+    products = rows * columns * depth / RATES[9].products
+    operands = 2 * (rows + columns) * depth / L2_BYTES
+    return max(products, operands, _STEP_CLOCKS) + 0.1 * operands
+
+
 class Overlap(Enum):
     """What a kernel does at the same time."""
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from ._convolution import pixel_strides, precision_of
 from ._depthwise import Depthwise, taps_major
 from ._device import activate, load_vector, unit_of
-from ._epilogue import Epilogue, Moments, finish, store_moments
+from ._epilogue import Epilogue, Moments, finish, pointers_of, store_moments
 from ._roofline import Overlap, Work
 from .runtime import device_of
 
@@ -289,7 +289,7 @@ def separable(
     programs = min(tiles, device_of(y).multiprocessors) if patches.ahead else tiles
     separable_patches[(programs,)](
         d.x, taps_major(d.weight), pointwise if d.bias is None else d.bias.contiguous(), pointwise, y, added,
-        *epilogue.vectors(pointwise), *((pointwise, pointwise) if found is None else found),
+        *epilogue.vectors(pointwise), *pointers_of(found, pointwise),
         N, H, W, C // d.unit, P, Q, K // k_unit, *(stride // d.unit for stride in pixel_strides(d.x)),
         *(stride // k_unit for stride in added_strides), triton.cdiv(P, patches.height), triton.cdiv(Q, patches.width),
         *d.padding, tiles, epilogue.eps, C_UNIT=d.unit, K_UNIT=k_unit, R=R, S=S, STRIDE_H=d.stride[0],

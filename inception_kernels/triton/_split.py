@@ -6,12 +6,15 @@ when each piece was ready.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ._device import unit_of
-from ._epilogue import Epilogue, Moments, finish, store_moments
+from ._epilogue import Epilogue, Moments, finish, pointers_of, store_moments
 
 _BLOCK_M = 16
 _BLOCK_K = 64
@@ -75,8 +78,53 @@ def finish_pieces(sums: Tensor, y: Tensor, epilogue: Epilogue, moments: bool) ->
     strides = [t.stride(d) for t in (y, added) for d in (0, 2, 3)]
     unit = unit_of(K, *strides)
     _finish_pieces[(tiles, triton.cdiv(K, _BLOCK_K))](
-        sums, y, added, *epilogue.vectors(sums), *((sums, sums) if found is None else found), M, P, Q, K // unit,
+        sums, y, added, *epilogue.vectors(sums), *pointers_of(found, sums), M, P, Q, K // unit,
         *(stride // unit for stride in strides), sums.shape[0], epilogue.eps, **epilogue.flags(), MOMENTS=moments,
         K_UNIT=unit, BLOCK_M=_BLOCK_M, BLOCK_K=_BLOCK_K,
     )  # fmt: skip
     return found
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Of a product into y [N, K, P, Q]: what its programs write, and what remains to be done with it.
+
+    One program a tile writes y and the tile's moments; several write pieces of its sum, which a second kernel adds.
+    """
+
+    y: Tensor
+    epilogue: Epilogue
+    wants_moments: bool
+    each: int  # steps of a program
+    pieces: int  # programs a tile
+    moments: Moments | None
+    sums: Tensor | None  # [pieces, N P Q, K] float32
+
+    @classmethod
+    def of(cls, y: Tensor, epilogue: Epilogue, moments: bool, tiles: int, steps: int, splits: int) -> Stages:
+        """`tiles` of pixels, each `steps` deep, by `splits` programs."""
+        K = y.shape[1]
+        each, pieces = pieces_of(steps, splits)
+        if splits > 1:
+            sums = torch.empty((pieces, y.numel() // K, K), dtype=torch.float32, device=y.device)
+            return cls(y, epilogue, moments, each, pieces, None, sums)
+        found = Moments.of(tiles, K, y.device) if moments else None
+        return cls(y, epilogue, moments, each, pieces, found, None)
+
+    @property
+    def _first(self) -> Epilogue:
+        return Epilogue() if self.sums is not None else self.epilogue
+
+    def pointers(self, anything: Tensor) -> tuple[Tensor, ...]:
+        """The epilogue's vectors, the moments and the sums; `anything` for those that the product will not touch."""
+        sums = anything if self.sums is None else self.sums
+        return *self._first.vectors(anything), *pointers_of(self.moments, anything), sums
+
+    def flags(self) -> dict[str, bool | str]:
+        return {**self._first.flags(), "MOMENTS": self.moments is not None, "SPLIT": self.sums is not None}
+
+    def finish(self) -> Moments | None:
+        """The second kernel where there is one; the moments where they are wanted."""
+        if self.sums is None:
+            return self.moments
+        return finish_pieces(self.sums, self.y, self.epilogue, self.wants_moments)

@@ -19,6 +19,7 @@ from . import tuning
 from ._convolution import pixel_strides, precision_of
 from ._convolution_descriptor import joined_views, unsupported
 from ._device import unit_of
+from ._roofline import L2_BYTES, TILE_CLOCKS, step_clocks
 from ._split import pieces_of
 from .runtime import Device, device_of
 
@@ -153,10 +154,6 @@ class Tile:
 _SIZES = ((128, 256, 8), (128, 128, 8), (128, 64, 4), (64, 128, 4), (64, 64, 4), (32, 64, 4), (64, 32, 4), (32, 32, 4), (16, 16, 4))  # fmt: skip  # noqa: E501
 _M = 64
 _MAX_SPLITS = 64
-_PRODUCTS = 2048  # a clock and multiprocessor
-_L2_BYTES = 40  # a clock and multiprocessor
-_STEP_CLOCKS = 180  # at least: a load's latency over the stages
-_TILE_CLOCKS = 1500  # filling the pipeline, storing the piece
 
 
 def configurations(K: int, C: int, taps: int, steps: int, dtype: torch.dtype, device: Device) -> list[Tile]:
@@ -177,13 +174,11 @@ def configurations(K: int, C: int, taps: int, steps: int, dtype: torch.dtype, de
 
 
 def predicted_cost(tile: Tile, K: int, C: int, taps: int, steps: int, multiprocessors: int) -> float:
-    """Clocks of the busiest multiprocessor: a step's products or its operands from L2, and the pieces' sum."""
+    """Clocks of the busiest multiprocessor, and of the pieces' sum."""
     each, pieces = pieces_of(steps, tile.splits)
     waves = triton.cdiv(tile.programs(K, C, taps) * pieces, multiprocessors)
-    products = tile.k * tile.c * tile.m / _PRODUCTS
-    operands = 2 * (tile.k + tile.c) * tile.m / _L2_BYTES
-    step = max(products, operands, _STEP_CLOCKS) + 0.1 * operands
-    return waves * (each * step + _TILE_CLOCKS) + 8 * pieces * K * C * taps / (_L2_BYTES * multiprocessors)
+    clocks = waves * (each * step_clocks(tile.k, tile.c, tile.m) + TILE_CLOCKS)
+    return clocks + 8 * pieces * K * C * taps / (L2_BYTES * multiprocessors)
 
 
 def weight_gradient(

@@ -69,7 +69,7 @@ def _forward(
     tl.store(statistics + 2 * row + 1, 1.0 / exponentials)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "ignore_index"])
 def _sum_rows(
     losses, target, weight, result, N, K, ignore_index, MEAN: tl.constexpr, LOSSES: tl.constexpr,
     WEIGHTED: tl.constexpr, BLOCK: tl.constexpr,

@@ -16,13 +16,12 @@ from ._epilogue import Epilogue, Moments
 from ._roofline import Work, seconds
 from ._separable_patches import Patches
 from ._weight_gradient import weight_gradient
-from .conv2d_bn_act import input_gradient, parameter_gradient, product
+from .conv2d_bn_act import Pair, input_gradient, parameter_gradient, product
 from .runtime import Device, device_of
 
 _NAME = "separable_conv2d"
 _POINT = (1, 1)
 _NO_PADDING = (0, 0)
-Pair = tuple[int, int]
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ from forcing import forced
 from operator_cases import check, in_layout, separable_case
 
 from inception_kernels import backends
-from inception_kernels.triton import batch_norm
+from inception_kernels.triton import _depthwise, _depthwise_rows_gradient, batch_norm
 from inception_kernels.triton._depthwise_rows import Rows
+from inception_kernels.triton._depthwise_rows_gradient import Strips
 from inception_kernels.triton._separable_patches import Patches
 from inception_kernels.triton.separable_conv2d import TwoKernels
 
@@ -64,13 +65,34 @@ def test_programs_that_stay_for_several_tiles(monkeypatch: pytest.MonkeyPatch) -
 )
 @pytest.mark.parametrize("name", CASES)
 def test_rolled_rows(name: str, rows: Rows, dtype: str) -> None:
-    """Forward, the middle's mask in the backward pass, and the input's gradient."""
+    """Forward, the middle's mask in the backward pass, and the gradients of the input and of the weight."""
     case = separable_case(**CASES[name], dtype=DTYPES[dtype], training=rows.columns == 2, seed=9)
     if rows.columns == 4:
         case = case.but(x=in_layout(case.tensors["x"], "channel_slice"))
-    with forced(separable_conv2d=TwoKernels(), depthwise_rows=rows) as told:
+    strips = Strips(rows.columns, 2 if rows.columns < 4 else 4, 16, 4)
+    with forced(separable_conv2d=TwoKernels(), depthwise_rows=rows, depthwise_rows_gradient=strips) as told:
         check(case, "triton")
     assert told["depthwise_rows"] >= 2
+
+
+def test_a_nan_reaches_the_gradients_of_the_taps_that_meet_it_only() -> None:
+    """The last columns of x meet the last taps alone, and the strip has empty columns beside them."""
+    x = torch.randn(2, 8, 4, 6).to(memory_format=torch.channels_last)
+    x[:, :, :, 5] = float("nan")
+    weight, none = torch.randn(8, 1, 2, 2), (0, 0)
+    d = _depthwise.prepare(x, weight, None, (1, 1), none, (1, 1), "none", "none")
+    grad = torch.randn(2, 8, 3, 5).to(memory_format=torch.channels_last)
+    with forced(depthwise_rows_gradient=Strips(4, 2, 16, 4)):
+        gradient, bias = _depthwise.weight_gradient(d, grad)
+    assert gradient[..., 1].isnan().all()
+    assert gradient[..., 0].isfinite().all() and bias.isfinite().all()
+
+
+def test_a_program_of_several_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_depthwise_rows_gradient, "_MAX_PIECES", 3)
+    case = separable_case(N=3, C=24, H=5, W=9, K=8, padding=1, mid_activation="relu", depthwise_bias=True, seed=3)
+    with forced(depthwise_rows_gradient=Strips(2, 1, 16, 4)):  # 15 strips in 3 pieces
+        check(case, "triton")
 
 
 def test_moments_of_more_tiles_than_are_merged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from inception_kernels.models.layers import LayerSpec
@@ -12,19 +12,27 @@ from tools.triton_gates import cases
 from tools.triton_gates.capture import DEVICES, Launch
 from tools.triton_gates.read import Reading
 
-ARCHITECTURES = ("80", "90")  # those with rates of their instructions
 BATCH = 256
 
 
 @dataclass(frozen=True)
 class Bound:
-    """One launch: the least clocks of the device by its busiest pipe and by memory."""
+    """One launch: the least clocks of the device by its busiest pipe and by memory.
+
+    Without rates of the instructions (sm_100) the products stand for the pipes, at the tensor cores' peak.
+    """
 
     launch: Launch
     reading: Reading
-    turns: int  # of the main loop, in one program
+    turns: int  # of the main loop, for one tile
     arithmetic: float
     memory: float
+
+    @property
+    def by(self) -> str:
+        if self.memory > self.arithmetic:
+            return "memory"
+        return "instructions" if self.reading.step else "products"
 
     @property
     def clocks(self) -> float:
@@ -55,23 +63,51 @@ def rows(readings: Iterable[Reading]) -> Iterator[Row]:
     known = {each.identity: each for each in readings}
     for network in cases.NETWORKS:
         for layer in cases.distinct_layers(network):
-            for arch in ARCHITECTURES:
+            for arch in DEVICES:
                 case = cases.Case(layer, BATCH, "forward")
                 chosen = [each for each in cases.launches(case, arch) if each.chosen]
                 if all(each.identity in known for each in chosen):
-                    yield Row(network, layer, arch, tuple(_bound(each, known[each.identity]) for each in chosen))
+                    yield Row(network, layer, arch, tuple(_bound(each, known) for each in chosen))
 
 
 def _rates(arch: str) -> Rates:
     return RATES[DEVICES[arch].capability[0]]
 
 
-def _bound(launch: Launch, reading: Reading) -> Bound:
-    multiprocessors = DEVICES[launch.arch].multiprocessors
+def _bound(launch: Launch, known: Mapping[tuple[object, ...], Reading]) -> Bound:
+    reading = known[launch.identity]
+    multiprocessors, rates = DEVICES[launch.arch].multiprocessors, _rates(launch.arch)
     waves = math.ceil(launch.blocks / multiprocessors)
     turns = _turns(launch)
-    arithmetic = waves * turns * max(reading.step.values(), default=0.0)
-    return Bound(launch, reading, turns, arithmetic, launch.bytes / (_rates(launch.arch).memory * multiprocessors))
+    if not reading.step:
+        program = turns * _products(launch) / rates.products
+    elif launch.constants.get("AHEAD"):
+        # Its loop goes on over several tiles; the epilogue, which is part of it, comes once a tile.
+        plain = known[_without(launch.identity, "AHEAD")].step
+        program = max(clocks + (turns - 1) * plain.get(pipe, 0.0) for pipe, clocks in reading.step.items())
+    else:
+        program = turns * max(reading.step.values())
+    tiles = math.ceil(launch.sizes["TILES"] / launch.blocks) if launch.constants.get("AHEAD") else 1
+    arithmetic = waves * tiles * program
+    return Bound(launch, reading, turns, arithmetic, launch.bytes / (rates.memory * multiprocessors))
+
+
+def _without(identity: tuple[object, ...], constant: str) -> tuple[object, ...]:
+    """Of the same kernel compiled without this option."""
+    name, arch, constants, *rest = identity
+    return name, arch, str(constants).replace(f"'{constant}': True", f"'{constant}': False"), *rest
+
+
+def _products(launch: Launch) -> int:
+    """Multiply-adds of a turn of the main loop; 0 for kernels without a product."""
+    of = launch.constants
+    if launch.name == "_convolution":
+        return int(of["BLOCK_M"] * of["BLOCK_K"] * of["BLOCK_C"])
+    if launch.name == "_convolution_descriptor":
+        return int(of["BLOCK_M"] * (of["BLOCK_K0"] + of["BLOCK_K1"]) * of["BLOCK_C"])
+    if launch.name == "separable_patches":
+        return int(of["GROUPS"] * of["PATCH_H"] * of["PATCH_W"] * of["BLOCK_K"] * of["BLOCK_C"])
+    return 0
 
 
 def _turns(launch: Launch) -> int:

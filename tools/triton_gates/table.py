@@ -29,7 +29,7 @@ kernel in `triton_kernels.jsonl`, and the tests hold both to the sources. Nothin
 Inception-v3 and Xception, every configuration that may be chosen for it, forward, training and backward.
 "Tensor share":
 tensor clocks of a turn of the main loop over those of its busiest pipe, lowest to highest among the variants of a tile
-(epilogues, precisions); sm_100 has no rates in the tables.
+(epilogues, precisions); of sm_100 no rates of the instructions are known.
 """
 _COLUMNS = (
     "kernel", "sm", "tile", "warps", "stages", "variants", "registers", "shared memory", "spills", "tensor share"
@@ -38,12 +38,15 @@ _LAYERS = """## The layers, forward, bf16, batch 256
 
 What runs without a measurement. "At best": the least time that instructions and memory allow by the data sheets of the
 A100 and the H100, kernel by kernel: turns of the main loop times the clocks of its busiest pipe, or every tensor once
-over the memory's rate. "Peak": the share of the tensor cores' peak that this is. Predictions, to compare kernels with.
+over the memory's rate. On sm_100 the products at the tensor cores' peak (B200) stand for the instructions: a floor that
+its kernels will be further from. "Peak": the share of the tensor cores' peak that this is. Predictions, to compare
+kernels with.
 """
 _LAYER_COLUMNS = (
-    "layer", "sm", "kernels", "tile", "warps", "registers", "shared memory", "HGMMA / HMMA", "instructions a turn",
+    "layer", "sm", "kernels", "tile", "warps", "registers", "shared memory", "products", "instructions a turn",
     "busiest pipe", "bound by", "at best, us", "peak",
 )  # fmt: skip
+_PRODUCTS = ("HGMMA", "HMMA", "UTCHMMA")
 _TILE = (
     "BLOCK_M", "BLOCK_H", "BLOCK_W", "BLOCK_K", "BLOCK_K0", "BLOCK_K1", "BLOCK_C", "BLOCK", "PIXELS", "ROWS",
     "COLUMNS", "CHANNELS", "ELEMENTS",
@@ -122,10 +125,10 @@ def _layer_row(row: layers.Row) -> str:
         [each.warps for each in readings],
         [each.registers for each in readings],
         [each.shared for each in readings],
-        [each.instructions.get("HGMMA") or each.instructions.get("HMMA") or "-" for each in readings],
-        [f"{each.step.get('issue', 0) * 4 / each.warps:.0f}" for each in readings],
+        [next((each.instructions[name] for name in _PRODUCTS if name in each.instructions), "-") for each in readings],
+        [f"{each.step['issue'] * 4 / each.warps:.0f}" if each.step else "-" for each in readings],
         pipes,
-        ["memory" if bound.memory > bound.arithmetic else "instructions" for bound in row.bounds],
+        [bound.by for bound in row.bounds],
     )
     cells = ["; ".join(map(str, column)) for column in columns]
     return f"| {' | '.join([str(row.layer), row.arch, *cells, f'{row.microseconds:.1f}', f'{row.share:.2f}'])} |"
