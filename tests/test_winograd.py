@@ -8,12 +8,9 @@ import torch.nn.functional as F
 from operator_cases import DTYPES, conv_case, in_layout, pair_case, run
 from oracle import assert_as_accurate_as_torch, conv2d_bn_act
 
-from inception_kernels import _extension, backends
+from inception_kernels import backends
 
-pytestmark = [
-    pytest.mark.usefixtures("poisoned_memory"),
-    pytest.mark.skipif(not _extension.available, reason="the compiled operators are not built"),
-]
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 CONV = dict(window=(3, 3), padding=1, bn=False, activation="none")
 
 
