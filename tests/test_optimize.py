@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+import warnings
 from collections import Counter
 
 import pytest
@@ -17,6 +18,7 @@ from torch.utils import _pytree as pytree
 import inception_kernels as ik
 from inception_kernels import _extension, backends, models
 from inception_kernels.graph import CaptureError
+from inception_kernels.graph.module import KEPT_SHAPES
 
 pytestmark = pytest.mark.skipif(not _extension.available, reason="the compiled operators are not built")
 
@@ -182,6 +184,23 @@ class Structured(nn.Module):
         y = self.conv(x) + self.conv(other)
         pooled = F.avg_pool2d(y, x.shape[2:])
         return {"y": y * scale + self.bias, "pooled": pooled, "constant": self.bias, "none": None, "number": 3}
+
+
+def test_many_sizes_do_not_pile_up():
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU()).eval()
+    fast = ik.optimize(model, torch.randn(1, 3, 8, 8))
+    for size in range(9, 8 + KEPT_SHAPES):
+        check(model, fast, torch.randn(1, 3, size, size))
+    fast(torch.randn(2, 3, 8, 8))  # the oldest, used again
+    before = fast.report.programs
+    with pytest.warns(UserWarning, match="keeps 8 input shapes"):
+        check(model, fast, torch.randn(1, 3, 30, 30))
+    assert fast.report.programs == before
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fast(torch.randn(1, 3, 8, 8))
+    with pytest.warns(UserWarning, match="captured again"):
+        check(model, fast, torch.randn(1, 3, 9, 9))
 
 
 def test_structured_inputs_and_outputs():

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import warnings
+from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -18,6 +21,9 @@ from .partition import Segment, partition
 from .passes import apply_passes
 from .report import GraphReport, StepTime, describe
 from .steps import Shape
+
+# Each has its own packed weights, as large as the model.
+KEPT_SHAPES = 8
 
 _Environment = dict[fx.Node, Any]
 
@@ -134,7 +140,7 @@ class Optimized(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self._model = [model]  # no child: its parameters are not this module's
-        self._networks: dict[Any, _Network] = {}
+        self._networks: OrderedDict[Any, _Network] = OrderedDict()  # the one used last at the end
         self.training = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -151,14 +157,22 @@ class Optimized(nn.Module):
     def _network(self, leaves: list[Any], spec: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Network:
         # Image sizes may be anywhere in a captured graph (a pool over x.shape[2:]), batch sizes only in PyTorch calls.
         key = (spec, *((leaf.dtype, leaf.shape[1:]) if isinstance(leaf, Tensor) else leaf for leaf in leaves))
-        network = self._networks.get(key)
-        if network is None or not network.is_generic:
-            batches = tuple(leaf.shape[:1] for leaf in leaves if isinstance(leaf, Tensor))
-            exact = (key, batches)
-            network = self._networks.get(exact)
-            if network is None:
-                network = _Network(self._model[0], args, kwargs)
-                self._networks[key if network.is_generic else exact] = network
+        batches = tuple(leaf.shape[:1] for leaf in leaves if isinstance(leaf, Tensor))
+        for known in (key, (key, batches)):
+            network = self._networks.get(known)
+            if network is not None:
+                with suppress(KeyError):  # another thread may have dropped it meanwhile
+                    self._networks.move_to_end(known)
+                return network
+        network = _Network(self._model[0], args, kwargs)
+        self._networks[key if network.is_generic else (key, batches)] = network
+        if len(self._networks) > KEPT_SHAPES:
+            self._networks.popitem(last=False)
+            warnings.warn(
+                f"an optimised network keeps {KEPT_SHAPES} input shapes and got another: the one that was not used for "
+                "the longest time is captured again when it comes back. Bring inputs to fewer sizes, or swap the model",
+                stacklevel=5,  # forward, and nn.Module's two frames
+            )
         return network
 
     def train(self, mode: bool = True) -> Any:
@@ -217,7 +231,8 @@ def optimize(model: nn.Module, example_input: Any) -> Optimized:
     or read its `.report`, for which and why. On a GPU use :func:`inception_kernels.swap`.
 
     It is a snapshot: later changes of the model's parameters do not reach it. It keeps a copy of the model, which is
-    captured again for images of another size (another batch size is only planned again), and the packed weights.
+    captured again for images of another size (another batch size is only planned again), and the packed weights of the
+    8 sizes used last.
 
     Args:
         model: in evaluation (`model.eval()`), on the CPU, that `torch.export` can capture.
