@@ -14,7 +14,7 @@
 namespace ik::cpu::IK_ISA {
 
 // Sums are chained over about so many k and then added up: a single chain over thousands would lose digits.
-constexpr int64_t kChain = 256;
+constexpr int64_t kChain = 384;
 
 // Registers decide the block: kMR x kNV accumulators, kNV columns of B and one broadcast of A.
 template <typename A>
