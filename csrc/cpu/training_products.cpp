@@ -6,9 +6,9 @@
 namespace ik::cpu::training {
 namespace {
 
-constexpr int64_t kGradBytes = 1 << 20;     // packed grad_z of a chunk: stays in L2
+constexpr int64_t kGradBytes = 1280 << 10;  // packed grad_z of a chunk: stays in L2
 constexpr int64_t kStripBytes = 128 << 10;  // one panel of the input under a chunk
-constexpr int64_t kChunkPixels = 256;       // about
+constexpr int64_t kChunkPixels = 400;       // about: each chunk is a visit to the weight's gradient
 constexpr int64_t kGroupPixels = 1024;      // worth a partial sum, which costs a pass over the weight
 constexpr int64_t kGroups = 16;
 constexpr int64_t kTilePixels = 32;
