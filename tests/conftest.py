@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from inception_kernels import roofline
 from inception_kernels.models.loading import make_torchvision_importable
 
 make_torchvision_importable()  # before any test imports torchvision or what is built on it
@@ -121,3 +122,11 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def small_probe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The machine's roofline from tiny probes: these tests do not look at speed."""
+    monkeypatch.setattr(roofline, "_PRODUCTS", {"cpu": ((16, 16, 16),)})
+    monkeypatch.setattr(roofline, "_COPIES", {"cpu": (2**12, 2**14)})
+    monkeypatch.setattr(roofline.measure, "__defaults__", ("cpu", ("float32", "bfloat16"), 1e-4))

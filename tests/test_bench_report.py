@@ -1,0 +1,142 @@
+"""Rows as a report, on a terminal and in the README."""
+
+import csv
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from bench_cases import CONFIG, small_case
+from rich.console import Console
+
+from inception_kernels import roofline, source_hash
+from inception_kernels.bench import Row, columns, harness, render, report, terminal
+from inception_kernels.bench.contenders import Eager
+from inception_kernels.bench.row import NOT_INSTALLED, OURS
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.usefixtures("small_probe")
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[Row]:
+    """A small run of every kind of row, times made up so that pictures have something to show."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(roofline, "_PRODUCTS", {"cpu": ((16, 16, 16),)})
+        patch.setattr(roofline, "_COPIES", {"cpu": (2**12, 2**14)})
+        template = harness.run(CONFIG, cases=[small_case()], contenders=[Eager()])[0]
+    made = []
+    for kind, name in (("operator", "conv2d_bn_act"), ("network", "xception")):
+        for dtype in ("float32", "bfloat16"):
+            common = dataclasses.replace(template, kind=kind, operator=name, case=f"a {name}", dtype=dtype)
+            other = dataclasses.replace(common, backend="channels_last", median_ms=8.0, speedup={"eager": 2.0})
+            ours = dataclasses.replace(common, backend="inception_kernels", role=OURS, median_ms=4.0)
+            ours = dataclasses.replace(ours, speedup={"eager": 4.0, "channels_last": 0.5})
+            missing = dataclasses.replace(
+                common, backend="missing", status=NOT_INSTALLED, reason="pip install | it", median_ms=None, speedup={}
+            )
+            made += [dataclasses.replace(common, median_ms=16.0), other, missing, ours]
+    return made
+
+
+def test_report_writes_every_format(rows: list[Row], tmp_path: Path) -> None:
+    written = report.write(rows, tmp_path / "deep" / "report")
+    assert {path.name for path in written} == {"rows.json", "rows.csv", "report.md", "roofline.png", "speedup.png"}
+    assert report.load(written[0]) == rows
+    with written[1].open(newline="") as file:
+        sheet = list(csv.DictReader(file))
+    assert len(sheet) == len(rows)
+    assert sheet[0]["environment.versions.torch"] == torch.__version__
+    assert {"pass", "dtype", "median_ms", "speedup.eager", "environment.source_hash"} <= set(sheet[0])
+    text = written[2].read_text()
+    assert "not installed: pip install \\| it" in text
+    assert "![roofline](roofline.png)" in text
+    assert "Roofline at the end" in text
+    for picture in written[3:]:
+        assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_report_without_matplotlib_says_so(rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    monkeypatch.delitem(__import__("sys").modules, "inception_kernels.bench.plots", raising=False)
+    monkeypatch.delattr("inception_kernels.bench.plots", raising=False)
+    written = report.write(rows, tmp_path)
+    assert [path.suffix for path in written] == [".json", ".csv", ".md"]
+    assert "matplotlib is not installed" in written[2].read_text()
+
+
+def test_geometric_means_count_losses_too(rows: list[Row]) -> None:
+    means = dict(columns.geometric_means(rows))
+    found = means["operators, inference, float32, inception_kernels"]
+    assert found == {
+        "eager": (pytest.approx(4.0), 1),
+        "channels_last": (pytest.approx(0.5), 1),
+        "fastest": (pytest.approx(0.5), 1),
+    }
+
+
+def test_terminal_shows_all_rows_and_no_progress_in_a_file(rows: list[Row], tmp_path: Path) -> None:
+    with (tmp_path / "out.txt").open("w") as file:
+        console = Console(file=file, width=200)
+        with terminal.progress(console) as progress:
+            progress.step(0, 1, "unseen")
+        terminal.show(rows, console)
+    text = (tmp_path / "out.txt").read_text()
+    assert "unseen" not in text
+    assert text.count("inception_kernels ") >= 4
+    assert "not installed: pip install" in text
+    assert "0.50x" in text
+    assert "Geometric mean" in text
+
+
+README = """before
+<!-- bench:networks-cpu -->
+old
+<!-- /bench:networks-cpu -->
+<!-- bench:operators-cpu -->
+<!-- /bench:operators-cpu -->
+<!-- bench:networks-gpu -->
+<!-- /bench:networks-gpu -->
+after
+"""
+
+
+def test_render_fills_tables_and_says_what_is_not_measured(rows: list[Row]) -> None:
+    assert rows[0].environment is not None
+    hashes = {"cpu": rows[0].environment.source_hash, "cuda": "x"}
+    text = render.render(README, rows, hashes)
+    assert text.startswith("before\n") and text.endswith("after\n")
+    assert "old" not in text and "stale" not in text
+    assert "| xception" not in text and "| a xception | inference | 2 | float32 | 16.0 | 8.00 | **4.00** |" in text
+    assert "<!-- bench:networks-gpu -->\nnot measured\n<!-- /bench:networks-gpu -->" in text
+    assert "| 4.00x | 0.50x | 0.50x | 1 |" in text  # the loss stays in
+    assert render.render(text, rows, hashes) == text
+    assert render.render(text, [], hashes).count("not measured") == 3
+
+
+def test_render_marks_rows_of_changed_kernels(rows: list[Row]) -> None:
+    text = render.render(README, rows, {"cpu": "changed", "cuda": "x"})
+    assert "**4.00** (stale)" in text
+    assert render.is_stale(rows[0], "changed")
+
+
+def test_render_refuses_unknown_and_open_markers(rows: list[Row]) -> None:
+    with pytest.raises(ValueError, match=r"networks-cpu.*got speed"):
+        render.render("<!-- bench:speed -->\n<!-- /bench:speed -->", rows, {})
+    with pytest.raises(ValueError, match="expected an end"):
+        render.render("<!-- bench:networks-cpu -->\n", rows, {})
+
+
+def test_update_changes_the_file_only_when_asked(rows: list[Row], tmp_path: Path) -> None:
+    readme = tmp_path / "README.md"
+    readme.write_text(README)
+    assert not render.update(readme, rows, {}, check=True)
+    assert readme.read_text() == README
+    assert not render.update(readme, rows, {})
+    assert render.update(readme, rows, {}, check=True)
+
+
+def test_readme_is_up_to_date() -> None:
+    """After a kernel or a row has changed: python -m inception_kernels bench --render benchmarks/results"""
+    committed = report.load(ROOT / "benchmarks" / "results")
+    assert render.update(ROOT / "README.md", committed, source_hash.current_hashes(), check=True)

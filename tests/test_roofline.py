@@ -1,0 +1,51 @@
+"""A layer's floor on a machine, and the probes of the machine."""
+
+import json
+
+import pytest
+
+from inception_kernels import roofline
+
+pytestmark = pytest.mark.usefixtures("small_probe")
+
+
+MACHINE = roofline.Roofline({"float32": 100e9, "bfloat16": 1000e9}, {2**20: 64e9, 2**24: 16e9})
+
+
+def test_bandwidth_is_interpolated_between_sizes() -> None:
+    assert MACHINE.bandwidth(1) == 64e9
+    assert MACHINE.bandwidth(2**30) == 16e9
+    assert MACHINE.bandwidth(2**22) == pytest.approx(40e9)
+    with pytest.raises(ValueError, match="measured copy"):
+        roofline.Roofline({"float32": 1.0}).bandwidth(1)
+
+
+def test_floor_is_the_longer_time_and_says_which() -> None:
+    assert MACHINE.floor(50e9, 2**20, "float32") == roofline.Floor(1.0, "arithmetic")
+    memory_bound = MACHINE.floor(1.0, 2**24, "float32")
+    assert memory_bound.bound == "memory"
+    assert memory_bound.seconds == pytest.approx(2**24 / 16e9)
+    with pytest.raises(KeyError, match="float16"):
+        MACHINE.floor(1.0, 1.0, "float16")
+
+
+def test_network_floor_adds_layers() -> None:
+    layers = [(50e9, 1.0), (1.0, float(2**24))]
+    total = MACHINE.network_floor(layers, "float32")
+    assert total.bound == "arithmetic"
+    assert total.seconds == pytest.approx(1.0 + 2**24 / 16e9)
+
+
+def test_best_of_two_probes_and_round_trip() -> None:
+    other = roofline.Roofline({"float32": 120e9, "float16": 5e9}, {2**20: 50e9})
+    best = MACHINE.best_of(other)
+    assert best.product == {"float32": 120e9, "bfloat16": 1000e9, "float16": 5e9}
+    assert best.copy == {2**20: 64e9, 2**24: 16e9}
+    assert roofline.Roofline.from_dict(json.loads(json.dumps(best.to_dict()))) == best
+    assert "GFLOP/s" in best.summary()
+
+
+def test_probe_measures_something() -> None:
+    probed = roofline.measure("cpu", ("float32", "bfloat16"))
+    assert set(probed.product) == {"float32", "bfloat16"}
+    assert all(rate > 0 for rate in (*probed.product.values(), *probed.copy.values()))
