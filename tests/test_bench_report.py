@@ -12,7 +12,7 @@ from rich.console import Console
 from inception_kernels import roofline, source_hash
 from inception_kernels.bench import Row, columns, harness, render, report, terminal
 from inception_kernels.bench.contenders import Eager
-from inception_kernels.bench.row import NOT_INSTALLED, OURS
+from inception_kernels.bench.row import LEFT_OUT, NOT_APPLICABLE, NOT_INSTALLED, OURS
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.usefixtures("small_probe")
@@ -112,6 +112,23 @@ def test_render_fills_tables_and_says_what_is_not_measured(rows: list[Row]) -> N
     assert "| 4.00x | 0.50x | 0.50x | 1 |" in text  # the loss stays in
     assert render.render(text, rows, hashes) == text
     assert render.render(text, [], hashes).count("not measured") == 3
+
+
+def test_render_has_no_lines_of_what_takes_no_layers(rows: list[Row]) -> None:
+    ours = [row for row in rows if row.role == OURS and row.kind == "operator"]
+    others = [
+        dataclasses.replace(
+            row, backend="inception_kernels:optimize", status=NOT_APPLICABLE, reason="no", median_ms=None, speedup={}
+        )
+        for row in ours
+    ]
+    hashes = {"cpu": "", "cuda": ""}
+    assert render.render(README, [*rows, *others], hashes) == render.render(README, rows, hashes)
+    left_out = [dataclasses.replace(row, status=LEFT_OUT, reason="time", median_ms=None, speedup={}) for row in ours]
+    kept = [row for row in rows if row.role != OURS]
+    assert "| conv2d_bn_act | inference | 2 | float32 | not measured |" in render.render(
+        README, [*kept, *left_out], hashes
+    )
 
 
 def test_render_marks_rows_of_changed_kernels(rows: list[Row]) -> None:

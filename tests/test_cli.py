@@ -114,6 +114,8 @@ def test_bench_measures_reports_and_keeps_rows(tmp_path: Path, capsys: pytest.Ca
     (saved,) = kept.rglob("*.json")
     assert saved.name == "quick.json"
     assert report.load(saved) == report.load(folder / "rows.json")
+    assert cli.main(["bench", "--rounds", "1", "--save", str(kept), "--kinds", "network", "--passes", "inference"]) == 0
+    assert {path.name for path in kept.rglob("*.json")} == {"quick.json", "full-network-inference.json"}
 
 
 def test_bench_options_reach_the_harness(monkeypatch: pytest.MonkeyPatch) -> None:

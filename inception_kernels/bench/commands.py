@@ -68,10 +68,20 @@ def run(args: argparse.Namespace) -> int:
     if args.save is not None and rows and rows[0].environment is not None:
         folder = args.save / environment.slug(rows[0].environment)
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{'quick' if args.quick else 'full'}.json"
+        path = folder / f"{_name(args)}.json"
         report.save(rows, path)
         print(f"wrote {path}")
     return 0
+
+
+def _name(args: argparse.Namespace) -> str:
+    """Of a file of rows: `quick`, or `full-network-training` where a part was asked for."""
+    parts = [
+        "-".join(chosen)
+        for chosen, everything in ((args.kinds, _DEFAULT.kinds), (args.passes, _DEFAULT.passes))
+        if set(chosen) != set(everything)
+    ]
+    return "-".join(["quick" if args.quick else "full", *parts])
 
 
 def _render(args: argparse.Namespace) -> int:

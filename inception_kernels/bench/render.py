@@ -94,7 +94,7 @@ def _networks(rows: Sequence[Row], current: str) -> Iterator[str]:
 def _operators(rows: Sequence[Row], current: str) -> Iterator[str]:
     """One line per operator, pass, batch and dtype: geometric means over its layers, and how many of them we lose."""
     for where, members in _by_environment((row for row in rows if row.kind == "operator"), current):
-        ours = [row for row in members if row.role == OURS]
+        ours = [row for row in members if row.role == OURS and row.backend not in _of_networks_only(members)]
         timed = [row for row in ours if row.speedup]
         names = list(dict.fromkeys(name for row in timed for name in columns.speedups(row)))
         body = []
@@ -119,6 +119,12 @@ def _operators(rows: Sequence[Row], current: str) -> Iterator[str]:
             )
         headings = ["operator", "pass", "batch", "dtype", "layers", *(f"over {name}" for name in names), "slower in"]
         yield from _section(where, report.table(headings, body))
+
+
+def _of_networks_only(rows: Sequence[Row]) -> set[str]:
+    """Backends that take no single layer: no line of theirs would ever have a time."""
+    refused = {row.backend for row in rows if row.status == NOT_APPLICABLE}
+    return refused - {row.backend for row in rows if row.status == OK}
 
 
 def _machine(rows: Sequence[Row], current: str) -> Iterator[str]:
