@@ -52,6 +52,7 @@ SHAPES = {
     "no_padding": Shape(2, 16, 9, 10, Half(24, (1, 3)), Half(16, (3, 1))),
     "longer_output": Shape(2, 16, 9, 10, Half(24, (1, 3)), Half(16, (3, 1), (4, 0))),
     "strides": Shape(2, 16, 9, 12, Half(24, (1, 3), (0, 1), (1, 2)), Half(16, (3, 1), (1, 0), (2, 1))),
+    "two_taps": Shape(2, 8, 7, 6, Half(8, (2, 1)), Half(16, (1, 2))),
     "square_first": Shape(1, 16, 7, 8, Half(24, (3, 3), (1, 1)), Half(16, (1, 5), (0, 2))),
 }
 
@@ -219,6 +220,14 @@ def test_bits_of_two_kernels_and_of_any_batch(host, kernel):
     assert host.counted_kernels() == f"conv2d_bn_act.forward.cuda_sm80_{kernel}=2\n"
     use_kernel(host, kernel)
     assert torch.equal(forward(host, replace(problem, x=problem.x[1:2])), together[1:2])
+
+
+@pytest.mark.parametrize("kernel", ["bf16", "fp32"])
+def test_nan_stays_inside_its_windows(host, kernel):
+    use_kernel(host, kernel)
+    problem = Problem.random(SHAPES["1x7_7x1"], kernel, ("none", "none"))
+    problem.x[1, 5, 4, 3] = float("nan")
+    assert torch.equal(forward(host, problem).isnan(), problem.compute(torch.float64).isnan())
 
 
 SPLIT = {

@@ -229,6 +229,16 @@ def test_nan_and_infinity_reach_the_output(host):
 
 
 @pytest.mark.parametrize("kernel", ["bf16", "fp32"])
+@pytest.mark.parametrize("C", [8, 20])
+def test_nan_stays_inside_its_windows(host, C, kernel):
+    """Also where the last step goes beyond the window: the weights are 0 there, and 0 times NaN is NaN."""
+    use_kernel(host, kernel)
+    problem = Problem.random(Shape(1, C, 9, 8, 24, (3, 3), padding=(1, 1)), kernel)
+    problem.x[0, 5, 4, 3] = float("nan")
+    assert torch.equal(forward(host, problem).isnan(), problem.compute(torch.float64).isnan())
+
+
+@pytest.mark.parametrize("kernel", ["bf16", "fp32"])
 @pytest.mark.parametrize(("more", "first"), [(40, 16), (13, 0), (5, 3)], ids=["aligned", "odd_stride", "odd_offset"])
 def test_slices_of_wider_tensors(host, kernel, more, first):
     use_kernel(host, kernel)

@@ -190,6 +190,14 @@ def test_tiles_are_all_tested() -> None:
     assert len(host(True).tiles()) == 12
 
 
+@pytest.mark.parametrize("tile", [0, 7])
+def test_small_images_in_tiles_both_ways(tile: int) -> None:
+    """Tiles that begin inside an image and inside the channels, quick enough for every mutant."""
+    case = Case(7, 8, 9, 5, 136, (2, 1), padding=(1, 0))
+    with multiprocessors(host(True), 1):
+        run(case, torch.bfloat16, on=host(True), tile=tile)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES[1:], ids=str)
 @pytest.mark.parametrize("name", ["more_steps_than_stages", "narrow_slices_odd", "many_tiles"])
 def test_schedules(name: str, schedule: host_cuda.Schedule) -> None:
@@ -299,6 +307,22 @@ def test_statistics_of_every_tile(tile: int) -> None:
         baseline, exact = moments(run_of_pixels), moments(run_of_pixels.double())
         for name, *values in zip(("mean", "deviations"), found, baseline, exact, strict=True):
             assert_as_accurate(*values, name)
+
+
+@pytest.mark.parametrize(("tile", "K"), [(2, 64), (6, 232)])
+def test_statistics_of_the_groups_of_a_part_of_a_tile(tile: int, K: int) -> None:
+    """Groups of 32 channels: those that the channels fill to the last, and one more for the last eight."""
+    given = problem(Case(1, 8, 5, 5, K, scale=False, activation="none"), torch.bfloat16)
+    partial = torch.full((1, 2, K), float("nan"))
+    host(True).forward_partial_statistics(
+        given.x, given.packed, given.shift, given.y, given.case.geometry, partial, tile
+    )  # fmt: skip
+    given.check()
+    stored = given.y.float().permute(0, 2, 3, 1).reshape(-1, K)
+    for name, *values in zip(
+        ("mean", "deviations"), partial[0], moments(stored), moments(stored.double()), strict=True
+    ):
+        assert_as_accurate(*values, name)
 
 
 def moments(pixels: Tensor) -> tuple[Tensor, Tensor]:

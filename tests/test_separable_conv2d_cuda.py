@@ -272,6 +272,7 @@ ROWS = {
     "40 -> 24, no padding, slice": Case((1, 40, 37, 40), 24, padding=(0, 0), spare=8, multiprocessors=1, kernel="sm80_rows"),
     "72 -> 64, wide padding": Case((2, 72, 17, 19), 64, padding=(3, 2), multiprocessors=1, kernel="sm80_rows", activations=("none", "silu", "relu6")),
     "part of 128 -> 128 at 147": Case((1, 128, 8, 147), 128, multiprocessors=1, kernel="sm80_rows"),
+    "three workers, items of one step": Case((7, 40, 4, 40), 64, multiprocessors=1, kernel="sm80_rows", sm=90, activations=("none", "elu", "elu")),
     "narrow": Case((3, 64, 60, 3), 32, multiprocessors=1, kernel="sm80_rows", residual=True, activations=("none", "none", "relu")),
 }  # fmt: skip
 

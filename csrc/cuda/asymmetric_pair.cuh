@@ -194,8 +194,9 @@ struct TapRows {
       const int row = product.left_row + i * Stage::kLeftRowStep;
       const int line = lines.out_length.quotient(row);
       const int out = row - line * static_cast<int>(lines.out_length.divisor);
-      first_row[i] = line < lines.per_tile ? line * static_cast<int>(lines.length.divisor) : kZeroRow;
-      position[i] = line < lines.per_tile ? out * lines.stride - lines.pad : static_cast<int>(lines.length.divisor);
+      const int length = static_cast<int>(lines.length.divisor);
+      first_row[i] = line * length;
+      position[i] = line < lines.per_tile ? out * lines.stride - lines.pad : length;  // behind the lines: never inside
     }
   }
 

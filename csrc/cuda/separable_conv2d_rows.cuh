@@ -262,6 +262,8 @@ struct RowsWorker {
 
   // ---- an item from top to bottom
 
+  // Nobody waits behind the last step: the barrier before its product is behind all reads of the ring, and the next
+  // item's first barrier before all writes of the A tile.
   IK_DEVICE void run(const RowsItem& item) const {
     load_rows(item, 0, kStepRows, 0);
     cp_async_commit();
@@ -279,7 +281,6 @@ struct RowsWorker {
       multiply_and_store(item, p0);
       slot = slot + kTall < kRingRows ? slot + kTall : slot + kTall - kRingRows;
     }
-    wait();  // the ring and the A tile are free for the next item
   }
 };
 

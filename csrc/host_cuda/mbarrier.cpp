@@ -67,6 +67,7 @@ void mbar_init(uint32_t address, int arrivals, Where at) {
   if (checked) {
     barrier.agent = new_agent("an asynchronous copy");
     barrier.initialized = knowledge().seen(running->agent);
+    running->block->shadow.give_to_mbarrier(within_block(address) - kFirstAddress, sizeof(uint64_t));
   }
   running->block->mbarriers[within_block(address)] = std::move(barrier);
 }

@@ -22,6 +22,16 @@ void Shadow::grow(size_t bytes) {
   if (cells > cells_.size()) cells_.resize(cells);
 }
 
+void Shadow::give_to_mbarrier(size_t offset, size_t bytes) {
+  for (size_t i = offset / kCellBytes; i <= (offset + bytes - 1) / kCellBytes; ++i) cells_[i] = {0, kMbarrier};
+}
+
+bool Shadow::report_mbarrier(const Cell& cell, size_t offset, bool writes, const Site& site) const {
+  if (cell.writer != kMbarrier) return false;
+  report("mbarrier", site, "shared offset %zu is %s, and belongs to a barrier", offset, writes ? "written" : "read");
+  return true;
+}
+
 bool Shadow::report_unordered_write(const Cell& cell, size_t offset, const Accessor& accessor, bool writes,
                                     const Site& site) {
   if (cell.writer == kNobody) return false;
@@ -77,6 +87,7 @@ void Shadow::read(size_t offset, size_t bytes, const Accessor& accessor, const S
       report("uninitialised shared read", site, "nobody has written shared offset %zu", i * kCellBytes);
       return;
     }
+    if (report_mbarrier(cell, i * kCellBytes, false, site)) return;
     if (report_unordered_write(cell, i * kCellBytes, accessor, false, site)) return;
     remember_reader(cell, accessor);
   }
@@ -86,6 +97,7 @@ void Shadow::write(size_t offset, size_t bytes, const Accessor& accessor, const 
   bool silent = false;
   for (size_t i = offset / kCellBytes; i <= (offset + bytes - 1) / kCellBytes; ++i) {
     Cell& cell = cells_[i];
+    if (report_mbarrier(cell, i * kCellBytes, true, site)) return;
     silent = silent || report_unordered_write(cell, i * kCellBytes, accessor, true, site);
     const Agent reader = unordered_reader(cell, accessor);
     if (reader != kNobody && !silent) {
@@ -99,6 +111,7 @@ void Shadow::write(size_t offset, size_t bytes, const Accessor& accessor, const 
 
 bool Shadow::touched_beyond(const Knowledge& knowledge) const {
   for (const Cell& cell : cells_) {
+    if (cell.writer == kMbarrier) continue;
     if (cell.writer != kNobody && knowledge.seen(cell.writer) < cell.write_time) return true;
     if (cell.reader != kNobody && knowledge.seen(cell.reader) < cell.read_time) return true;
     if (!cell.more_readers) continue;

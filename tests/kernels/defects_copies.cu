@@ -134,6 +134,16 @@ __global__ void init_not_ordered(Arguments a) {
 }
 
 template <bool kDefect>
+__global__ void data_over_a_barrier(Arguments a) {
+  IK_SHARED(uint64_t, words, [2]);
+  if (threadIdx.x == 0) {
+    mbar_init(smem_u32(words), 1);
+    words[kDefect ? 0 : 1] = 1;  // reported: mbarrier
+  }
+  a.y[threadIdx.x] = 1;
+}
+
+template <bool kDefect>
 __global__ void init_not_visible(Arguments a) {
   IK_SHARED(float4, s, [64]);
   IK_SHARED(uint64_t, barrier, [1]);
@@ -252,21 +262,14 @@ TensorMap map_of_y(const Arguments& a) {
 
 std::vector<DefectCase> copy_defects() {
   return {
-      IK_DEFECT(cp_async_without_wait, 1, 1, 256),
-      IK_DEFECT(cp_async_waits_for_older_groups, 1, 1, 256),
-      IK_DEFECT(cp_async_not_committed, 1, 1, 256),
-      IK_DEFECT(cp_async_of_other_threads, 1, 1, 256),
-      IK_DEFECT(cp_async_misaligned, 1, 1, 256),
-      IK_DEFECT(cp_async_left_behind, 1, 1, 256),
-      IK_DEFECT(copy_not_awaited, 1, 1, 256),
-      IK_DEFECT(wrong_parity, 1, 1, 256),
-      IK_DEFECT(too_few_bytes, 1, 1, 256),
-      IK_DEFECT(init_not_ordered, 1, 1, 256),
-      IK_DEFECT(init_not_visible, 1, 1, 256),
-      IK_DEFECT(too_many_arrivals, 1, 1, 256),
-      IK_DEFECT(stage_released_too_early, 1, 1, 288),
-      IK_STORE_DEFECT(store_without_fence),
-      IK_STORE_DEFECT(stored_from_while_overwritten),
+      IK_DEFECT(cp_async_without_wait, 1, 1, 256),  IK_DEFECT(cp_async_waits_for_older_groups, 1, 1, 256),
+      IK_DEFECT(cp_async_not_committed, 1, 1, 256), IK_DEFECT(cp_async_of_other_threads, 1, 1, 256),
+      IK_DEFECT(cp_async_misaligned, 1, 1, 256),    IK_DEFECT(cp_async_left_behind, 1, 1, 256),
+      IK_DEFECT(copy_not_awaited, 1, 1, 256),       IK_DEFECT(wrong_parity, 1, 1, 256),
+      IK_DEFECT(too_few_bytes, 1, 1, 256),          IK_DEFECT(init_not_ordered, 1, 1, 256),
+      IK_DEFECT(data_over_a_barrier, 1, 1, 256),    IK_DEFECT(init_not_visible, 1, 1, 256),
+      IK_DEFECT(too_many_arrivals, 1, 1, 256),      IK_DEFECT(stage_released_too_early, 1, 1, 288),
+      IK_STORE_DEFECT(store_without_fence),         IK_STORE_DEFECT(stored_from_while_overwritten),
       IK_STORE_DEFECT(stores_left_behind),
   };
 }
