@@ -202,6 +202,9 @@ SMALL = {
     "small tile": Case((1, 136, 9, 19), 72, multiprocessors=80),
     "gathered": Case((1, 20, 9, 11), 12, residual=True),
     "separate activation": Case((1, 72, 7, 9), activations=("elu", "relu6", "silu")),
+    "separate activation, tiles inside the image": Case(
+        (1, 24, 50, 11), activations=("silu", "none", "none"), multiprocessors=1
+    ),
     "spread window": Case((2, 16, 12, 13), stride=(2, 1), dilation=(1, 2), padding=(2, 0)),
     "fp32": Case((1, 40, 7, 9), dtype="fp32", residual=True),
     "tf32": Case((1, 40, 7, 9), dtype="tf32"),
@@ -273,6 +276,7 @@ ROWS = {
     "72 -> 64, wide padding": Case((2, 72, 17, 19), 64, padding=(3, 2), multiprocessors=1, kernel="sm80_rows", activations=("none", "silu", "relu6")),
     "part of 128 -> 128 at 147": Case((1, 128, 8, 147), 128, multiprocessors=1, kernel="sm80_rows"),
     "three workers, items of one step": Case((7, 40, 4, 40), 64, multiprocessors=1, kernel="sm80_rows", sm=90, activations=("none", "elu", "elu")),
+    "no vectors": Case((1, 64, 32, 20), 32, vectors=False, multiprocessors=1, kernel="sm80_rows", activations=("none", "none", "none")),
     "narrow": Case((3, 64, 60, 3), 32, multiprocessors=1, kernel="sm80_rows", residual=True, activations=("none", "none", "relu")),
 }  # fmt: skip
 
