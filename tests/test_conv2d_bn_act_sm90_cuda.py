@@ -190,10 +190,10 @@ def test_tiles_are_all_tested() -> None:
     assert len(host(True).tiles()) == 12
 
 
-@pytest.mark.parametrize("tile", [0, 7])
-def test_small_images_in_tiles_both_ways(tile: int) -> None:
+@pytest.mark.parametrize(("tile", "K"), [(0, 520), (7, 136)])
+def test_small_images_in_tiles_both_ways(tile: int, K: int) -> None:
     """Tiles that begin inside an image and inside the channels, quick enough for every mutant."""
-    case = Case(7, 8, 9, 5, 136, (2, 1), padding=(1, 0))
+    case = Case(7, 8, 9, 5, K, (2, 1), padding=(1, 0))
     with multiprocessors(host(True), 1):
         run(case, torch.bfloat16, on=host(True), tile=tile)
 
