@@ -33,8 +33,8 @@ GEOMETRIES = {
     "one_output": dict(N=2, C=8, H=7, W=6, K=1, window=(3, 3), padding=1),
     "two_tiles_of_channels": dict(N=1, C=136, H=4, W=5, K=8, window=(3, 3), padding=1),
     "two_tiles_of_outputs": dict(N=1, C=8, H=4, W=5, K=136, window=(3, 3), padding=1),
-    "3x3_two_tiles_of_pixels": dict(N=2, C=72, H=13, W=12, K=8, window=(3, 3), padding=1),
-    "5x5_two_tiles_of_pixels": dict(N=2, C=64, H=13, W=12, K=8, window=(5, 5), padding=2),
+    "3x3_two_tiles_of_pixels": dict(N=1, C=72, H=25, W=12, K=8, window=(3, 3), padding=1),
+    "5x5_two_tiles_of_pixels": dict(N=1, C=64, H=25, W=13, K=8, window=(5, 5), padding=2),
 }
 GRADIENTS = ("grad_x", "grad_depthwise_weight", "grad_pointwise_weight", "grad_depthwise_bias")
 
