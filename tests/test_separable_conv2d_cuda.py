@@ -299,6 +299,20 @@ def test_rows(case: Case, dtype: str) -> None:
     check(case, run(case, checked=False))
 
 
+@pytest.mark.parametrize("narrow", ["y", "residual"])
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_residual_and_output_of_different_alignment(dtype: str, narrow: str) -> None:
+    """One is accessed 16 bytes at a time, the other by elements."""
+    case = Case((2, 24, 8, 9), 40, dtype=dtype, residual=True)
+    host = host_for(case, True, CHECKED[0])
+    problem = make_problem(case)
+    tensors = launch_tensors(host, problem)
+    tensors[narrow] = channels_last(tensors[narrow], spare=3)
+    arguments = (tensors, case.geometry, list(case.activations))
+    host.forward(*arguments, torch.empty(host.workspace_bytes(*arguments, False), dtype=torch.uint8))
+    check(case, tensors["y"])
+
+
 @pytest.mark.parametrize("case", LARGE.values(), ids=LARGE.keys())
 def test_large_shapes(case: Case) -> None:
     check(case, run(case, checked=False))
