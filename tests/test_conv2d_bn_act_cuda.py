@@ -278,6 +278,8 @@ def test_weights_of_any_strides(host, kernel):
     rearranged = problem.weight.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
     assert rearranged.stride() != problem.weight.stride()
     assert torch.equal(pack(host, rearranged), packed)
+    part_of_a_larger_window = F.pad(problem.weight, (0, 3, 0, 1))[:, :, :3, :2]
+    assert torch.equal(pack(host, part_of_a_larger_window), packed)
     expected = F.pad(problem.weight.permute(0, 2, 3, 1), (0, 4))
     assert torch.equal(packed.view(10, 3, 2, 16), expected)
 
