@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
-from ._device import unit_of
+from ._device import advance, unit_of
 from ._epilogue import Epilogue, Moments, finish, store_moments
 from ._roofline import LAUNCH_CLOCKS, TILE_CLOCKS
 from ._split import Stages, pieces_of, splits_of
@@ -114,13 +114,7 @@ def _convolution(
                 mask=inside[:, None] & (k < K)[None, :], other=0.0,
             )  # fmt: skip
             acc = tl.dot(a, b, acc, input_precision=PRECISION)
-            first += BLOCK_C
-            next_tap = first >= C
-            first = tl.where(next_tap, 0, first)
-            tw = tl.where(next_tap, tw + 1, tw)
-            next_row = tw >= TAPS_W
-            tw = tl.where(next_row, 0, tw)
-            th = tl.where(next_row, th + 1, th)
+            first, tw, th = advance(first, tw, th, BLOCK_C, C, TAPS_W)
     inside = live[:, None] & (k < K)[None, :]
     if SPLIT:
         at = (tl.program_id(1).to(tl.int64) * M + m)[:, None] * K + k[None, :]

@@ -18,7 +18,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from . import tuning
 from ._convolution import pixel_strides, precision_of
 from ._convolution_descriptor import joined_views, unsupported
-from ._device import unit_of
+from ._device import advance, unit_of
 from ._roofline import L2_BYTES, TILE_CLOCKS, step_clocks
 from ._split import pieces_of
 from .runtime import Device, device_of
@@ -60,13 +60,7 @@ def _product_descriptor(
         a = grad_z.load([p, q, n * BLOCK_M, k0]).reshape(BLOCK_M, BLOCK_K)
         b = x.load([p + down, q + across, n * BLOCK_M, c0]).reshape(BLOCK_M, BLOCK_C)
         acc = tl.dot(a.T, b, acc)
-        n += 1
-        next_column = n >= BLOCKS_N
-        n = tl.where(next_column, 0, n)
-        q = tl.where(next_column, q + 1, q)
-        next_row = q >= Q
-        q = tl.where(next_row, 0, q)
-        p = tl.where(next_row, p + 1, p)
+        n, q, p = advance(n, q, p, 1, BLOCKS_N, Q)
     _store_piece(partial, acc, k0 + tl.arange(0, BLOCK_K), c0 + tl.arange(0, BLOCK_C), K, C, TAPS)
 
 

@@ -106,7 +106,8 @@ def _products(launch: Launch) -> int:
     if launch.name == "_convolution_descriptor":
         return int(of["BLOCK_M"] * (of["BLOCK_K0"] + of["BLOCK_K1"]) * of["BLOCK_C"])
     if launch.name == "separable_patches":
-        return int(of["GROUPS"] * of["PATCH_H"] * of["PATCH_W"] * of["BLOCK_K"] * of["BLOCK_C"])
+        patches = of["IMAGES"] * of["ACROSS"] * of["DOWN"]
+        return int(patches * of["PATCH_H"] * of["PATCH_W"] * of["BLOCK_K"] * of["BLOCK_C"])
     return 0
 
 
