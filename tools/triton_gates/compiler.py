@@ -27,7 +27,7 @@ from tools.triton_gates.capture import Launch
 from tools.triton_gates.read import Reading, read
 
 CACHE = ROOT / "build" / "triton_kernels"
-_READER = 3  # of read(): another number where it finds something else in the same machine code
+_READER = 4  # of read(): another number where it finds something else in the same machine code
 
 
 def distinct(launches: Iterable[Launch], found: dict[str, Launch] | None = None) -> dict[str, Launch]:
