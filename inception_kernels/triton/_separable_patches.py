@@ -286,11 +286,10 @@ def configurations(C: int, K: int, d: Depthwise, moments: bool) -> list[Patches]
     if patch is None:
         return []
     height, width, count = patch
+    c, warps = (64, 8) if C > 32 or k > 128 else (32, 4) if C > 16 else (16, 4)
     tiles = [
         Patches(height, width, *places, k, c, warps, ahead)
         for places in ((count, 1, 1), (1, count // _ACROSS, _ACROSS))
-        for c, warps in (((64, 8), (32, 4)) if C > 16 else ((16, 4),))
-        if k <= 128 or warps == 8
         for ahead in (True, False)
         if not (ahead and moments and (k == 256 or warps == 4 or blackwell))  # it spills
         if not (not ahead and moments and places[0] > 1 and (k, c) == (128, 64))  # likewise
