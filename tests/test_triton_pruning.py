@@ -71,6 +71,7 @@ def test_tiles_of_the_weight_gradient(arch: str, dtype: torch.dtype) -> None:
     tiles = {(each.k, each.c) for each in _weight_gradient.configurations(256, 256, 9, 1000, dtype, DEVICES[arch])}
     assert ((64, 64) in tiles) == (dtype == BF16 or arch != "80")
     assert ((128, 128) in tiles) == (dtype == BF16)
+    assert ((128, 256) in tiles) == ((128, 64) in tiles) == (dtype == BF16 and arch != "80")
     assert (64, 32) in tiles
 
 

@@ -146,6 +146,7 @@ class Tile:
 
 
 _SIZES = ((128, 256, 8), (128, 128, 8), (128, 64, 4), (64, 128, 4), (64, 64, 4), (32, 64, 4), (64, 32, 4), (32, 32, 4), (16, 16, 4))  # fmt: skip  # noqa: E501
+_SPILLS_BEFORE_3_9 = ((128, 256), (128, 64))  # one or both, as Triton 3.6, 3.7 and 3.8 compile them for sm_80
 _M = 64
 _MAX_SPLITS = 64
 
@@ -156,8 +157,9 @@ def configurations(K: int, C: int, taps: int, steps: int, dtype: torch.dtype, de
     for k, c, warps in _SIZES:
         if k >= max(32, 2 * K) or c >= max(32, 2 * C) or (dtype == torch.float32 and k * c > 64 * 64):
             continue
-        if dtype == torch.float32 and k * c == 64 * 64 and device.capability < (9, 0):
-            continue  # it spills
+        spills = (dtype == torch.float32 and k * c == 64 * 64) or (k, c) in _SPILLS_BEFORE_3_9
+        if spills and device.capability < (9, 0):
+            continue
         m = _M if dtype != torch.float32 else _M // 2
         stages = 4 if 4 * (k + c) * m * dtype.itemsize <= device.shared - 4096 else 3
         programs = Tile(k, c, m, warps, stages, 1).programs(K, C, taps)
