@@ -6,6 +6,7 @@ import torch
 pytest.importorskip("triton", reason="Triton has no build for this platform")
 
 from inception_kernels.triton import (
+    _convolution,
     _convolution_descriptor,
     _depthwise,
     _depthwise_rows_gradient,
@@ -94,3 +95,20 @@ def test_boxes(arch: str, moments: bool, residual: bool) -> None:
     assert ((256, 0, 8) in sizes) == (not (moments or residual or blackwell))
     assert ((128, 64, 8) in sizes) == (not blackwell)
     assert ((128, 0, 4) in sizes) == (not (moments or blackwell))
+
+
+def tiles(arch: str, dtype: torch.dtype, precision: str, moments: bool, residual: bool) -> set[tuple[int, int, int]]:
+    """Of the pointers' kernel, not split: 128 -> 192 channels, 3 x 3."""
+    device = DEVICES[arch]
+    found = _convolution.configurations(4096, 192, 128, 9, dtype, precision, moments, residual, device)
+    return {(each.m, each.k, each.c) for each in found if each.splits == 1}
+
+
+def test_tiles_that_spill_in_the_pointers_kernel() -> None:
+    assert (64, 64, 64) in tiles("80", BF16, "ieee", False, False)
+    assert (64, 64, 64) not in tiles("80", BF16, "ieee", True, False)
+    assert (64, 64, 64) in tiles("90", BF16, "ieee", True, False)
+    assert (128, 64, 64) in tiles("100", BF16, "ieee", False, False)
+    assert (128, 64, 64) not in tiles("100", BF16, "ieee", True, False) | tiles("100", BF16, "ieee", False, True)
+    assert (64, 32, 32) in tiles("90", F32, "tf32", False, False)
+    assert (64, 32, 32) not in tiles("100", F32, "tf32", False, False)

@@ -200,7 +200,11 @@ def configurations(
             continue  # it spills
         if wide and precision == "ieee" and moments and k == 16 and K > 16 and device.capability < (9, 0):
             continue  # likewise
-        if m == 128 and k >= 64 and residual and device.capability >= (10, 0):
+        if m == 128 and k >= 64 and (residual or moments) and device.capability >= (10, 0):
+            continue  # likewise
+        if wide and precision == "tf32" and (m, k) == (64, 32) and device.capability >= (10, 0):
+            continue  # likewise
+        if not wide and moments and (m, k) == (64, 64) and device.capability < (9, 0):
             continue  # likewise
         programs = triton.cdiv(M, m) * triton.cdiv(K, k)
         splits = [1] if flat else splits_of(programs, taps * triton.cdiv(C, c), device.multiprocessors)
@@ -210,8 +214,8 @@ def configurations(
                 continue  # it spills
             if each > 1 and (m, k, device.capability[0]) in ((128, 32, 8), (64, 128, 10)):
                 continue  # likewise where the weight's outputs are adjacent, as for the input's gradient
-            # On sm_80 a piece of such a tile spills in steps of 64 channels.
-            step = min(c, 32) if each > 1 and k == 32 and device.capability < (9, 0) else c
+            # In steps of 64 channels a piece of such a tile spills on sm_80, and a high one for an input's gradient.
+            step = min(c, 32) if k == 32 and (each > 1 or m == 128) and device.capability < (9, 0) else c
             found.append(Blocks(m, k, step, warps, stages, flat, each))
     return found
 
