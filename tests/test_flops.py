@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import subprocess
+import sys
 from fractions import Fraction
 
 import pytest
@@ -126,6 +128,32 @@ def test_every_operator_that_computes_has_a_formula():
     }
     no_products = {"label_smoothing_cross_entropy", "label_smoothing_cross_entropy_backward"}
     assert {name for name in computing if not name.endswith("_pack")} - no_products == set(FORMULAS)
+
+
+@compiled
+@pytest.mark.parametrize(
+    "imports",
+    [
+        "import torch.utils.flop_counter, inception_kernels",
+        "import inception_kernels, torch.utils.flop_counter",
+        "import importlib.util, inception_kernels\n"
+        "importlib.util.find_spec('torch.utils.flop_counter')\n"
+        "import torch.utils.flop_counter",
+    ],
+    ids=["before", "after", "asked_for_and_after"],
+)
+def test_formulas_are_there_whenever_the_counter_is_imported(imports: str) -> None:
+    program = f"{imports}\nimport torch\nprint(set(torch.utils.flop_counter.flop_registry))"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    for name in FORMULAS:
+        assert f"inception_kernels.{name}'" in result.stdout
+
+
+def test_importing_the_package_imports_no_triton() -> None:
+    """It takes time, and nothing of it is needed before the backend is used."""
+    program = "import sys, inception_kernels; print([name for name in sys.modules if name.split('.')[0] == 'triton'])"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout.strip() == "[]"
 
 
 def batch_norm(channels: int) -> list[torch.Tensor]:

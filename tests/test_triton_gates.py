@@ -31,7 +31,6 @@ SAMPLE = (
     r"^192->192 1x7 .* batch 256 forward tf32",
     r"^loss batch 256 backward bf16",
 )
-EVERYTHING = (*cases.PRECISIONS, cases.FP16)
 AGAIN = "`python -m tools.triton_gates --table` compiles what is new"
 
 
@@ -47,7 +46,7 @@ def _tools(pytestconfig: pytest.Config) -> None:
 
 
 def launches_of(pattern: str, arch: str) -> list[Launch]:
-    found = cases.matching(pattern, precisions=EVERYTHING)
+    found = cases.matching(pattern)
     assert found, f"expected a case that matches {pattern}"
     return cases.launches(found[0], arch)
 

@@ -1,7 +1,7 @@
 """How much work a model does: multiply-adds, bytes and arithmetic intensity, per layer and in total.
 
-Importing this package registers the formulas of our operators with `torch.utils.flop_counter`, where an operator
-without a formula silently counts zero.
+The formulas of our operators are registered with `torch.utils.flop_counter`, where an operator without one silently
+counts zero, as soon as somebody imports it.
 """
 
 from inception_kernels.flops.command import add_arguments, run
@@ -15,7 +15,10 @@ from inception_kernels.flops.formulas import (
     separable_conv2d_macs,
 )
 from inception_kernels.flops.papers import Factorization, asymmetric, factorizations, separable_cost_ratio, stacked
+from inception_kernels.flops.registration import register
 from inception_kernels.flops.report import FlopReport, LayerCost
+
+register()
 
 __all__ = [
     "Factorization",

@@ -11,9 +11,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
-from inception_kernels.flops import formulas  # noqa: F401  (registers the formulas of our operators)
 from inception_kernels.flops.report import FlopReport, LayerCost
 
 # Allocate or relabel memory without moving data.
@@ -77,6 +75,9 @@ class _Recorder(TorchDispatchMode):
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
         super().__init__()
+        from torch.utils.flop_counter import flop_registry  # imports Triton: not before somebody counts
+
+        self._formulas = flop_registry
         self.rows: list[LayerCost] = []
         self._dtype = dtype
         self._module_names = {id(module): path for path, module in model.named_modules()}
@@ -106,7 +107,7 @@ class _Recorder(TorchDispatchMode):
         traffic = sum(self._bytes(t) for t in [*read, *written])
         packed = _packed_weight_elements(func, args, kwargs) if prepacked else 0
         traffic += packed * (self._dtype or outputs[0].dtype).itemsize
-        formula = flop_registry.get(func.overloadpacket)
+        formula = self._formulas.get(func.overloadpacket)
         flops = formula(*args, **kwargs, out_val=result) if formula is not None else 0
         path, params = self._attribute(inputs)
         if prepacked:

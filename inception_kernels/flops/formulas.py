@@ -4,19 +4,13 @@ One MAC is one multiplication with its addition; 1 MAC = 2 FLOP. Convention of t
 `torch.utils.flop_counter`: every window position counts in full, also where it lies on padding; batch norm,
 activations, residual additions and biases count nothing; what a backward pass recomputes counts nothing.
 
-Importing this module registers the formulas with `torch.utils.flop_counter` where the compiled operators are
-loaded. Without a formula an operator counts zero there, silently. For plain PyTorch convolutions its own
-formula stays; in torch 2.13 that one counts the weight gradient of a depthwise convolution C times too high
-(it ignores the groups).
+`registration.py` registers the formulas there. For plain PyTorch convolutions its own formula stays; in torch 2.13
+that one counts the weight gradient of a depthwise convolution C times too high (it ignores the groups).
 """
 
 from collections.abc import Callable, Sequence
 from math import prod
 
-import torch
-from torch.utils.flop_counter import register_flop_formula
-
-from inception_kernels import _extension
 from inception_kernels.graph.encode import multiply_adds
 
 Pair = int | Sequence[int]
@@ -232,9 +226,4 @@ FORMULAS: dict[str, Callable[..., int]] = {
     "run_program": _run_program,
     "time_program": _run_program,
 }
-_FROM_VALUES = {_run_program}  # the geometry is in the program's numbers, not in shapes
-
-if _extension.available:  # otherwise there are no such operators, and nothing to count
-    for _name, _formula in FORMULAS.items():
-        _register = register_flop_formula(getattr(torch.ops.inception_kernels, _name), get_raw=_formula in _FROM_VALUES)
-        _register(_formula)
+FROM_VALUES = {_run_program}  # the geometry is in the program's numbers, not in shapes

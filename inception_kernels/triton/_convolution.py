@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import tuning
-from ._device import unit_of
+from ._device import advance, unit_of
 from ._epilogue import Epilogue, Moments, finish, store_moments
 from ._roofline import LAUNCH_CLOCKS, TILE_CLOCKS
 from ._split import Stages, pieces_of, splits_of
@@ -114,13 +114,7 @@ def _convolution(
                 mask=inside[:, None] & (k < K)[None, :], other=0.0,
             )  # fmt: skip
             acc = tl.dot(a, b, acc, input_precision=PRECISION)
-            first += BLOCK_C
-            next_tap = first >= C
-            first = tl.where(next_tap, 0, first)
-            tw = tl.where(next_tap, tw + 1, tw)
-            next_row = tw >= TAPS_W
-            tw = tl.where(next_row, 0, tw)
-            th = tl.where(next_row, th + 1, th)
+            first, tw, th = advance(first, tw, th, BLOCK_C, C, TAPS_W)
     inside = live[:, None] & (k < K)[None, :]
     if SPLIT:
         at = (tl.program_id(1).to(tl.int64) * M + m)[:, None] * K + k[None, :]
@@ -206,7 +200,11 @@ def configurations(
             continue  # it spills
         if wide and precision == "ieee" and moments and k == 16 and K > 16 and device.capability < (9, 0):
             continue  # likewise
-        if m == 128 and k >= 64 and residual and device.capability >= (10, 0):
+        if m == 128 and k >= 64 and (residual or moments) and device.capability >= (10, 0):
+            continue  # likewise
+        if wide and precision == "tf32" and (m, k) == (64, 32) and device.capability >= (10, 0):
+            continue  # likewise
+        if not wide and moments and (m, k) == (64, 64) and device.capability < (9, 0):
             continue  # likewise
         programs = triton.cdiv(M, m) * triton.cdiv(K, k)
         splits = [1] if flat else splits_of(programs, taps * triton.cdiv(C, c), device.multiprocessors)
@@ -216,8 +214,8 @@ def configurations(
                 continue  # it spills
             if each > 1 and (m, k, device.capability[0]) in ((128, 32, 8), (64, 128, 10)):
                 continue  # likewise where the weight's outputs are adjacent, as for the input's gradient
-            # On sm_80 a piece of such a tile spills in steps of 64 channels.
-            step = min(c, 32) if each > 1 and k == 32 and device.capability < (9, 0) else c
+            # In steps of 64 channels a piece of such a tile spills on sm_80, and a high one for an input's gradient.
+            step = min(c, 32) if k == 32 and (each > 1 or m == 128) and device.capability < (9, 0) else c
             found.append(Blocks(m, k, step, warps, stages, flat, each))
     return found
 

@@ -21,6 +21,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from . import tuning
 from ._convolution import GROUP, tile_order
+from ._device import advance
 from ._epilogue import Epilogue, Moments, finish, store_moments
 from ._roofline import LAUNCH_CLOCKS, TILE_CLOCKS, step_clocks
 from ._split import Stages, pieces_of, splits_of
@@ -112,13 +113,7 @@ def _convolution_descriptor(
         acc0 = tl.dot(a, b0.T, acc0)
         if BLOCK_K1 > 0:
             acc1 = tl.dot(a, b1.T, acc1)
-        c += BLOCK_C  # counters, not divisions
-        next_tap = c >= C
-        c = tl.where(next_tap, 0, c)
-        s = tl.where(next_tap, s + 1, s)
-        next_row = s >= S
-        s = tl.where(next_row, 0, s)
-        r = tl.where(next_row, r + 1, r)
+        c, s, r = advance(c, s, r, BLOCK_C, C, S)
     if SPLIT:
         tl.static_assert(BLOCK_K1 == 0)
         n, p, q = _rows(n0, h0, w0, IMAGES, BLOCK_M, BLOCK_W)

@@ -67,6 +67,17 @@ def in_elements(size, stride_a, stride_b, stride_c, UNIT: tl.constexpr):
     return size * UNIT, stride_a * UNIT, stride_b * UNIT, stride_c * UNIT
 
 
+@triton.jit
+def advance(inner, middle, outer, STEP, INNER, MIDDLE):
+    """The next of three nested counters that one loop goes through, the inner one by STEP: carries, not divisions."""
+    inner += STEP
+    carries = inner >= INNER
+    inner = tl.where(carries, 0, inner)
+    middle = tl.where(carries, middle + 1, middle)
+    carries = middle >= MIDDLE
+    return inner, tl.where(carries, 0, middle), tl.where(carries, outer + 1, outer)
+
+
 def unit_of(*sizes: int) -> int:
     """8 where all sizes are multiples of 8: passed as multiples of it, the compiler knows, and accesses 16 bytes.
 

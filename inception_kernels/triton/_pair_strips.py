@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ._convolution import pixel_strides
-from ._device import unit_of
+from ._device import advance, unit_of
 from ._epilogue import Epilogue, finish
 from ._roofline import Overlap, Work
 from .runtime import Device
@@ -80,13 +80,7 @@ def pair_strips(
                 tap + (m * C)[None, :] + (first + c)[:, None], mask=inside[:, None] & (m < M)[None, :], other=0.0
             )
             mid = tl.dot(pixels, w, mid)
-            first += BLOCK_C
-            next_tap = first >= C
-            first = tl.where(next_tap, 0, first)
-            tb = tl.where(next_tap, tb + 1, tb)
-            next_row = tb >= TAPS_B
-            tb = tl.where(next_row, 0, tb)
-            ta = tl.where(next_row, ta + 1, ta)
+            first, tb, ta = advance(first, tb, ta, BLOCK_C, C, TAPS_B)
         mid = finish(
             mid, mid, bias1, gamma1, beta1, mean1, var1, m, M, eps, BIAS1, BN1, GAMMA1, BETA1, False, ACTIVATION1
         )
@@ -165,7 +159,9 @@ def configurations(C: int, M: int, K: int, sizes: Sizes, dtype: torch.dtype, dev
     ]
 
 
-_GATHER_INSTRUCTIONS = 1 / 8  # of a warp, per element and tap of the second window: a store and a load
+# Of a warp, per element and tap of the second window, counted in the compiled kernels: 0.45, but shared memory, through
+# which rows find their new places, is busy for as long as these would take.
+_GATHER_INSTRUCTIONS = 0.7
 
 
 def work(strips: Strips, N: int, C: int, M: int, K: int, sizes: Sizes, itemsize: int) -> Work:

@@ -18,7 +18,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from . import tuning
 from ._convolution import pixel_strides, precision_of
 from ._convolution_descriptor import joined_views, unsupported
-from ._device import unit_of
+from ._device import advance, unit_of
 from ._roofline import L2_BYTES, TILE_CLOCKS, step_clocks
 from ._split import pieces_of
 from .runtime import Device, device_of
@@ -60,13 +60,7 @@ def _product_descriptor(
         a = grad_z.load([p, q, n * BLOCK_M, k0]).reshape(BLOCK_M, BLOCK_K)
         b = x.load([p + down, q + across, n * BLOCK_M, c0]).reshape(BLOCK_M, BLOCK_C)
         acc = tl.dot(a.T, b, acc)
-        n += 1
-        next_column = n >= BLOCKS_N
-        n = tl.where(next_column, 0, n)
-        q = tl.where(next_column, q + 1, q)
-        next_row = q >= Q
-        q = tl.where(next_row, 0, q)
-        p = tl.where(next_row, p + 1, p)
+        n, q, p = advance(n, q, p, 1, BLOCKS_N, Q)
     _store_piece(partial, acc, k0 + tl.arange(0, BLOCK_K), c0 + tl.arange(0, BLOCK_C), K, C, TAPS)
 
 
@@ -152,6 +146,7 @@ class Tile:
 
 
 _SIZES = ((128, 256, 8), (128, 128, 8), (128, 64, 4), (64, 128, 4), (64, 64, 4), (32, 64, 4), (64, 32, 4), (32, 32, 4), (16, 16, 4))  # fmt: skip  # noqa: E501
+_SPILLS_BEFORE_3_9 = ((128, 256), (128, 64))  # one or both, as Triton 3.6, 3.7 and 3.8 compile them for sm_80
 _M = 64
 _MAX_SPLITS = 64
 
@@ -162,8 +157,9 @@ def configurations(K: int, C: int, taps: int, steps: int, dtype: torch.dtype, de
     for k, c, warps in _SIZES:
         if k >= max(32, 2 * K) or c >= max(32, 2 * C) or (dtype == torch.float32 and k * c > 64 * 64):
             continue
-        if dtype == torch.float32 and k * c == 64 * 64 and device.capability < (9, 0):
-            continue  # it spills
+        spills = (dtype == torch.float32 and k * c == 64 * 64) or (k, c) in _SPILLS_BEFORE_3_9
+        if spills and device.capability < (9, 0):
+            continue
         m = _M if dtype != torch.float32 else _M // 2
         stages = 4 if 4 * (k + c) * m * dtype.itemsize <= device.shared - 4096 else 3
         programs = Tile(k, c, m, warps, stages, 1).programs(K, C, taps)

@@ -23,10 +23,11 @@ CASES = {
     "one_pixel": dict(N=5, C=17, H=1, W=1, K=21, padding=1, residual=True),
 }
 PATCHES = {
-    "wide": Patches(2, 4, 8, 64, 16, 4),
-    "square": Patches(2, 2, 16, 64, 32, 4),
-    "large": Patches(4, 4, 4, 64, 16, 4),
-    "ahead": Patches(2, 4, 2, 64, 16, 4, ahead=True),
+    "images": Patches(2, 4, 8, 1, 1, 64, 16, 4),
+    "square": Patches(2, 2, 1, 4, 4, 64, 32, 4),
+    "large": Patches(4, 4, 1, 1, 4, 64, 16, 4),
+    "ahead": Patches(2, 4, 1, 2, 1, 64, 16, 4, ahead=True),
+    "images_ahead": Patches(2, 4, 2, 1, 1, 64, 16, 4, ahead=True),
 }
 STRIDED = dict(N=2, C=20, H=9, W=8, K=16, stride=(2, 1), padding=(1, 2), dilation=(1, 2), residual=True)
 
@@ -44,18 +45,19 @@ def test_patches(name: str, tile: str, training: bool) -> None:
     )
     case = case.but(x=in_layout(case.tensors["x"], "channels_last"))
     with forced(separable_conv2d=PATCHES[tile]):
-        check(case, "triton", backward=tile == "wide")
+        check(case, "triton", backward=tile == "images")
     assert backends.counters()["separable_conv2d.forward.triton_fused"]
 
 
-def test_programs_that_stay_for_several_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("tile", ["ahead", "images_ahead"])
+def test_programs_that_stay_for_several_tiles(tile: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from inception_kernels.triton import runtime
 
     monkeypatch.setattr(runtime, "without_gpu", runtime.Device((9, 0), 2, 232448))
     case = separable_case(
         N=3, C=40, H=7, W=9, K=24, padding=1, input_activation="relu", residual=True, dtype=torch.bfloat16, seed=2
     )
-    with forced(separable_conv2d=PATCHES["ahead"]):
+    with forced(separable_conv2d=PATCHES[tile]):
         check(case, "triton", backward=False)
 
 
@@ -98,5 +100,5 @@ def test_a_program_of_several_strips(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_moments_of_more_tiles_than_are_merged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch_norm, "_TILES_TOGETHER", 3)
     case = separable_case(N=3, C=8, H=11, W=13, K=70, padding=1, dtype=torch.bfloat16, training=True, seed=11)
-    with forced(separable_conv2d=Patches(2, 2, 4, 128, 16, 4)):  # 32 tiles, then 11, 4, 2
+    with forced(separable_conv2d=Patches(2, 2, 1, 2, 2, 128, 16, 4)):  # 36 tiles, then 12, 4, 2
         check(case, "triton", backward=False)

@@ -32,8 +32,7 @@ class Precision:
 
 BF16 = Precision("bf16", torch.bfloat16)
 FP16 = Precision("fp16", torch.float16)
-# float16 is not among them: its kernels are those of bfloat16 with other modifiers.
-PRECISIONS = (BF16, Precision("tf32", torch.float32, tf32=True), Precision("fp32", torch.float32))
+PRECISIONS = (BF16, FP16, Precision("tf32", torch.float32, tf32=True), Precision("fp32", torch.float32))
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,8 @@ from tools.triton_gates.capture import Launch
 from tools.triton_gates.read import Reading, read
 
 CACHE = ROOT / "build" / "triton_kernels"
-_READER = 3  # of read(): another number where it finds something else in the same machine code
+# Of read(), by architecture: another number where it finds something else in the same machine code.
+_READER = {"80": 3, "90": 3, "100": 4}
 
 
 def distinct(launches: Iterable[Launch], found: dict[str, Launch] | None = None) -> dict[str, Launch]:
@@ -76,7 +77,7 @@ def _key(launch: Launch) -> str:
         launch.target, launch.options, backend.get_codegen_implementation(launch.options), backend.get_module_map(),
         context,
     )  # fmt: skip
-    parts = (triton.__version__, str(_READER), launch.arch, launch.options.hash(), generated.str_nodebug())
+    parts = (triton.__version__, str(_READER[launch.arch]), launch.arch, launch.options.hash(), generated.str_nodebug())
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
 
 

@@ -19,12 +19,13 @@ BATCH = 256
 class Bound:
     """One launch: the least clocks of the device by its busiest pipe and by memory.
 
-    Without rates of the instructions (sm_100) the products stand for the pipes, at the tensor cores' peak.
+    On sm_100 the pipes are the schedulers, and the tensor cores at their peak.
     """
 
     launch: Launch
     reading: Reading
     turns: int  # of the main loop, for one tile
+    pipe: str  # the busiest
     arithmetic: float
     memory: float
 
@@ -32,7 +33,7 @@ class Bound:
     def by(self) -> str:
         if self.memory > self.arithmetic:
             return "memory"
-        return "instructions" if self.reading.step else "products"
+        return "products" if self.pipe == "tensor" else "instructions"
 
     @property
     def clocks(self) -> float:
@@ -79,17 +80,17 @@ def _bound(launch: Launch, known: Mapping[tuple[object, ...], Reading]) -> Bound
     multiprocessors, rates = DEVICES[launch.arch].multiprocessors, _rates(launch.arch)
     waves = math.ceil(launch.blocks / multiprocessors)
     turns = _turns(launch)
-    if not reading.step:
-        program = turns * _products(launch) / rates.products
-    elif launch.constants.get("AHEAD"):
+    program = {"issue": 0.0, **{pipe: turns * clocks for pipe, clocks in reading.step.items()}}
+    if launch.constants.get("AHEAD"):
         # Its loop goes on over several tiles; the epilogue, which is part of it, comes once a tile.
         plain = known[_without(launch.identity, "AHEAD")].step
-        program = max(clocks + (turns - 1) * plain.get(pipe, 0.0) for pipe, clocks in reading.step.items())
-    else:
-        program = turns * max(reading.step.values())
+        program = {pipe: clocks + (turns - 1) * plain.get(pipe, 0.0) for pipe, clocks in reading.step.items()}
+    if launch.arch == "100":
+        program["tensor"] = turns * _products(launch) / rates.products
+    pipe = max(program, key=lambda pipe: program[pipe])
     tiles = math.ceil(launch.sizes["TILES"] / launch.blocks) if launch.constants.get("AHEAD") else 1
-    arithmetic = waves * tiles * program
-    return Bound(launch, reading, turns, arithmetic, launch.bytes / (rates.memory * multiprocessors))
+    arithmetic = waves * tiles * program[pipe]
+    return Bound(launch, reading, turns, pipe, arithmetic, launch.bytes / (rates.memory * multiprocessors))
 
 
 def _without(identity: tuple[object, ...], constant: str) -> tuple[object, ...]:
@@ -106,7 +107,8 @@ def _products(launch: Launch) -> int:
     if launch.name == "_convolution_descriptor":
         return int(of["BLOCK_M"] * (of["BLOCK_K0"] + of["BLOCK_K1"]) * of["BLOCK_C"])
     if launch.name == "separable_patches":
-        return int(of["GROUPS"] * of["PATCH_H"] * of["PATCH_W"] * of["BLOCK_K"] * of["BLOCK_C"])
+        patches = of["IMAGES"] * of["ACROSS"] * of["DOWN"]
+        return int(patches * of["PATCH_H"] * of["PATCH_W"] * of["BLOCK_K"] * of["BLOCK_C"])
     return 0
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from tools.cubin_gates.compiler import Cubin
-from tools.cubin_gates.disassembly import disassemble, resources
 from tools.cubin_gates.report import report
 from tools.triton_gates.capture import DEVICES, Launch
 
@@ -21,7 +20,7 @@ _WGMMA_KERNELS = ("_convolution_descriptor",)
 
 @dataclass(frozen=True)
 class Reading:
-    """`step`: clocks of one turn of the main loop by pipe, empty where the tables have no rates (sm_100)."""
+    """`step`: clocks of one turn of the main loop by pipe; on sm_100, whose pipes have no known rates, issue alone."""
 
     name: str
     arch: str
@@ -54,16 +53,9 @@ def read(launch: Launch, compiled: Any) -> Reading:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{launch.name}.cubin"
         path.write_bytes(compiled.asm["cubin"])
-        if launch.arch == "100":  # its instructions have no rates in the tables: resources only
-            (usage,) = resources(path).values()
-            (listing,) = disassemble(path)
-            names = [each.name for each in listing.instructions]
-            opcodes = {name: names.count(name) for name in (*_TOLD, "LDL", "STL")}
-            step: dict[str, float] = {}
-        else:
-            (found,) = report(Cubin(path, "90a" if launch.arch == "90" else launch.arch, path, None))
-            usage, opcodes = found.resources, found.opcodes
-            step = {pipe: round(clocks, 1) for pipe, clocks in found.step.items() if clocks}
+        (found,) = report(Cubin(path, "90a" if launch.arch == "90" else launch.arch, path, None))
+    opcodes = found.opcodes
+    pipes = ("issue",) if launch.arch == "100" else tuple(found.step)
     meta = compiled.metadata
     return Reading(
         name=launch.name,
@@ -73,11 +65,11 @@ def read(launch: Launch, compiled: Any) -> Reading:
         warps=meta.num_warps,
         stages=meta.num_stages,
         shared=meta.shared,
-        registers=usage.registers,
-        stack=usage.stack,
+        registers=found.resources.registers,
+        stack=found.resources.stack,
         local_accesses=opcodes.get("LDL", 0) + opcodes.get("STL", 0),
         instructions={name: opcodes[name] for name in _TOLD if opcodes.get(name)},
-        step=step,
+        step={pipe: round(found.step[pipe], 1) for pipe in pipes if found.step.get(pipe)},
         wgmma=compiled.asm["ptx"].count("wgmma.mma_async"),
     )
 

@@ -29,7 +29,7 @@ kernel in `triton_kernels.jsonl`, and the tests hold both to the sources. Nothin
 Inception-v3 and Xception, every configuration that may be chosen for it, forward, training and backward.
 "Tensor share":
 tensor clocks of a turn of the main loop over those of its busiest pipe, lowest to highest among the variants of a tile
-(epilogues, precisions); of sm_100 no rates of the instructions are known.
+(epilogues, precisions); of sm_100's pipes no rates are known.
 """
 _COLUMNS = (
     "kernel", "sm", "tile", "warps", "stages", "variants", "registers", "shared memory", "spills", "tensor share"
@@ -38,8 +38,8 @@ _LAYERS = """## The layers, forward, bf16, batch 256
 
 What runs without a measurement. "At best": the least time that instructions and memory allow by the data sheets of the
 A100 and the H100, kernel by kernel: turns of the main loop times the clocks of its busiest pipe, or every tensor once
-over the memory's rate. On sm_100 the products at the tensor cores' peak (B200) stand for the instructions: a floor that
-its kernels will be further from. "Peak": the share of the tensor cores' peak that this is. Predictions, to compare
+over the memory's rate. On sm_100 the pipes are the four schedulers, and the tensor cores at their peak (B200): a floor
+that its kernels will be further from. "Peak": the share of the tensor cores' peak that this is. Predictions, to compare
 kernels with.
 """
 _LAYER_COLUMNS = (
@@ -118,7 +118,6 @@ def _layer_tables(readings: Sequence[Reading]) -> Iterator[str]:
 def _layer_row(row: layers.Row) -> str:
     """Its kernels side by side, separated by semicolons."""
     readings = [bound.reading for bound in row.bounds]
-    pipes = [max(each.step, key=lambda pipe: each.step[pipe]) if each.step else "-" for each in readings]
     columns = (
         [each.name.strip("_") for each in readings],
         [_tile(each) for each in readings],
@@ -127,7 +126,7 @@ def _layer_row(row: layers.Row) -> str:
         [each.shared for each in readings],
         [next((each.instructions[name] for name in _PRODUCTS if name in each.instructions), "-") for each in readings],
         [f"{each.step['issue'] * 4 / each.warps:.0f}" if each.step else "-" for each in readings],
-        pipes,
+        [bound.pipe for bound in row.bounds],
         [bound.by for bound in row.bounds],
     )
     cells = ["; ".join(map(str, column)) for column in columns]
