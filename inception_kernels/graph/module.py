@@ -157,15 +157,15 @@ class Optimized(nn.Module):
     def _network(self, leaves: list[Any], spec: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Network:
         # Image sizes may be anywhere in a captured graph (a pool over x.shape[2:]), batch sizes only in PyTorch calls.
         key = (spec, *((leaf.dtype, leaf.shape[1:]) if isinstance(leaf, Tensor) else leaf for leaf in leaves))
-        batches = tuple(leaf.shape[:1] for leaf in leaves if isinstance(leaf, Tensor))
-        for known in (key, (key, batches)):
-            network = self._networks.get(known)
-            if network is not None:
-                with suppress(KeyError):  # another thread may have dropped it meanwhile
-                    self._networks.move_to_end(known)
-                return network
+        network = self._recall(key)
+        if network is not None:
+            return network
+        exact = (key, tuple(leaf.shape[:1] for leaf in leaves if isinstance(leaf, Tensor)))
+        network = self._recall(exact)
+        if network is not None:
+            return network
         network = _Network(self._model[0], args, kwargs)
-        self._networks[key if network.is_generic else (key, batches)] = network
+        self._networks[key if network.is_generic else exact] = network
         if len(self._networks) > KEPT_SHAPES:
             self._networks.popitem(last=False)
             warnings.warn(
@@ -173,6 +173,13 @@ class Optimized(nn.Module):
                 "the longest time is captured again when it comes back. Bring inputs to fewer sizes, or swap the model",
                 stacklevel=5,  # forward, and nn.Module's two frames
             )
+        return network
+
+    def _recall(self, key: Any) -> _Network | None:
+        network = self._networks.get(key)
+        if network is not None:
+            with suppress(KeyError):  # another thread may have dropped it meanwhile
+                self._networks.move_to_end(key)
         return network
 
     def train(self, mode: bool = True) -> Any:
