@@ -17,12 +17,12 @@ Tensor pack(const Device& device, const ConvShape& shape, const Tensor& weight) 
   return packed;
 }
 
-Conv2dForward arguments(const ConvShape& shape, const Tensor& input, const Tensor& packed, const ScaleShift& bn,
+Conv2dForward arguments(const ConvShape& shape, const Tensor& input, const void* packed, const ScaleShift& bn,
                         const OptionalTensor& added, Activation activation, const Tensor& y) {
   return {shape,
           dtype_of(input, "x"),
           input_view(input),
-          packed.const_data_ptr(),
+          packed,
           data_or_null(bn.scale),
           data_or_null(bn.shift),
           input_view(added),
@@ -37,7 +37,7 @@ Tensor forward(const Device& device, const ConvShape& shape, const Tensor& x, co
   if (shape.N == 0) return y;
   const Tensor input = with_adjacent_channels(x);
   const OptionalTensor added = residual ? OptionalTensor(with_adjacent_channels(*residual)) : std::nullopt;
-  device.conv2d_forward(arguments(shape, input, packed, bn, added, activation, y));
+  device.conv2d_forward(arguments(shape, input, packed.const_data_ptr(), bn, added, activation, y));
   return y;
 }
 
@@ -106,10 +106,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_bn_act_training(
   Tensor mean = empty_on(x, {shape.K}, accumulation_type(dtype)),
          var = empty_on(x, {shape.K}, accumulation_type(dtype));
   if (shape.N > 0) {
-    const Tensor input = with_adjacent_channels(x), packed = pack(device, shape, weight);
+    const Tensor input = with_adjacent_channels(x);
     const ScaleShift offset{std::nullopt, channel_vector(bias, shape.K, dtype, "bias")};
-    device.conv2d_forward_statistics(arguments(shape, input, packed, offset, std::nullopt, Activation::kNone, z),
-                                     mean.mutable_data_ptr(), var.mutable_data_ptr());
+    device.conv2d_forward_statistics(arguments(shape, input, nullptr, offset, std::nullopt, Activation::kNone, z),
+                                     weight, mean.mutable_data_ptr(), var.mutable_data_ptr());
   } else {
     for (Tensor* statistic : {&mean, &var}) torch::stable::zero_(*statistic);
   }

@@ -162,7 +162,7 @@ def choose(operator: str, x: Tensor, shapes: Shapes | None = None) -> str:
     if name is None:
         raise BackendUnavailableError(f"backend {_forced} cannot run {operator}: {reasons[str(_forced)]}")
     if not torch.compiler.is_compiling():
-        _record(operator, name, reasons)
+        record(operator, name, reasons)
     return name
 
 
@@ -186,7 +186,8 @@ def _order(x: Tensor) -> tuple[str, ...]:
     return order if preferred is None else (preferred, *order)
 
 
-def _record(operator: str, name: str, reasons: dict[str, str]) -> None:
+def record(operator: str, name: str, reasons: dict[str, str]) -> None:
+    """Note a choice that was made without :func:`choose`, for :func:`last_choice`, or by it."""
     _thread.last = (operator, name, reasons)
     if name == "triton":
         triton_tuning.begin()

@@ -43,8 +43,9 @@ class Device {
   size_t conv2d_packed_bytes(const ConvShape& shape, DType dtype) const;
   void conv2d_pack(const ConvShape& shape, DType dtype, const WeightView& weight, void* packed) const;
   void conv2d_forward(const Conv2dForward& args) const;
-  // Also the mean and the biased variance [K] of y over N, P, Q.
-  void conv2d_forward_statistics(const Conv2dForward& args, void* mean, void* var) const;
+  // With a weight that is not packed (args.packed_weight is not read); also the mean and the biased variance [K] of y
+  // over N, P, Q.
+  void conv2d_forward_statistics(const Conv2dForward& args, const Tensor& weight, void* mean, void* var) const;
   // Of a batch that is not empty; grad_z is channels-last.
   Conv2dGradients conv2d_backward(const ConvShape& shape, const Tensor& grad_z, const Tensor& x, const Tensor& weight,
                                   bool wants_x, bool wants_weight) const;

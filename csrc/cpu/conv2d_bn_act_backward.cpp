@@ -77,11 +77,8 @@ void one_residue(const KernelTable& table, const Conv2dBackward& args, const Wei
               (vertical.last * weight.stride_r + horizontal.last * weight.stride_s) * storage;
   taps.stride_k = weight.stride_c, taps.stride_c = weight.stride_k;
   taps.stride_r = -vertical.step * weight.stride_r, taps.stride_s = -horizontal.step * weight.stride_s;
-  void* packed = scratch(Scratch::kPacked, table.conv_weight_bytes(g));
-  parallel_for(0, panels_of(table, g.K), 1,
-               [&](int64_t begin, int64_t end) { table.conv_pack(g, taps, packed, begin, end); });
-  ConvTask task{g, args.grad_z, packed, {nullptr, nullptr, {}, Activation::kNone, out}};
-  run_conv(table, task, num_threads());
+  const ConvTask task{g, args.grad_z, nullptr, {nullptr, nullptr, {}, Activation::kNone, out}};
+  run_unpacked_conv(table, task, taps, num_threads());
 }
 
 }  // namespace

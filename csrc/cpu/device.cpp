@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "cpu/channel_values.h"
+#include "cpu/run_conv.h"
 
 namespace ik {
 
@@ -62,8 +63,8 @@ void statistics(const ConvShape& shape, DType dtype, const NhwcOutput& z, void* 
 
 }  // namespace
 
-void Device::conv2d_forward_statistics(const Conv2dForward& args, void* mean, void* var) const {
-  cpu::conv2d_forward(args);
+void Device::conv2d_forward_statistics(const Conv2dForward& args, const Tensor& weight, void* mean, void* var) const {
+  cpu::conv2d_forward_unpacked(args, weight_view(weight));
   statistics(args.shape, args.dtype, args.y, mean, var);
 }
 

@@ -1,9 +1,16 @@
 // The dense convolution as a step that other operators use too.
 #pragma once
+#include "conv2d_bn_act.h"
 #include "cpu/kernel_table.h"
 
 namespace ik::cpu {
 
 void run_conv(const KernelTable& table, const ConvTask& task, int threads);
+
+// The same with a weight that is not packed yet; task.weight is not read.
+void run_unpacked_conv(const KernelTable& table, const ConvTask& task, const WeightView& weight, int threads);
+
+// conv2d_forward with a weight that is not packed; args.packed_weight is not read.
+void conv2d_forward_unpacked(const Conv2dForward& args, const WeightView& weight);
 
 }  // namespace ik::cpu

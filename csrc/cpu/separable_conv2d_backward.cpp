@@ -120,8 +120,7 @@ size_t storage_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype 
 
 // grad_z * pointwise weight for output rows [p0, p1) of images [n0, n1), by the forward kernels, into
 // out [n1 - n0, p1 - p0, Q, C].
-ConvTask pointwise_task(const SeparableBackward& args, const void* packed, int64_t n0, int64_t n1, int64_t p0,
-                        int64_t p1, void* out) {
+ConvTask pointwise_task(const SeparableBackward& args, int64_t n0, int64_t n1, int64_t p0, int64_t p1, void* out) {
   const ConvShape& s = args.shape;
   const int64_t rows = p1 - p0, Q = s.Q();
   ConvTask task{};
@@ -129,7 +128,6 @@ ConvTask pointwise_task(const SeparableBackward& args, const void* packed, int64
   task.x = args.grad_z;
   task.x.data = static_cast<const char*>(args.grad_z.data) +
                 (n0 * args.grad_z.stride_n + p0 * args.grad_z.stride_h) * storage_bytes(args.dtype);
-  task.weight = packed;
   task.epilogue.activation = Activation::kNone;
   task.epilogue.y = {out, rows * Q * s.C, Q * s.C, s.C};
   return task;
@@ -148,7 +146,7 @@ struct DataPass {
   const KernelTable& forward;
   const SeparableBackward& args;
   const SeparableData data;
-  const void* packed;  // pointwise weight, transposed
+  const WeightView weight;  // pointwise, transposed
   const TilePlan plan;
   const BufferSizes bytes;
   char* partial;
@@ -176,15 +174,22 @@ struct DataPass {
 void tiled_pass(const DataPass& pass) {
   const ConvShape& s = pass.args.shape;
   const int64_t panels = divide_up(s.C, pass.table.columns);
+  const KernelTable& forward = pass.forward;
+  const Geometry pixels{1, s.K, 1, s.Q(), s.C, 1, 1, 1, 1, 0, 0, 1, 1, 1, s.Q()};
+  void* packed = scratch(Scratch::kPacked, forward.conv_weight_bytes(pixels));
+  parallel_for(0, panels_of(forward, s.C), 1,
+               [&](int64_t begin, int64_t end) { forward.conv_pack(pixels, pass.weight, packed, begin, end); });
   parallel_for(0, pass.plan.tiles, 1, [&](int64_t begin, int64_t end) {
     const SeparableScratch buffers = pass.buffers();
     void* grad_mid = scratch(Scratch::kGradient, pass.plan.most_rows * s.Q() * s.C * storage_bytes(pass.args.dtype));
     for (int64_t i = begin; i < end; ++i) {
       SeparableTile tile = make_tile(s, pass.plan.segments, i);
       tile.c0 = 0, tile.c1 = panels;
-      if (tile.p0 < tile.p1)
-        run_on_this_thread(pass.forward,
-                           pointwise_task(pass.args, pass.packed, tile.n, tile.n + 1, tile.p0, tile.p1, grad_mid));
+      if (tile.p0 < tile.p1) {
+        ConvTask task = pointwise_task(pass.args, tile.n, tile.n + 1, tile.p0, tile.p1, grad_mid);
+        task.weight = packed;
+        run_on_this_thread(forward, task);
+      }
       tile.grad_mid = {grad_mid, 0, s.Q() * s.C, s.C};
       pass.run(tile, i, buffers);
     }
@@ -199,7 +204,7 @@ void whole_pass(const DataPass& pass) {
   char* grad_mid = static_cast<char*>(scratch(Scratch::kGradient, pass.plan.images * image * storage));
   for (int64_t n0 = 0; n0 < s.N; n0 += pass.plan.images) {
     const int64_t n1 = std::min(s.N, n0 + pass.plan.images);
-    run_conv(pass.forward, pointwise_task(pass.args, pass.packed, n0, n1, 0, s.P(), grad_mid), num_threads());
+    run_unpacked_conv(pass.forward, pointwise_task(pass.args, n0, n1, 0, s.P(), grad_mid), pass.weight, num_threads());
     parallel_for(0, (n1 - n0) * panels, 1, [&](int64_t begin, int64_t end) {
       const SeparableScratch buffers = pass.buffers();
       for (int64_t i = begin; i < end;) {
@@ -217,16 +222,12 @@ void whole_pass(const DataPass& pass) {
 void data_gradients(const Kernels& table, const SeparableBackward& args, const void* packed_depthwise) {
   const ConvShape& s = args.shape;
   const KernelTable& forward = kernel_table(args.dtype);
-  const Geometry pixels{1, s.K, 1, s.Q(), s.C, 1, 1, 1, 1, 0, 0, 1, 1, 1, s.Q()};
   WeightView transposed = args.pointwise_weight;
   std::swap(transposed.stride_k, transposed.stride_c);
-  void* packed = scratch(Scratch::kPacked, forward.conv_weight_bytes(pixels));
-  parallel_for(0, panels_of(forward, s.C), 1,
-               [&](int64_t begin, int64_t end) { forward.conv_pack(pixels, transposed, packed, begin, end); });
   const TilePlan plan = make_plan(s, storage_bytes(args.dtype));
   const int64_t stride = divide_up(s.C, table.columns) * (s.R * s.S + 1) * table.columns;
   char* partial = static_cast<char*>(scratch(Scratch::kPartial, plan.tiles * stride * table.accumulator_bytes));
-  const DataPass pass{table,   forward, args, {&args, packed_depthwise}, packed, plan, buffer_sizes(table, s, plan),
+  const DataPass pass{table,   forward, args, {&args, packed_depthwise}, transposed, plan, buffer_sizes(table, s, plan),
                       partial, stride};
   if (plan.whole)
     whole_pass(pass);

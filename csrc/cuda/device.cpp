@@ -107,7 +107,11 @@ void Device::conv2d_forward(const Conv2dForward& args) const {
   cuda::conv2d_forward(args, workspace.data(), context_);
 }
 
-void Device::conv2d_forward_statistics(const Conv2dForward& args, void* mean, void* var) const {
+void Device::conv2d_forward_statistics(const Conv2dForward& given, const Tensor& weight, void* mean, void* var) const {
+  const Workspace packed(*this, cuda::conv2d_packed_bytes(given.shape, given.dtype));
+  cuda::conv2d_pack(given.shape, given.dtype, weight_view(weight), packed.data(), context_);
+  Conv2dForward args = given;
+  args.packed_weight = packed.data();
   refuse(cuda::conv2d_unsupported(args, context_), "conv2d_bn_act");
   const Workspace workspace(*this, cuda::conv2d_workspace_bytes(args, true, context_));
   cuda::conv2d_forward_statistics(args, floats(mean), floats(var), workspace.data(), context_);

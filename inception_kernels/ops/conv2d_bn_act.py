@@ -113,7 +113,7 @@ def conv2d_bn_act(
             x, weight, bn_weight, bn_bias, running_mean, running_var, bias, residual,
             stride, padding, dilation, activation, eps,
         )  # fmt: skip
-    y, _, mean, var = _training_calls[kernels.name](
+    y, _, mean, var = training_calls[kernels.name](
         x, weight, bn_weight, bn_bias, bias, residual, stride, padding, dilation, activation, eps
     )
     update_running_statistics(running_mean, running_var, mean, var, momentum, x.shape[0] * size[0] * size[1])
@@ -226,7 +226,7 @@ def _backward_training(kernels, ctx, grad_y, *ignored):
     return *_gradients(kernels, ctx, grad_y, mask, True), *[None] * 5
 
 
-_training_calls: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]] = {}  # by namespace
+training_calls: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]] = {}  # by namespace
 
 
 def register(name: str) -> None:
@@ -238,7 +238,7 @@ def register(name: str) -> None:
     torch.library.register_autograd(f"{name}::conv2d_bn_act", partial(_backward, kernels), setup_context=_setup)
     backward_training = partial(_backward_training, kernels)
     torch.library.register_autograd(f"{name}::conv2d_bn_act_training", backward_training, setup_context=_setup_training)
-    _training_calls[name] = training_call(kernels.conv2d_bn_act_training, _setup_training, backward_training)
+    training_calls[name] = training_call(kernels.conv2d_bn_act_training, _setup_training, backward_training)
     torch.library.register_autograd(f"{name}::conv2d_bn_act_backward", refuse_double_backward(_NAME))
 
 

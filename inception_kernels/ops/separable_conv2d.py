@@ -131,7 +131,7 @@ def separable_conv2d(
             depthwise_bias, bias, residual, stride, padding, dilation,
             input_activation, mid_activation, activation, eps,
         )  # fmt: skip
-    y, _, mean, var = _training_calls[kernels.name](
+    y, _, mean, var = training_calls[kernels.name](
         x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, depthwise_bias, bias, residual,
         stride, padding, dilation, input_activation, mid_activation, activation, eps,
     )  # fmt: skip
@@ -225,7 +225,7 @@ def _backward_training(kernels, ctx, grad_y, *ignored):
     return *_gradients(kernels, ctx, grad_y, list(ctx.needs_input_grad[:8]), True), *[None] * 7
 
 
-_training_calls: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]] = {}  # by namespace
+training_calls: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]] = {}  # by namespace
 
 
 def register(name: str) -> None:
@@ -239,7 +239,7 @@ def register(name: str) -> None:
     torch.library.register_autograd(
         f"{name}::separable_conv2d_training", backward_training, setup_context=_setup_training
     )
-    _training_calls[name] = training_call(kernels.separable_conv2d_training, _setup_training, backward_training)
+    training_calls[name] = training_call(kernels.separable_conv2d_training, _setup_training, backward_training)
     torch.library.register_autograd(f"{name}::separable_conv2d_backward", refuse_double_backward(_NAME))
 
 

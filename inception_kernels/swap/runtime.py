@@ -19,6 +19,7 @@ from ..ops.prepared import PreparedConv2dBNAct, PreparedSeparableConv2d
 from ..ops.separable_conv2d import separable_conv2d
 from ..triton.tuning import Selection
 from .atoms import numeric_padding
+from .repeated import RepeatedStep
 from .stamp import Stamp
 
 _GLOBAL_HOOKS = (
@@ -74,6 +75,7 @@ _RAN_PREPARED = {
     for device in ("cpu", "cuda")
     for converted in (False, True)
 }
+_RAN_OPERATOR = {converted: LastCall("operator", "cpu", converted=converted) for converted in (False, True)}
 
 
 @dataclass(frozen=True)
@@ -117,12 +119,13 @@ class FusedLayer:
     def _forget(self) -> None:
         self.last: LastCall | None = None
         self._prepared: _Prepared | None = None
+        self._repeated: RepeatedStep | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "last": None, "_prepared": None}
+        return {**vars(self), "last": None, "_prepared": None, "_repeated": None}
 
     def drop_cache(self) -> None:
-        self._prepared = None
+        self._prepared = self._repeated = None
 
     # -- may it run fused?
 
@@ -184,6 +187,12 @@ class FusedLayer:
         if converted:
             x = x.contiguous(memory_format=torch.channels_last)
         by_triton = self.choices.get(self.run_mode(parts)) == "triton"
+        repeated = self._repeated
+        if repeated is not None and not by_triton and repeated.holds(x, parts):
+            y = repeated(x, parts)
+            self._count_batch(parts)
+            self.last = _RAN_OPERATOR[converted]
+            return y
         prepared = None if by_triton else self._prepare(x, parts)
         if prepared is not None:
             y = prepared(x)
@@ -194,6 +203,7 @@ class FusedLayer:
         choice = backends.last_choice()
         if choice is not None:
             self.last = LastCall("operator", choice.backend, choice.reasons, converted, choice.selections)
+            self._repeated = RepeatedStep.after(self, x, parts, choice.backend)
         return y
 
     def _options(self, parts: Parts) -> dict[str, Any]:
@@ -266,11 +276,15 @@ class FusedLayer:
                 input_activation=self.input_activation, mid_activation=self.mid_activation,
                 activation=self.activation, **arguments,
             )  # fmt: skip
-        # After the call: a refused batch is not counted.
-        counter = None if norm is None else _batch_counter(norm)
+        self._count_batch(parts)
+        return y
+
+    @staticmethod
+    def _count_batch(parts: Parts) -> None:
+        """After the call: a refused batch is not counted."""
+        counter = None if parts.norm is None else _batch_counter(parts.norm)
         if counter is not None:
             counter.add_(1)
-        return y
 
 
 def _batch_counter(norm: nn.BatchNorm2d) -> Tensor | None:

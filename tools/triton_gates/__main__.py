@@ -29,15 +29,16 @@ def main(arguments: list[str] | None = None) -> int:
         "--case", default="", metavar="RE", help="only cases whose text contains this regular expression"
     )
     parser.add_argument("--kernel", default="", metavar="RE", help="only kernels whose name contains this")
+    parser.add_argument("--chosen", action="store_true", help="only kernels that run without a measurement")
     parser.add_argument("--jobs", type=int, default=1, help="processes that compile (default: 1)")
     parser.add_argument("--list", action="store_true", help="count the distinct kernels and compile nothing")
     parser.add_argument("--table", action="store_true", help="write the tables into benchmarks/")
     parser.add_argument("--kept", action="store_true", help="compile nothing: take what earlier runs have compiled")
     options = parser.parse_args(arguments)
-    if options.table and (options.arch or options.batch or options.case or options.kernel):
-        parser.error("--table is of all kernels: leave out --arch, --batch, --case and --kernel")
+    if options.table and (options.arch or options.batch or options.case or options.kernel or options.chosen):
+        parser.error("--table is of all kernels: leave out --arch, --batch, --case, --kernel and --chosen")
     wanted = cases.matching(options.case, batches=tuple(options.batch or cases.BATCHES))
-    launches = _launches(wanted, options.arch or list(DEVICES), options.kernel)
+    launches = _launches(wanted, options.arch or list(DEVICES), options.kernel, options.chosen)
     if options.list:
         return 0
     try:
@@ -55,13 +56,15 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if broken else 0
 
 
-def _launches(wanted: list[cases.Case], architectures: list[str], kernel: str) -> list[Launch]:
+def _launches(wanted: list[cases.Case], architectures: list[str], kernel: str, chosen: bool) -> list[Launch]:
     """Of each kernel one, the most telling first, with a line about each architecture."""
     found: dict[str, Launch] = {}
     for arch in architectures:
         for case in wanted:
             launches = [each for each in cases.launches(case, arch) if re.search(kernel, each.name)]
             compiler.distinct(launches, found)
+        if chosen:
+            found = {key: launch for key, launch in found.items() if launch.chosen}
         names = Counter(launch.name for launch in found.values() if launch.arch == arch)
         print(f"sm_{arch}: {names.total()} kernels: {dict(names.most_common())}", file=sys.stderr, flush=True)
     return sorted(found.values(), key=lambda launch: (not launch.chosen, _ORDER.index(launch.arch)))
