@@ -19,10 +19,10 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Threads that pack what they alone multiply need not wait for each other, and the packed weights never leave L2; but
 // each of them reads the whole input, and Winograd's algorithm would transform it.
-bool packs_by_thread(const KernelTable& table, const Geometry& g, int64_t weight_bytes) {
-  const int64_t input_bytes = g.N * g.H * g.W * g.C * (weight_bytes / (ceil_div(g.K, table.panel_width) *
-                                                                      table.panel_width * g.R * g.S * g.C));
-  return !table.by_winograd(g) && input_bytes <= kInputBytes;
+bool packs_by_thread(const KernelTable& table, const Geometry& g, int64_t weight_bytes, int threads) {
+  const int64_t panels = panels_of(table, g.K), weights = panels * table.panel_width * g.R * g.S * g.C;
+  const int64_t input_bytes = g.N * g.H * g.W * g.C * (weight_bytes / weights);
+  return panels >= threads && input_bytes <= kInputBytes && !table.by_winograd(g);
 }
 
 // One thread's share: consecutive (panel, rows), of which the first and the last panel may be shared with others.
@@ -51,10 +51,7 @@ void multiply_share(const KernelTable& table, const ConvTask& task, const Weight
 }
 
 ConvTask task_of(const Conv2dForward& args) {
-  return {geometry_of(args.shape),
-          args.x,
-          nullptr,
-          {args.scale, args.shift, args.residual, args.activation, args.y}};
+  return {geometry_of(args.shape), args.x, nullptr, {args.scale, args.shift, args.residual, args.activation, args.y}};
 }
 
 }  // namespace
@@ -66,7 +63,7 @@ void run_conv(const KernelTable& table, const ConvTask& task, int threads) {
 void run_unpacked_conv(const KernelTable& table, const ConvTask& task, const WeightView& weight, int threads) {
   const Geometry& g = task.geometry;
   const int64_t panels = panels_of(table, g.K), bytes = static_cast<int64_t>(table.conv_weight_bytes(g));
-  if (!packs_by_thread(table, g, bytes)) {
+  if (!packs_by_thread(table, g, bytes, threads)) {
     ConvTask whole = task;
     void* const packed = scratch(Scratch::kPacked, bytes);
     parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) { table.conv_pack(g, weight, packed, begin, end); });

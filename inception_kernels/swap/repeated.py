@@ -91,9 +91,7 @@ class RepeatedStep:
             y, _, mean, var = call(x, weight, bn_weight, bn_bias, bias, None, *self._options)
         else:
             call = separable_calls["inception_kernels"]
-            y, _, mean, var = call(
-                x, depthwise, weight, bn_weight, bn_bias, depthwise_bias, bias, None, *self._options
-            )
+            y, _, mean, var = call(x, depthwise, weight, bn_weight, bn_bias, depthwise_bias, bias, None, *self._options)
         count = y.shape[0] * y.shape[2] * y.shape[3]
         update_running_statistics(running_mean, running_var, mean, var, self._momentum, count)
         return y
