@@ -41,7 +41,7 @@ class RepeatedStep:
         self._seen = [(tensor, None if tensor is None else tensor.data_ptr()) for tensor in tensors]
         self._weight_shapes = [None if tensor is None else tensor.shape for tensor in (tensors[0], tensors[2])]
         running = [tensor for tensor in tensors[6:] if tensor is not None]
-        self._written = [(tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes) for tensor in running]
+        self._written = [(tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes) for tensor in running]  # contiguous
         geometry = (tuple(window.stride), numeric_padding(window), tuple(window.dilation))
         if parts.depthwise is None:
             self._options: tuple[Any, ...] = (*geometry, layer.activation, norm.eps)
@@ -56,7 +56,7 @@ class RepeatedStep:
         if backend != "cpu" or _settings(parts) is None or parts.conv.__dict__.get("_is_replica"):
             return None
         tensors = parts.tensors()
-        if tensors[6] is None or tensors[7] is None or any(t is not None and t.requires_grad for t in tensors[6:]):
+        if any(running is None or not running.is_contiguous() for running in tensors[6:]):
             return None
         return RepeatedStep(layer, x, parts, tensors)
 

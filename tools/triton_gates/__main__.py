@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     readings = [each for each in found.values() if each is not None]
     if options.table:
         table.write(readings, len(found))
-    elif readings:
+    elif readings and not options.chosen:  # a kernel is compared with those that were not chosen
         print(table.render(readings, table.header(len(found), len(readings))))
     broken = sum(bool(list(violations(each))) for each in readings)
     print(f"{len(readings)} of {len(found)} kernels read, {broken} not as they must be", file=sys.stderr)
