@@ -55,25 +55,26 @@ struct PixelLines {
   }
 };
 
+// n channels, which lie next to each other, as operands.
 template <typename T>
-inline void copy_elements(const T* from, Accum<T>* to, int64_t n) {
-  constexpr int64_t kLanes = Vec<Accum<T>>::kLanes;
-  for (; n >= kLanes; n -= kLanes, from += kLanes, to += kLanes) store(to, load(from));
-  if (n > 0) store(to, load(from, static_cast<int>(n)), static_cast<int>(n));
+inline void copy_channels(const T* from, Operand<T>* to, int64_t n) {
+  constexpr int kLanes = Vec<Operand<T>>::kLanes, kCount = Channels<T>::kCount;
+  for (; n >= kCount; n -= kCount, from += kCount, to += kLanes) store(to, load_operands(from, kCount));
+  if (n > 0) store(to, load_operands(from, static_cast<int>(n)), static_cast<int>(operands<T>(n)));
 }
-template <typename A>
-inline void zero_elements(A* to, int64_t n) {
-  for (int64_t i = 0; i < n; i++) to[i] = A(0);
+template <typename O>
+inline void zero_operands(O* to, int64_t n) {
+  for (int64_t i = 0; i < n; i++) to[i] = O{};
 }
 
 template <typename T>
 class ConvRows {
  public:
-  using A = Accum<T>;
-  static constexpr int64_t kMR = Gemm<A>::kMR;
+  using O = Operand<T>;
+  static constexpr int64_t kMR = Gemm<O>::kMR;
 
   // Row panels [begin, end), numbered through all images. The result lives in this thread's scratch.
-  static Rows<A> of(const ConvTask& task, int64_t begin, int64_t end) { return ConvRows(task, begin, end).build(); }
+  static Rows<O> of(const ConvTask& task, int64_t begin, int64_t end) { return ConvRows(task, begin, end).build(); }
 
  private:
   // The row panels of one image, and the output rows they lie in.
@@ -87,6 +88,7 @@ class ConvRows {
         x_(lines_.view(task.x)),
         y_(lines_.view(task.epilogue.y)),
         residual_(lines_.view(task.epilogue.residual)),
+        channels_(operands<T>(g_.C)),
         begin_(begin),
         end_(end) {}
 
@@ -109,13 +111,14 @@ class ConvRows {
     }
   }
 
-  static bool bad_pitch(int64_t elements) {
-    return elements * static_cast<int64_t>(sizeof(A)) % 4096 == 0;  // all rows would fight for the same sets of L1
+  static bool bad_pitch(int64_t operands) {
+    return operands * static_cast<int64_t>(sizeof(O)) % 4096 == 0;  // all rows would fight for the same sets of L1
   }
 
   bool readable_in_place() const {
-    if constexpr (!std::is_same_v<T, A>) return false;
-    if (bad_pitch(g_.stride_w * x_.stride_w)) return false;
+    if constexpr (sizeof(O) != kDepth<T> * sizeof(T)) return false;
+    if ((g_.C | x_.stride_n | x_.stride_h | x_.stride_w) % kDepth<T> != 0) return false;
+    if (bad_pitch(g_.stride_w * x_.stride_w / kDepth<T>)) return false;
     if (lines_.lines == 1 && g_.P > 1 && g_.stride_h * x_.stride_h != g_.Q * g_.stride_w * x_.stride_w) return false;
     if (g_.pad_w > 0 || (g_.Q - 1) * g_.stride_w - g_.pad_w + lines_.reach_w > g_.W) return false;
     bool inside = true;
@@ -127,27 +130,27 @@ class ConvRows {
     return inside;
   }
 
-  Rows<A> build() {
-    RowPanel<A>* const panels =
-        static_cast<RowPanel<A>*>(scratch(Scratch::kRows, static_cast<size_t>(end_ - begin_) * sizeof(RowPanel<A>)));
-    RowPanel<A>* out = panels;
+  Rows<O> build() {
+    RowPanel<O>* const panels =
+        static_cast<RowPanel<O>*>(scratch(Scratch::kRows, static_cast<size_t>(end_ - begin_) * sizeof(RowPanel<O>)));
+    RowPanel<O>* out = panels;
     if (readable_in_place()) {
-      const Segment* const segments = make_segments(x_.stride_w, g_.dilation_h * x_.stride_h);
-      const A* const x = static_cast<const A*>(x_.data);
+      const int64_t image = x_.stride_n / kDepth<T>, line = x_.stride_h / kDepth<T>, pixel = x_.stride_w / kDepth<T>;
+      const Segment* const segments = make_segments(pixel, g_.dilation_h * line);
+      const O* const x = static_cast<const O*>(x_.data);
       for_each_part([&](const Part& part) {
         const int64_t top = part.p_begin * g_.stride_h - g_.pad_h;
-        fill(part, x + part.n * x_.stride_n + top * x_.stride_h - g_.pad_w * x_.stride_w, g_.stride_h * x_.stride_h,
-             g_.stride_w * x_.stride_w, &out);
+        fill(part, x + part.n * image + top * line - g_.pad_w * pixel, g_.stride_h * line, g_.stride_w * pixel, &out);
       });
-      return {panels, end_ - begin_, g_.stride_w * x_.stride_w, segments, {}};
+      return {panels, end_ - begin_, g_.stride_w * pixel, segments, {}};
     }
-    // One element more than a bad pitch: pixels need not be aligned.
-    const int64_t pixel = bad_pitch(lines_.pixel_step * g_.C) ? g_.C + Vec<A>::kLanes : g_.C;
+    // A vector more than a bad pitch: pixels need not be aligned.
+    const int64_t pixel = bad_pitch(lines_.pixel_step * channels_) ? channels_ + Vec<O>::kLanes : channels_;
     const int64_t line = lines_.width * pixel;
     const Segment* const segments = make_segments(pixel, g_.dilation_h * line);
     int64_t strip_lines = 0;
     for_each_part([&](const Part& part) { strip_lines += lines_.strip_lines(part.p_begin, part.p_end); });
-    A* strip = static_cast<A*>(scratch(Scratch::kTile, static_cast<size_t>(strip_lines * line) * sizeof(A)));
+    O* strip = static_cast<O*>(scratch(Scratch::kTile, static_cast<size_t>(strip_lines * line) * sizeof(O)));
     for_each_part([&](const Part& part) {
       const int64_t count = lines_.strip_lines(part.p_begin, part.p_end);
       copy_strip(part, count, pixel, strip);
@@ -158,12 +161,12 @@ class ConvRows {
   }
 
   // The row panels of a part whose first window begins at `a`.
-  void fill(const Part& part, const A* a, int64_t line_pitch, int64_t pixel_pitch, RowPanel<A>** out) const {
+  void fill(const Part& part, const O* a, int64_t line_pitch, int64_t pixel_pitch, RowPanel<O>** out) const {
     const auto top = [&](int64_t p) { return p * g_.stride_h - g_.pad_h; };
     for (int64_t index = part.begin; index < part.end; index++) {
       int64_t begin, end;
       lines_.pixels(index, &begin, &end);
-      RowPanel<A>* const panel = (*out)++;
+      RowPanel<O>* const panel = (*out)++;
       int64_t p = begin / g_.Q, q = begin % g_.Q;
       // Window rows above the image even for the last pixel, and below it even for the first one.
       const int64_t above = smaller(g_.R, larger(0, ceil_div(-top((end - 1) / g_.Q), g_.dilation_h)));
@@ -181,14 +184,15 @@ class ConvRows {
     }
   }
 
-  void copy_strip(const Part& part, int64_t count, int64_t pixel, A* strip) const {
+  void copy_strip(const Part& part, int64_t count, int64_t pixel, O* strip) const {
     const int64_t width = lines_.width, pixel_step = lines_.pixel_step;
-    const bool gaps = pixel_step < g_.stride_w, contiguous = x_.stride_w == g_.C && pixel == g_.C;
+    const bool gaps = pixel_step < g_.stride_w;
+    const bool contiguous = x_.stride_w == g_.C && pixel == channels_ && g_.C % kDepth<T> == 0;
     const int64_t left = smaller(width, larger(0, g_.pad_w)), right = smaller(width, larger(left, g_.W + g_.pad_w));
     for (int64_t i = 0; i < count; i++, strip += width * pixel) {
       const int64_t h = (part.p_begin + i / lines_.line_step) * g_.stride_h + i % lines_.line_step - g_.pad_h;
       if (h < 0 || h >= g_.H) {
-        zero_elements(strip, width * pixel);
+        zero_operands(strip, width * pixel);
         continue;
       }
       const T* const from = static_cast<const T*>(x_.data) + part.n * x_.stride_n + h * x_.stride_h;
@@ -196,28 +200,28 @@ class ConvRows {
         for (int64_t j = 0; j < width; j++) {
           const int64_t w = j / pixel_step * g_.stride_w + j % pixel_step - g_.pad_w;
           if (w < 0 || w >= g_.W)
-            zero_elements(strip + j * pixel, g_.C);
+            zero_operands(strip + j * pixel, channels_);
           else
-            copy_elements(from + w * x_.stride_w, strip + j * pixel, g_.C);
+            copy_channels(from + w * x_.stride_w, strip + j * pixel, g_.C);
         }
         continue;
       }
-      zero_elements(strip, left * pixel);
+      zero_operands(strip, left * pixel);
       if (contiguous)
-        copy_elements(from + (left - g_.pad_w) * g_.C, strip + left * g_.C, (right - left) * g_.C);
+        copy_channels(from + (left - g_.pad_w) * g_.C, strip + left * pixel, (right - left) * g_.C);
       else
         for (int64_t j = left; j < right; j++)
-          copy_elements(from + (j - g_.pad_w) * x_.stride_w, strip + j * pixel, g_.C);
-      zero_elements(strip + right * pixel, (width - right) * pixel);
+          copy_channels(from + (j - g_.pad_w) * x_.stride_w, strip + j * pixel, g_.C);
+      zero_operands(strip + right * pixel, (width - right) * pixel);
     }
   }
 
-  // `pixel` and `tap_h` are the elements from one pixel to the next and from one tap to the one below.
+  // `pixel` and `tap_h` are the operands from one pixel to the next and from one tap to the one below.
   Segment* make_segments(int64_t pixel, int64_t tap_h) {
     const int64_t tap_w = g_.dilation_w * pixel;
     // Where chains end must not depend on whether the taps of a window row are adjacent in memory.
-    const bool short_rows = 2 * g_.S * g_.C <= 3 * kChain, merged = short_rows && tap_w == g_.C;
-    const int64_t taps = merged ? 1 : g_.S, run = merged ? g_.S * g_.C : g_.C;
+    const bool short_rows = 2 * g_.S * channels_ <= 3 * kChain, merged = short_rows && tap_w == channels_;
+    const int64_t taps = merged ? 1 : g_.S, run = merged ? g_.S * channels_ : channels_;
     const int64_t pieces = short_rows ? 1 : ceil_div(run, kChain);
     segments_of_row_ = taps * pieces;
     Segment* const segments = static_cast<Segment*>(
@@ -242,6 +246,7 @@ class ConvRows {
   const NhwcInput x_;
   const NhwcOutput y_;
   const NhwcInput residual_;
+  const int64_t channels_;  // operands of a pixel
   const int64_t begin_, end_;
   int64_t segments_of_row_ = 0;
 };

@@ -1,6 +1,7 @@
 // The register-blocked product that every operator is built on, its operand formats and its epilogue.
 //   A: rows a constant pitch apart, read in place or from a producer's tile; k runs through the same segments in all
 //   B: [panel of kNR columns][k][kNR]                  packed once
+// A and B consist of operands (operand.h), and k counts them.
 //   C: stays in registers until scale, shift, residual and activation are applied
 // The order of summation of an element of C depends on k alone: its bits do not depend on the tile it is in.
 //
@@ -9,6 +10,7 @@
 
 #include "cpu/activation.h"
 #include "cpu/kernel_table.h"
+#include "cpu/operand.h"
 #include "cpu/upcoming.h"
 
 namespace ik::cpu::IK_ISA {
@@ -17,12 +19,12 @@ namespace ik::cpu::IK_ISA {
 constexpr int64_t kChain = 384;
 
 // Registers decide the block: kMR x kNV accumulators, kNV columns of B and one broadcast of A.
-template <typename A>
+template <typename O>
 struct Gemm {
-  static constexpr int kBytes = Vec<A>::kLanes * static_cast<int>(sizeof(A));
+  static constexpr int kBytes = Vec<O>::kLanes * static_cast<int>(sizeof(O));
   static constexpr int kMR = kBytes == 64 ? 14 : kBytes == 32 ? 6 : 4;
   static constexpr int kNV = 2;
-  static constexpr int kNR = kNV * Vec<A>::kLanes;
+  static constexpr int kNR = kNV * Vec<O>::kLanes;
 };
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -32,29 +34,29 @@ inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // A producer's tile: [row panel][chain of k][kMR][pitch]. Long runs of a row let the hardware follow all rows of a
 // panel; a pitch of no more than a chain keeps the rows' elements of one k close together for the producer.
-template <typename A>
+template <typename O>
 inline int64_t tile_pitch(int64_t k) {
-  return smaller(kChain, round_up(k, Vec<A>::kLanes));
+  return smaller(kChain, round_up(k, Vec<O>::kLanes));
 }
-template <typename A>
-inline int64_t panel_elements(int64_t k) {
-  return ceil_div(k, kChain) * Gemm<A>::kMR * tile_pitch<A>(k);
+template <typename O>
+inline int64_t panel_operands(int64_t k) {
+  return ceil_div(k, kChain) * Gemm<O>::kMR * tile_pitch<O>(k);
 }
 
-// Consecutive k that are consecutive elements of a row of A, `offset` elements from the row's start.
+// Consecutive k that lie next to each other in a row of A, `offset` operands from the row's start.
 struct Segment {
   int64_t k, offset, length;
   bool ends_chain;
 };
 
 // At most kMR rows of A and where their results go: elements from the output's (residual's) column 0.
-template <typename A>
+template <typename O>
 struct RowPanel {
-  const A* a;
+  const O* a;
   int rows;
   // The others are zero in all rows.
   int segment_begin, segment_end;
-  int64_t y[Gemm<A>::kMR], residual[Gemm<A>::kMR];
+  int64_t y[Gemm<O>::kMR], residual[Gemm<O>::kMR];
 };
 
 // One panel of B and what becomes of its columns.
@@ -62,8 +64,8 @@ template <typename T>
 struct ColumnPanel {
   using A = Accum<T>;
   const Segment* segments;
-  int64_t pitch;  // elements between rows of A
-  const A* b;
+  int64_t pitch;  // operands between rows of A
+  const Operand<T>* b;
   const A* scale;  // of the panel's columns; null = 1
   const A* shift;  // null = 0
   const T* residual;
@@ -74,13 +76,15 @@ struct ColumnPanel {
 };
 
 template <typename T, int MR, int NV>
-void micro_kernel(const ColumnPanel<T>& panel, const RowPanel<Accum<T>>& rows) {
+void micro_kernel(const ColumnPanel<T>& panel, const RowPanel<Operand<T>>& rows) {
   using A = Accum<T>;
-  constexpr int kLanes = Vec<A>::kLanes, kNR = Gemm<A>::kNR, kUnroll = 4, kAhead = 16;
+  using O = Operand<T>;
+  static_assert(Vec<A>::kLanes == Vec<O>::kLanes);
+  constexpr int kLanes = Vec<A>::kLanes, kNR = Gemm<O>::kNR, kUnroll = 4, kAhead = 16;
   // Three rows share a base register: base, base + pitch, base + 2 * pitch are addressing modes of x86.
   constexpr int kBases = (MR + 2) / 3;
-  const int64_t pitch = panel.pitch * static_cast<int64_t>(sizeof(A));
-  const A* b = panel.b + panel.segments[rows.segment_begin].k * kNR;
+  const int64_t pitch = panel.pitch * static_cast<int64_t>(sizeof(O));
+  const O* b = panel.b + panel.segments[rows.segment_begin].k * kNR;
   Vec<A> sum[MR][NV];
   A* const finished = panel.sums;
   const Segment *const begin = panel.segments + rows.segment_begin, *const end = panel.segments + rows.segment_end;
@@ -105,14 +109,14 @@ void micro_kernel(const ColumnPanel<T>& panel, const RowPanel<Accum<T>>& rows) {
       for (int i = 0; i < kBases; i++)
         base[i] = reinterpret_cast<const char*>(rows.a + segment->offset) + 3 * i * pitch;
       const auto step = [&](int s) __attribute__((always_inline)) {
-        Vec<A> column[NV];
+        Vec<O> column[NV];
 #pragma GCC unroll 2
         for (int j = 0; j < NV; j++) column[j] = load(b + s * kNR + j * kLanes);
 #pragma GCC unroll 2
         for (int j = 0; j < NV; j++) __builtin_prefetch(b + (s + kAhead) * kNR + j * kLanes);
 #pragma GCC unroll 16
         for (int i = 0; i < MR; i++) {
-          const Vec<A> row = broadcast(reinterpret_cast<const A*>(base[i / 3] + i % 3 * pitch)[s]);
+          const Vec<O> row = broadcast(reinterpret_cast<const O*>(base[i / 3] + i % 3 * pitch)[s]);
 #pragma GCC unroll 2
           for (int j = 0; j < NV; j++) accumulate(sum[i][j], row, column[j]);
         }
@@ -121,7 +125,7 @@ void micro_kernel(const ColumnPanel<T>& panel, const RowPanel<Accum<T>>& rows) {
       const auto advance = [&](int steps) __attribute__((always_inline)) {
 #pragma GCC unroll 5
         for (int i = 0; i < kBases; i++) {
-          base[i] += steps * static_cast<int>(sizeof(A));
+          base[i] += steps * static_cast<int>(sizeof(O));
           __asm__("" : "+r"(base[i]));  // else the compiler would keep a pointer per row, in memory
         }
         b += steps * kNR;
@@ -180,7 +184,7 @@ void micro_kernel(const ColumnPanel<T>& panel, const RowPanel<Accum<T>>& rows) {
 }
 
 template <typename T>
-using MicroKernel = void (*)(const ColumnPanel<T>&, const RowPanel<Accum<T>>&);
+using MicroKernel = void (*)(const ColumnPanel<T>&, const RowPanel<Operand<T>>&);
 
 template <typename T, int NV, int... kRows>
 inline MicroKernel<T> pick_micro_kernel(int rows, std::integer_sequence<int, kRows...>) {
@@ -190,7 +194,7 @@ inline MicroKernel<T> pick_micro_kernel(int rows, std::integer_sequence<int, kRo
 
 // What the micro-kernel does on registers, from its sums: for activations that are no bounds and for ragged columns.
 template <typename T>
-inline void finish(const ColumnPanel<T>& panel, const RowPanel<Accum<T>>& rows, Activation activation,
+inline void finish(const ColumnPanel<T>& panel, const RowPanel<Operand<T>>& rows, Activation activation,
                    int64_t columns) {
   using A = Accum<T>;
   constexpr int kLanes = Vec<A>::kLanes;
@@ -200,7 +204,7 @@ inline void finish(const ColumnPanel<T>& panel, const RowPanel<Accum<T>>& rows, 
     if (panel.scale) scale = load(panel.scale + j, n);
     if (panel.shift) shift = load(panel.shift + j, n);
     for (int i = 0; i < rows.rows; i++) {
-      Vec<A> value = load(panel.sums + i * Gemm<A>::kNR + j);
+      Vec<A> value = load(panel.sums + i * Gemm<Operand<T>>::kNR + j);
       if (panel.scale || panel.shift) value = fmadd(value, scale, shift);
       if (panel.residual) {
         const T* residual = panel.residual + rows.residual[i] + j;
@@ -217,9 +221,9 @@ inline void finish(const ColumnPanel<T>& panel, const RowPanel<Accum<T>>& rows, 
 }
 
 // A tile's rows, all of one pitch.
-template <typename A>
+template <typename O>
 struct Rows {
-  const RowPanel<A>* panels;
+  const RowPanel<O>* panels;
   int64_t count;
   int64_t pitch;
   const Segment* segments;
@@ -229,11 +233,12 @@ struct Rows {
 // The columns of panels [panel_begin, panel_end). Panels of B outer, rows inner: a panel of B is read once from memory,
 // A stays in L2.
 template <typename T>
-void multiply(const Rows<Accum<T>>& rows, const void* packed_b, int64_t k, int64_t K, const Epilogue& epilogue,
+void multiply(const Rows<Operand<T>>& rows, const void* packed_b, int64_t k, int64_t K, const Epilogue& epilogue,
               int64_t panel_begin, int64_t panel_end) {
   using A = Accum<T>;
-  constexpr int64_t kMR = Gemm<A>::kMR, kNR = Gemm<A>::kNR, kLanes = Vec<A>::kLanes;
-  constexpr std::make_integer_sequence<int, Gemm<A>::kMR> kAllRows{};
+  using O = Operand<T>;
+  constexpr int64_t kMR = Gemm<O>::kMR, kNR = Gemm<O>::kNR, kLanes = Vec<O>::kLanes;
+  constexpr std::make_integer_sequence<int, Gemm<O>::kMR> kAllRows{};
   alignas(64) A sums[kMR * kNR];
   const auto at = [](auto* data, int64_t offset) { return data ? data + offset : nullptr; };
   const Activation activation = epilogue.activation;
@@ -249,14 +254,14 @@ void multiply(const Rows<Accum<T>>& rows, const void* packed_b, int64_t k, int64
   for (int64_t q = panel_begin; q < panel_end; q++) {
     const int64_t column = q * kNR, columns = smaller(kNR, K - column);
     const bool in_registers = bounds && columns % kLanes == 0;
-    panel.b = static_cast<const A*>(packed_b) + column * k;
+    panel.b = static_cast<const O*>(packed_b) + column * k;
     panel.scale = at(static_cast<const A*>(epilogue.scale), column);
     panel.shift = at(static_cast<const A*>(epilogue.shift), column);
     panel.residual = at(static_cast<const T*>(epilogue.residual.data), column);
     panel.y = static_cast<T*>(epilogue.y.data) + column;
     panel.unfinished = !in_registers;
     for (int64_t i = 0; i < rows.count; i++) {
-      const RowPanel<A>& part = rows.panels[i];
+      const RowPanel<O>& part = rows.panels[i];
       const MicroKernel<T> kernel = columns > kLanes ? pick_micro_kernel<T, 2>(part.rows, kAllRows)
                                                      : pick_micro_kernel<T, 1>(part.rows, kAllRows);
       rows.upcoming.fetch(call++, calls);

@@ -16,8 +16,8 @@
 namespace ik::cpu {
 namespace {
 
-constexpr int kIsaCount = 4;
-const char* const kNames[kIsaCount] = {"portable", "avx2", "avx512", "amx"};
+constexpr int kIsaCount = 5;
+const char* const kNames[kIsaCount] = {"portable", "avx2", "avx512", "avx512bf16", "amx"};
 
 #if defined(__x86_64__)
 bool has(uint32_t value, uint32_t bits) { return (value & bits) == bits; }
@@ -42,10 +42,10 @@ Isa detect() {
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return Isa::kPortable;
   if (!has(states, kXmmYmm) || !has(ebx, bit_AVX2)) return Isa::kPortable;
   if (!has(states, kZmm) || !has(ebx, bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ)) return Isa::kAvx2;
-  constexpr uint32_t kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAvx512Bf16 = 1u << 5;
-  if (!has(states, kTiles) || !has(edx, kAmxBf16 | kAmxTile)) return Isa::kAvx512;
-  if (!__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) || !has(eax, kAvx512Bf16)) return Isa::kAvx512;
-  return request_tiles() ? Isa::kAmx : Isa::kAvx512;
+  constexpr uint32_t kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kBf16 = 1u << 5;
+  const bool tiles = has(states, kTiles) && has(edx, kAmxBf16 | kAmxTile);
+  if (!__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) || !has(eax, kBf16)) return Isa::kAvx512;
+  return tiles && request_tiles() ? Isa::kAmx : Isa::kAvx512Bf16;
 }
 #else
 Isa detect() { return Isa::kPortable; }
@@ -90,7 +90,7 @@ Isa isa_from_name(const std::string& name) {
   for (int i = 0; i < kIsaCount; i++) {
     if (name == kNames[i]) return static_cast<Isa>(i);
   }
-  throw std::runtime_error("the instruction set must be portable, avx2, avx512 or amx, got '" + name + "'");
+  throw std::runtime_error("the instruction set must be portable, avx2, avx512, avx512bf16 or amx, got '" + name + "'");
 }
 
 }  // namespace ik::cpu

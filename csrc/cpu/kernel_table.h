@@ -91,6 +91,9 @@ const KernelTable& kernel_table(DType dtype);
 namespace avx512 {
 const KernelTable& kernel_table(DType dtype);
 }
+namespace avx512bf16 {
+const KernelTable& kernel_table_bf16();
+}
 namespace amx {
 const KernelTable& kernel_table_bf16();
 }
