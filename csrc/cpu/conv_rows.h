@@ -58,7 +58,7 @@ struct PixelLines {
 // n channels, which lie next to each other, as operands.
 template <typename T>
 inline void copy_channels(const T* from, Operand<T>* to, int64_t n) {
-  constexpr int kLanes = Vec<Operand<T>>::kLanes, kCount = Channels<T>::kCount;
+  constexpr int kLanes = Vec<Operand<T>>::kLanes, kCount = kLanes * kDepth<T>;
   for (; n >= kCount; n -= kCount, from += kCount, to += kLanes) store(to, load_operands(from, kCount));
   if (n > 0) store(to, load_operands(from, static_cast<int>(n)), static_cast<int>(operands<T>(n)));
 }

@@ -1,22 +1,10 @@
 // The rows of A (gemm.h) of a separable convolution: a tile of depthwise results.
 //
 #pragma once
-#include "cpu/gemm.h"
+#include "cpu/depthwise_pairs.h"
 #include "cpu/scratch.h"
 
 namespace ik::cpu::IK_ISA {
-
-struct Pixel {
-  int64_t n, p, q;
-};
-inline Pixel pixel_of(const Geometry& g, int64_t row) { return {row / (g.P * g.Q), row / g.Q % g.P, row % g.Q}; }
-inline void advance(const Geometry& g, Pixel* at) {
-  if (++at->q < g.Q) return;
-  at->q = 0;
-  if (++at->p < g.P) return;
-  at->p = 0;
-  at->n++;
-}
 
 // Input activation of the depthwise part: none and ReLU are one maximum, which also keeps NaN.
 template <bool kClamp>
@@ -29,54 +17,24 @@ struct InputActivation {
   }
 };
 
-// `channels` channels from channel c on.
-template <typename T>
-inline Channels<T> depthwise_bias(const SeparableTask& t, int64_t c, int channels) {
+template <typename A>
+inline Vec<A> depthwise_bias(const SeparableTask& t, int64_t c, int lanes) {
+  return t.depthwise_bias ? load(static_cast<const A*>(t.depthwise_bias) + c, lanes) : broadcast(A(0));
+}
+
+// One vector of channels, any window.
+template <typename T, typename Input>
+inline void depthwise_any(const SeparableTask& t, Input input, const Accum<T>* weight, int64_t c, int lanes,
+                          int64_t row_begin, int64_t row_end, Accum<T>* a) {
   using A = Accum<T>;
-  Channels<T> bias;
-  alignas(64) A values[kDepth<T>][Vec<A>::kLanes] = {};
-  if (t.depthwise_bias)
-    for (int i = 0; i < channels; i++) values[i % kDepth<T>][i / kDepth<T>] = static_cast<const A*>(t.depthwise_bias)[c + i];
-#pragma GCC unroll 2
-  for (int v = 0; v < kDepth<T>; v++) bias.v[v] = load(values[v]);
-  return bias;
-}
-
-template <typename T, typename Input>
-inline Channels<T> load_input(Input input, const T* from, int channels) {
-  Channels<T> x = load_channels(from, channels);
-#pragma GCC unroll 2
-  for (int v = 0; v < kDepth<T>; v++) x.v[v] = input(x.v[v]);
-  return x;
-}
-
-template <typename T>
-inline void store_output(Operand<T>* to, Activation activation, Channels<T> sum) {
-#pragma GCC unroll 2
-  for (int v = 0; v < kDepth<T>; v++) sum.v[v] = activate(activation, sum.v[v]);
-  store_operands<T>(to, sum);
-}
-
-// Where channel c of the tile's first row lies.
-template <typename T>
-inline Operand<T>* depthwise_column(Operand<T>* a, int64_t channels, int64_t c) {
-  const int64_t k = c / kDepth<T>, pitch = tile_pitch<Operand<T>>(operands<T>(channels));
-  return a + k / kChain * Gemm<Operand<T>>::kMR * pitch + k % kChain;
-}
-
-// One vector of operands, any window.
-template <typename T, typename Input>
-inline void depthwise_any(const SeparableTask& t, Input input, const Accum<T>* weight, int64_t c, int channels,
-                          int64_t row_begin, int64_t row_end, Operand<T>* a) {
-  using O = Operand<T>;
-  constexpr int64_t kMR = Gemm<O>::kMR, kLanes = Vec<O>::kLanes;
+  constexpr int64_t kMR = Gemm<A>::kMR, kLanes = Vec<A>::kLanes;
   const Geometry& g = t.geometry;
-  const int64_t panel = panel_operands<O>(operands<T>(g.C)), pitch = tile_pitch<O>(operands<T>(g.C));
-  const Channels<T> bias = depthwise_bias<T>(t, c, channels);
-  O* const out = depthwise_column<T>(a, g.C, c);
+  const int64_t panel = panel_operands<A>(g.C), pitch = tile_pitch<A>(g.C);
+  const Vec<A> bias = depthwise_bias<A>(t, c, lanes);
+  A* const out = a + c / kChain * kMR * pitch + c % kChain;
   Pixel at = pixel_of(g, row_begin);
   for (int64_t row = row_begin, i = 0; row < row_end; row++, i++, advance(g, &at)) {
-    Channels<T> sum = bias;
+    Vec<A> sum = bias;
     for (int64_t r = 0; r < g.R; r++) {
       const int64_t h = at.p * g.stride_h - g.pad_h + r * g.dilation_h;
       if (h < 0 || h >= g.H) continue;
@@ -84,41 +42,35 @@ inline void depthwise_any(const SeparableTask& t, Input input, const Accum<T>* w
       for (int64_t s = 0; s < g.S; s++) {
         const int64_t w = at.q * g.stride_w - g.pad_w + s * g.dilation_w;
         if (w < 0 || w >= g.W) continue;
-        const Channels<T> x = load_input(input, line + w * t.x.stride_w, channels);
-#pragma GCC unroll 2
-        for (int v = 0; v < kDepth<T>; v++)
-          sum.v[v] = fmadd(x.v[v], load(weight + ((r * g.S + s) * kDepth<T> + v) * kLanes), sum.v[v]);
+        const T* from = line + w * t.x.stride_w;
+        sum =
+            fmadd(input(lanes == kLanes ? load(from) : load(from, lanes)), load(weight + (r * g.S + s) * kLanes), sum);
       }
     }
-    store_output<T>(out + i / kMR * panel + i % kMR * pitch, t.mid_activation, sum);
+    store(out + i / kMR * panel + i % kMR * pitch, activate(t.mid_activation, sum));
   }
 }
 
-// kCount vectors of operands, 3 x 3, stride 1, dilation 1: walks along an image row and adds each loaded column of
+// kCount vectors of channels, 3 x 3, stride 1, dilation 1: walks along an image row and adds each loaded column of
 // three pixels to the three outputs that it touches. Taps outside the image are left out, so every output has one
 // order.
 template <int kCount, typename T, typename Input>
-inline void depthwise_3x3(const SeparableTask& t, Input input, const Accum<T>* weight, int64_t c, int channels,
-                          int64_t row_begin, int64_t row_end, Operand<T>* a) {
-  using O = Operand<T>;
-  constexpr int64_t kMR = Gemm<O>::kMR, kLanes = Vec<O>::kLanes, kChannels = Channels<T>::kCount;
-  constexpr int kVectors = kDepth<T>;
-  alignas(64) static constexpr T kZeros[kCount * kChannels] = {};
+inline void depthwise_3x3(const SeparableTask& t, Input input, const Accum<T>* weight, int64_t c, int lanes,
+                          int64_t row_begin, int64_t row_end, Accum<T>* a) {
+  using A = Accum<T>;
+  constexpr int64_t kMR = Gemm<A>::kMR, kLanes = Vec<A>::kLanes;
+  alignas(64) static constexpr T kZeros[kCount * kLanes] = {};
   constexpr int64_t kAhead = 16;
   const Geometry& g = t.geometry;
-  const int64_t panel = panel_operands<O>(operands<T>(g.C)), pitch = tile_pitch<O>(operands<T>(g.C));
-  Vec<Accum<T>> tap[9][kCount][kVectors];
-  Channels<T> bias[kCount];
+  const int64_t panel = panel_operands<A>(g.C), pitch = tile_pitch<A>(g.C);
+  Vec<A> tap[9][kCount], bias[kCount];
 #pragma GCC unroll 2
-  for (int i = 0; i < kCount; i++) {
+  for (int v = 0; v < kCount; v++) {
 #pragma GCC unroll 9
-    for (int j = 0; j < 9; j++) {
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; v++) tap[j][i][v] = load(weight + ((i * 9 + j) * kVectors + v) * kLanes);
-    }
-    bias[i] = depthwise_bias<T>(t, c + i * kChannels, channels);
+    for (int i = 0; i < 9; i++) tap[i][v] = load(weight + (v * 9 + i) * kLanes);
+    bias[v] = depthwise_bias<A>(t, c + v * kLanes, lanes);
   }
-  O* out = depthwise_column<T>(a, g.C, c);
+  A* out = a + c / kChain * kMR * pitch + c % kChain;
   int64_t within = 0;
   for (int64_t row = row_begin; row < row_end;) {
     const Pixel at = pixel_of(g, row);
@@ -132,9 +84,9 @@ inline void depthwise_3x3(const SeparableTask& t, Input input, const Accum<T>* w
       step[r] = inside ? t.x.stride_w : 0;
     }
     // Outputs w - 2, w - 1 and w of the column being read.
-    Channels<T> first[kCount], second[kCount], third[kCount];
+    Vec<A> first[kCount], second[kCount], third[kCount];
 #pragma GCC unroll 2
-    for (int i = 0; i < kCount; i++) first[i] = second[i] = third[i] = bias[i];
+    for (int v = 0; v < kCount; v++) first[v] = second[v] = third[v] = bias[v];
     const int64_t left = at.q - g.pad_w;
     for (int64_t w = left; w < left + count + 2; w++) {
       if (w >= 0 && w < g.W) {
@@ -143,32 +95,29 @@ inline void depthwise_3x3(const SeparableTask& t, Input input, const Accum<T>* w
 #pragma GCC unroll 3
         for (int r = 0; r < 3; r++) {
 #pragma GCC unroll 2
-          for (int i = 0; i < kCount; i++) {
-            if (r == 0) __builtin_prefetch(ahead + i * kChannels);
-            const Channels<T> x = load_input(input, line[r] + w * step[r] + i * kChannels, channels);
-#pragma GCC unroll 2
-            for (int v = 0; v < kVectors; v++) {
-              first[i].v[v] = fmadd(x.v[v], tap[3 * r + 2][i][v], first[i].v[v]);
-              second[i].v[v] = fmadd(x.v[v], tap[3 * r + 1][i][v], second[i].v[v]);
-              third[i].v[v] = fmadd(x.v[v], tap[3 * r][i][v], third[i].v[v]);
-            }
+          for (int v = 0; v < kCount; v++) {
+            if (r == 0) __builtin_prefetch(ahead + v * kLanes);
+            const T* from = line[r] + w * step[r] + v * kLanes;
+            const Vec<A> x = input(lanes == kLanes ? load(from) : load(from, lanes));
+            first[v] = fmadd(x, tap[3 * r + 2][v], first[v]);
+            second[v] = fmadd(x, tap[3 * r + 1][v], second[v]);
+            third[v] = fmadd(x, tap[3 * r][v], third[v]);
           }
         }
       }
       if (w >= left + 2) {
 #pragma GCC unroll 2
-        for (int i = 0; i < kCount; i++)
-          store_output<T>(out + within * pitch + i * kLanes, t.mid_activation, first[i]);
+        for (int v = 0; v < kCount; v++) store(out + within * pitch + v * kLanes, activate(t.mid_activation, first[v]));
         if (++within == kMR) {
           within = 0;
           out += panel;
         }
       }
 #pragma GCC unroll 2
-      for (int i = 0; i < kCount; i++) {
-        first[i] = second[i];
-        second[i] = third[i];
-        third[i] = bias[i];
+      for (int v = 0; v < kCount; v++) {
+        first[v] = second[v];
+        second[v] = third[v];
+        third[v] = bias[v];
       }
     }
     row += count;
@@ -176,35 +125,37 @@ inline void depthwise_3x3(const SeparableTask& t, Input input, const Accum<T>* w
 }
 
 template <typename T, bool kClamp>
-void depthwise_channels(const SeparableTask& t, int64_t row_begin, int64_t row_end, Operand<T>* a) {
+void depthwise_channels(const SeparableTask& t, int64_t row_begin, int64_t row_end, Accum<T>* a) {
   using A = Accum<T>;
-  constexpr int64_t kChannels = Channels<T>::kCount;
-  // 18 vectors of taps and 6 of sums fit the 32 registers of AVX-512 only.
-  constexpr int kCount = Vec<A>::kLanes * sizeof(A) == 64 ? 2 / kDepth<T> : 1;
+  constexpr int64_t kLanes = Vec<A>::kLanes;
+  // Two vectors of 9 taps and 3 sums each fit the 32 registers of AVX-512 only.
+  constexpr int kCount = kLanes * sizeof(A) == 64 ? 2 : 1;
   const Geometry& g = t.geometry;
   const InputActivation<kClamp> input{t.input_activation};
   const bool sliding =
       g.R == 3 && g.S == 3 && g.stride_h == 1 && g.stride_w == 1 && g.dilation_h == 1 && g.dilation_w == 1;
   for (int64_t c = 0; c < g.C;) {
-    const int channels = static_cast<int>(smaller(kChannels, g.C - c));
+    const int lanes = static_cast<int>(smaller(kLanes, g.C - c));
     const A* weight = static_cast<const A*>(t.depthwise) + c * g.R * g.S;
-    if (sliding && g.C - c >= kCount * kChannels) {
-      depthwise_3x3<kCount, T>(t, input, weight, c, kChannels, row_begin, row_end, a);
-      c += kCount * kChannels;
+    if (sliding && g.C - c >= kCount * kLanes) {
+      depthwise_3x3<kCount, T>(t, input, weight, c, kLanes, row_begin, row_end, a);
+      c += kCount * kLanes;
       continue;
     }
     if (sliding)
-      depthwise_3x3<1, T>(t, input, weight, c, channels, row_begin, row_end, a);
+      depthwise_3x3<1, T>(t, input, weight, c, lanes, row_begin, row_end, a);
     else
-      depthwise_any<T>(t, input, weight, c, channels, row_begin, row_end, a);
-    c += kChannels;
+      depthwise_any<T>(t, input, weight, c, lanes, row_begin, row_end, a);
+    c += kLanes;
   }
 }
 
 // Row m of the tile gets the C depthwise results of output pixel row_begin + m.
 template <typename T>
 void depthwise(const SeparableTask& t, int64_t row_begin, int64_t row_end, Operand<T>* a) {
-  if (t.input_activation == Activation::kNone || t.input_activation == Activation::kRelu)
+  if constexpr (kDepth<T> == 2)
+    depthwise_pairs(t, row_begin, row_end, a);
+  else if (t.input_activation == Activation::kNone || t.input_activation == Activation::kRelu)
     depthwise_channels<T, true>(t, row_begin, row_end, a);
   else
     depthwise_channels<T, false>(t, row_begin, row_end, a);

@@ -65,21 +65,9 @@ struct ForwardKernels {
     multiply<T>(rows, t.pointwise, k, t.geometry.K, t.epilogue, tile.panel_begin, tile.panel_end);
   }
 
-  // [vector of operands][R * S][kDepth][kLanes], channels as in load_channels
-  static constexpr int64_t kChannels = Channels<T>::kCount;
-  static size_t depthwise_weight_bytes(const Geometry& g) {
-    return static_cast<size_t>(round_up(g.C, kChannels) * g.R * g.S) * sizeof(A);
-  }
+  static size_t depthwise_weight_bytes(const Geometry& g) { return DepthwiseWeight<T>::bytes(g); }
   static void depthwise_pack(const Geometry& g, const WeightView& w, void* packed) {
-    A* out = static_cast<A*>(packed);
-    for (int64_t first = 0; first < g.C; first += kChannels)
-      for (int64_t r = 0; r < g.R; r++)
-        for (int64_t s = 0; s < g.S; s++)
-          for (int64_t v = 0; v < kDepth<T>; v++)
-            for (int64_t i = 0; i < kLanes; i++) {
-              const int64_t c = first + i * kDepth<T> + v;
-              *out++ = c < g.C ? to_accum(read_weight<T>(w, c, 0, r, s)) : A(0);
-            }
+    DepthwiseWeight<T>::pack(g, w, packed);
   }
   static size_t pointwise_weight_bytes(const Geometry& g) { return columns_bytes(g.K, g.C); }
   static void pointwise_pack(const Geometry& g, const WeightView& w, void* packed, int64_t panel_begin,

@@ -77,42 +77,4 @@ inline Vec<Accum<T>> load_operands(const T* from, int n) {
   return n >= Vec<Accum<T>>::kLanes ? load(from) : load(from, n);
 }
 
-// The channels that one vector of operands holds, as vectors of the accumulation type: every kDepth-th in each.
-template <typename T>
-struct Channels {
-  static constexpr int kVectors = kDepth<T>;
-  static constexpr int kCount = Vec<Operand<T>>::kLanes * kDepth<T>;
-  Vec<Accum<T>> v[kVectors];
-};
-
-// The first n channels; zero beyond.
-template <typename T>
-inline Channels<T> load_channels(const T* from, int n) {
-  if constexpr (kDepth<T> == 1) {
-    return {{load_operands(from, n)}};
-  } else {
-#if defined(__AVX512BF16__)
-    const __m512i bits = load_operands(from, n).v;
-    const __m512i second = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
-    return {{{_mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))},
-             {_mm512_castsi512_ps(_mm512_and_si512(bits, second))}}};
-#endif
-  }
-}
-
-template <typename T>
-inline void store_operands(Operand<T>* to, const Channels<T>& channels) {
-  if constexpr (kDepth<T> == 1) {
-    store(to, channels.v[0]);
-  } else {
-#if defined(__AVX512BF16__)
-    // Rounds to all the first channels, then all the second ones.
-    const __m512bh halves = _mm512_cvtne2ps_pbh(channels.v[1].v, channels.v[0].v);
-    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6, 21,
-                                           5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
-    _mm512_storeu_si512(to, _mm512_permutexvar_epi16(order, reinterpret_cast<const __m512i&>(halves)));
-#endif
-  }
-}
-
 }  // namespace ik::cpu::IK_ISA

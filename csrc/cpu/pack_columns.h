@@ -74,7 +74,7 @@ inline void pack_transposed(const T* from, int64_t pitch, int64_t columns, int64
 template <typename T>
 inline void pack_channels(const T* from, int64_t pitch, int64_t columns, int64_t count, Operand<T>* out) {
   using O = Operand<T>;
-  constexpr int kLanes = Vec<O>::kLanes, kCount = Channels<T>::kCount;
+  constexpr int kLanes = Vec<O>::kLanes, kCount = kLanes * kDepth<T>;
   for (int64_t c = 0; c < count; c += kCount) {
     const int n = static_cast<int>(smaller(kCount, count - c));
     Vec<O> block[kLanes];
