@@ -95,6 +95,12 @@ void micro_kernel(const ColumnPanel<T>& panel, const RowPanel<Operand<T>>& rows)
 #pragma GCC unroll 2
       for (int j = 0; j < NV; j++) __builtin_prefetch(panel.y + rows.y[i] + j * kLanes, 1);
     }
+    if (panel.residual) {
+      for (int i = 0; i < MR; i++) {
+#pragma GCC unroll 2
+        for (int j = 0; j < NV; j++) __builtin_prefetch(panel.residual + rows.residual[i] + j * kLanes);
+      }
+    }
   }
   for (;;) {
 #pragma GCC unroll 16
