@@ -6,6 +6,7 @@
 // The order of summation of an element of C depends on k alone: its bits do not depend on the tile it is in.
 //
 #pragma once
+#include <type_traits>
 #include <utility>
 
 #include "cpu/activation.h"
@@ -75,12 +76,27 @@ struct ColumnPanel {
   bool unfinished;  // all sums go there, and nothing else is done
 };
 
+template <typename T, int NV>
+inline void store_columns(T* to, const Vec<Accum<T>> (&columns)[NV]) {
+#if defined(__AVX512BF16__)
+  if constexpr (std::is_same_v<T, Bf16> && NV == 2) {
+    const __m512bh both = _mm512_cvtne2ps_pbh(columns[1].v, columns[0].v);
+    _mm512_storeu_si512(to, reinterpret_cast<const __m512i&>(both));
+    return;
+  }
+#endif
+#pragma GCC unroll 2
+  for (int j = 0; j < NV; j++) store(to + j * Vec<Accum<T>>::kLanes, columns[j]);
+}
+
 template <typename T, int MR, int NV>
 void micro_kernel(const ColumnPanel<T>& panel, const RowPanel<Operand<T>>& rows) {
   using A = Accum<T>;
   using O = Operand<T>;
   static_assert(Vec<A>::kLanes == Vec<O>::kLanes);
   constexpr int kLanes = Vec<A>::kLanes, kNR = Gemm<O>::kNR, kUnroll = 4, kAhead = 16;
+  constexpr int kLineBytes = 64, kVectorBytes = kLanes * static_cast<int>(sizeof(T));
+  constexpr int kLineVectors = kVectorBytes < kLineBytes ? kLineBytes / kVectorBytes : 1;
   // Three rows share a base register: base, base + pitch, base + 2 * pitch are addressing modes of x86.
   constexpr int kBases = (MR + 2) / 3;
   const int64_t pitch = panel.pitch * static_cast<int64_t>(sizeof(O));
@@ -93,12 +109,13 @@ void micro_kernel(const ColumnPanel<T>& panel, const RowPanel<Operand<T>>& rows)
   if (!panel.unfinished) {
     for (int i = 0; i < MR; i++) {
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; j++) __builtin_prefetch(panel.y + rows.y[i] + j * kLanes, 1);
+      for (int j = 0; j < NV; j += kLineVectors) __builtin_prefetch(panel.y + rows.y[i] + j * kLanes, 1);
     }
     if (panel.residual) {
       for (int i = 0; i < MR; i++) {
 #pragma GCC unroll 2
-        for (int j = 0; j < NV; j++) __builtin_prefetch(panel.residual + rows.residual[i] + j * kLanes);
+        for (int j = 0; j < NV; j += kLineVectors)
+          __builtin_prefetch(panel.residual + rows.residual[i] + j * kLanes);
       }
     }
   }
@@ -183,10 +200,17 @@ void micro_kernel(const ColumnPanel<T>& panel, const RowPanel<Operand<T>>& rows)
 #pragma GCC unroll 16
       for (int i = 0; i < MR; i++) sum[i][j] = sum[i][j] + load(panel.residual + rows.residual[i] + j * kLanes);
     }
+    if (panel.low > -HUGE_VAL) {
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; i++)
-      store(panel.y + rows.y[i] + j * kLanes, vmin(broadcast(panel.high), vmax(broadcast(panel.low), sum[i][j])));
+      for (int i = 0; i < MR; i++) sum[i][j] = vmax(broadcast(panel.low), sum[i][j]);
+    }
+    if (panel.high < HUGE_VAL) {
+#pragma GCC unroll 16
+      for (int i = 0; i < MR; i++) sum[i][j] = vmin(broadcast(panel.high), sum[i][j]);
+    }
   }
+#pragma GCC unroll 16
+  for (int i = 0; i < MR; i++) store_columns(panel.y + rows.y[i], sum[i]);
 }
 
 template <typename T>
