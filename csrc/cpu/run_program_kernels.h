@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "cpu/activation.h"
+#include "cpu/reductions.h"
 #include "cpu/run_program_table.h"
 
 namespace ik::cpu::IK_ISA {
@@ -12,10 +13,8 @@ struct ProgramKernels {
   using A = Accum<T>;
   using V = Vec<A>;
   static constexpr int64_t kLanes = V::kLanes;
-
-  static V read(const T* from, int64_t lanes) {
-    return lanes >= kLanes ? load(from) : load(from, static_cast<int>(lanes));
-  }
+  static constexpr int64_t kAheadPixels = 4, kLine = 64 / sizeof(T);
+  static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
   // What happens to `lanes` channels of one pixel on their way out.
   struct Finish {
@@ -36,7 +35,7 @@ struct ProgramKernels {
     void operator()(V value, const T* residual, T* y, int64_t lanes) const {
       if (scaled) value = value * scale;
       if (shifted) value = value + shift;
-      if (residual) value = value + read(residual, lanes);
+      if (residual) value = value + load_some(residual, lanes);
       value = activate(activation, value);
       if (lanes >= kLanes)
         store(y, value);
@@ -53,15 +52,6 @@ struct ProgramKernels {
     return static_cast<T*>(view.data) + n * view.stride_n + h * view.stride_h + w * view.stride_w + c;
   }
 
-  struct Max {
-    static V start() { return broadcast(static_cast<A>(-HUGE_VAL)); }
-    static V combine(V sum, V x) { return vmax_nan(sum, x); }
-  };
-  struct Sum {
-    static V start() { return broadcast(A(0)); }
-    static V combine(V sum, V x) { return sum + x; }
-  };
-
   template <typename Reduction>
   static void pool(const PoolTask& t, int64_t unit_begin, int64_t unit_end) {
     const Geometry& g = t.geometry;
@@ -77,16 +67,24 @@ struct ProgramKernels {
         const int64_t w = q * g.stride_w - g.pad_w;
         const int64_t s_begin = first_inside(w, g.dilation_w), s_end = taps_inside(w, g.dilation_w, g.W, g.S);
         const A divisor = average_divisor(t, h, w, r_end - r_begin, s_end - s_begin);
-        for (int64_t c = c_begin; c < c_end; c += kLanes) {
-          const int64_t lanes = g.C - c;
-          V sum = Reduction::start();
+        // New are the lowest rows' pixels to the right, and they lie too far apart for the hardware to follow.
+        const int64_t ahead = w + (g.S - 1) * g.dilation_w + kAheadPixels;
+        for (int64_t r = larger(r_begin, g.R - g.stride_h); r < r_end; r++)
+          for (int64_t s = 0; s < g.stride_w && ahead + s < g.W; s++)
+            for (int64_t c = c_begin; c < c_end; c += kLine) __builtin_prefetch(at(t.x, n, h + r * g.dilation_h, ahead + s, c));
+        for (int64_t c = c_begin; c < c_end; c += Reduction::kVectors * kLanes) {
+          Reduction window;
           for (int64_t r = r_begin; r < r_end; r++) {
             const T* from = at(t.x, n, h + r * g.dilation_h, w + s_begin * g.dilation_w, c);
-            for (int64_t s = s_begin; s < s_end; s++, from += g.dilation_w * t.x.stride_w)
-              sum = Reduction::combine(sum, read(from, lanes));
+            for (int64_t s = s_begin; s < s_end; s++, from += g.dilation_w * t.x.stride_w) window.add(from, g.C - c);
           }
-          if constexpr (std::is_same_v<Reduction, Sum>) sum = sum / broadcast(divisor);
-          Finish(t.epilogue, c, lanes)(sum, at(t.epilogue.residual, n, p, q, c), at(t.epilogue.y, n, p, q, c), lanes);
+          for (int v = 0; v < Reduction::kVectors && c + v * kLanes < g.C; v++) {
+            const int64_t first = c + v * kLanes, lanes = g.C - first;
+            V value = window.vector(v);
+            if constexpr (std::is_same_v<Reduction, SumOf<T>>) value = value / broadcast(divisor);
+            Finish(t.epilogue, first, lanes)(value, at(t.epilogue.residual, n, p, q, first),
+                                             at(t.epilogue.y, n, p, q, first), lanes);
+          }
         }
       }
     }
@@ -124,7 +122,7 @@ struct ProgramKernels {
       const int64_t lanes = g.C - c;
       const Finish finish(t.epilogue, c, lanes);
       for (int64_t w = 0; w < g.W; w++)
-        finish(read(at(t.x, n, h, w, c), lanes), at(t.epilogue.residual, n, h, w, c), at(t.epilogue.y, n, h, w, c),
+        finish(load_some(at(t.x, n, h, w, c), lanes), at(t.epilogue.residual, n, h, w, c), at(t.epilogue.y, n, h, w, c),
                lanes);
     }
   }
@@ -161,7 +159,7 @@ struct ProgramKernels {
   }
 
   static constexpr ProgramTable table(const char* max_pool, const char* average_pool, const char* elementwise_name) {
-    return {max_pool, average_pool, elementwise_name, pool<Max>, pool<Sum>, elementwise};
+    return {max_pool, average_pool, elementwise_name, pool<MaxOf<T>>, pool<SumOf<T>>, elementwise};
   }
 };
 
