@@ -245,7 +245,7 @@ def reset_counters() -> None:
 
 
 def cpu_isa() -> str:
-    """The instruction set that the host kernels use: "portable", "avx2", "avx512" or "amx"."""
+    """The instruction set that the host kernels use: "portable", "avx2", "avx512", "avx512bf16" or "amx"."""
     return torch.ops.inception_kernels._cpu_isa()
 
 

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from instruction_sets import without_bf16_products
 from operator_cases import DTYPES, conv_case, in_layout, pair_case, run
 from oracle import assert_as_accurate_as_torch, conv2d_bn_act
 
@@ -21,10 +22,10 @@ def counted(case) -> str:
 
 
 @pytest.fixture(autouse=True)
-def below_amx():
-    """AMX has its own products of bf16."""
+def products_of_float32():
+    """Products of bf16 have too few digits for the algorithm."""
     isa = torch.ops.inception_kernels._cpu_isa()
-    torch.ops.inception_kernels._set_cpu_isa("avx512" if isa == "amx" else isa)
+    torch.ops.inception_kernels._set_cpu_isa(without_bf16_products(isa))
     yield
     torch.ops.inception_kernels._set_cpu_isa(isa)
 

@@ -1,5 +1,5 @@
-// The depthwise part of a separable convolution in bf16, for products of pairs: two lines of the window are one operand.
-// Inputs and weights are bf16, so that the products are exact, as in float32.
+// The depthwise part of a separable convolution in bf16, for products of pairs: two lines of the window are one
+// operand. Inputs and weights are bf16, so that the products are exact, as in float32.
 #pragma once
 #include "cpu/depthwise_weight.h"
 #include "cpu/output_pixels.h"

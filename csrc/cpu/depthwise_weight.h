@@ -11,9 +11,7 @@ struct DepthwiseWeight {
   using A = Accum<T>;
   static constexpr int64_t kLanes = Vec<A>::kLanes;
 
-  static size_t bytes(const Geometry& g) {
-    return static_cast<size_t>(round_up(g.C, kLanes) * g.R * g.S) * sizeof(A);
-  }
+  static size_t bytes(const Geometry& g) { return static_cast<size_t>(round_up(g.C, kLanes) * g.R * g.S) * sizeof(A); }
   static void pack(const Geometry& g, const WeightView& w, void* packed) {
     A* out = static_cast<A*>(packed);
     for (int64_t c = 0; c < round_up(g.C, kLanes); c += kLanes)

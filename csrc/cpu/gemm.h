@@ -114,8 +114,7 @@ void micro_kernel(const ColumnPanel<T>& panel, const RowPanel<Operand<T>>& rows)
     if (panel.residual) {
       for (int i = 0; i < MR; i++) {
 #pragma GCC unroll 2
-        for (int j = 0; j < NV; j += kLineVectors)
-          __builtin_prefetch(panel.residual + rows.residual[i] + j * kLanes);
+        for (int j = 0; j < NV; j += kLineVectors) __builtin_prefetch(panel.residual + rows.residual[i] + j * kLanes);
       }
     }
   }

@@ -1,8 +1,9 @@
 // The instruction set of this process, decided once: the best that CPUID (and the kernel, for AMX) allows, lowered by
 // the environment variable IK_CPU_ISA=portable|avx2|avx512|avx512bf16|amx or by set_isa().
 //
-// Sources in cpu/portable, cpu/avx2, cpu/avx512, cpu/avx512bf16 and cpu/amx are compiled with the flags that isa_flags.txt names for
-// the folder (none of them off x86-64, where all but portable compile to nothing); everything else without extra flags.
+// Sources in cpu/portable, cpu/avx2, cpu/avx512, cpu/avx512bf16 and cpu/amx are compiled with the flags that
+// isa_flags.txt names for the folder (none of them off x86-64, where all but portable compile to nothing); everything
+// else without extra flags.
 #pragma once
 #include <string>
 

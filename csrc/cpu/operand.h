@@ -1,5 +1,6 @@
 // What the operands of a product (gemm.h) consist of: elements of the accumulation type or, where the instruction set
-// multiplies bf16 in pairs, pairs of channels. Pixels and weights hold whole operands: an odd channel's partner is zero.
+// multiplies bf16 in pairs, pairs of channels. Pixels and weights hold whole operands: an odd channel's partner is
+// zero.
 #pragma once
 #include "cpu/vec.h"
 

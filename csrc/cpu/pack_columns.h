@@ -79,8 +79,7 @@ inline void pack_channels(const T* from, int64_t pitch, int64_t columns, int64_t
     const int n = static_cast<int>(smaller(kCount, count - c));
     Vec<O> block[kLanes];
 #pragma GCC unroll 16
-    for (int j = 0; j < kLanes; j++)
-      block[j] = j >= columns ? broadcast(O{}) : load_operands(from + j * pitch + c, n);
+    for (int j = 0; j < kLanes; j++) block[j] = j >= columns ? broadcast(O{}) : load_operands(from + j * pitch + c, n);
     transpose<O>(block);
     for (int j = 0; j < operands<T>(n); j++, out += Gemm<O>::kNR) store(out, block[j]);
   }

@@ -30,8 +30,8 @@ struct MaxOf {
 };
 
 #if IK_VEC_JOIN(IK_ISA) == 64
-// As integers in the order of the numbers: the bits below the sign are inverted where it is set. NaN without a sign comes
-// last, NaN with one first.
+// As integers in the order of the numbers: the bits below the sign are inverted where it is set. NaN without a sign
+// comes last, NaN with one first.
 template <>
 struct MaxOf<Bf16> {
   static constexpr int kVectors = 2, kChannels = 32;

@@ -71,7 +71,8 @@ struct ProgramKernels {
         const int64_t ahead = w + (g.S - 1) * g.dilation_w + kAheadPixels;
         for (int64_t r = larger(r_begin, g.R - g.stride_h); r < r_end; r++)
           for (int64_t s = 0; s < g.stride_w && ahead + s < g.W; s++)
-            for (int64_t c = c_begin; c < c_end; c += kLine) __builtin_prefetch(at(t.x, n, h + r * g.dilation_h, ahead + s, c));
+            for (int64_t c = c_begin; c < c_end; c += kLine)
+              __builtin_prefetch(at(t.x, n, h + r * g.dilation_h, ahead + s, c));
         for (int64_t c = c_begin; c < c_end; c += Reduction::kVectors * kLanes) {
           Reduction window;
           for (int64_t r = r_begin; r < r_end; r++) {

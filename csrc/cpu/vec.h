@@ -1,6 +1,6 @@
-// The vectors of one instruction set. A compile unit defines IK_ISA as portable, avx2, avx512, avx512bf16 or amx before its first
-// include; all templates built on this header live in namespace ik::cpu::IK_ISA, so that the linker never merges code
-// compiled for two instruction sets.
+// The vectors of one instruction set. A compile unit defines IK_ISA as portable, avx2, avx512, avx512bf16 or amx before
+// its first include; all templates built on this header live in namespace ik::cpu::IK_ISA, so that the linker never
+// merges code compiled for two instruction sets.
 #pragma once
 #ifndef IK_ISA
 #error "define IK_ISA as portable, avx2, avx512, avx512bf16 or amx before including cpu/vec.h"
