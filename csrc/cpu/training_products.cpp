@@ -84,7 +84,7 @@ Plan make_plan(const Kernels& table, const WeightGradient& args) {
   // Pixels may be padded to whole tiles.
   const int64_t block = divide_up(plan.k_panels, plan.k_blocks) * table.rows * element;
   plan.grad_bytes = (plan.rows * Q + kTilePixels) * block;
-  plan.pairs_bytes = (plan.rows * Q + kTilePixels) * table.columns * 2;
+  plan.pairs_bytes = (strip_pixels(args, plan.rows) + plan.rows * Q + kTilePixels) * table.columns * 4;
   return plan;
 }
 

@@ -52,7 +52,7 @@ struct WeightScratch {
   void* strip;          // one panel of channels of the input pixels under a chunk
   void* product;        // one panel of the depthwise output; unused when dense
   void* grad;           // [k panel][pixel][rows]
-  void* pairs;          // AMX: a panel as pairs of pixels
+  void* pairs;          // products of bf16: a panel as pairs of pixels
   int64_t* row_offset;  // one entry for each output row of the chunk, then R * S + pixels of working space
 };
 
@@ -116,6 +116,7 @@ struct Kernels {
 const Kernels& kernels_portable(DType dtype);
 const Kernels& kernels_avx2(DType dtype);
 const Kernels& kernels_avx512(DType dtype);
+const Kernels& kernels_avx512bf16(DType dtype);
 const Kernels& kernels_amx(DType dtype);
 
 // Those of the instruction set in force.

@@ -39,7 +39,7 @@ constexpr Kernels table(const char* norm_forward, const char* norm_backward, con
                  &norm_reduce<T>,
                  &norm_apply<T>,
                  &pack_depthwise<T>,
-                 &weight_gradient<T>,
+                 &weight_gradient<T, PixelProduct>,
                  &weight_finish<T>,
                  &separable_data<T>,
                  &store_doubles<T>};

@@ -54,9 +54,10 @@ inline void pack_window_columns(const WeightGradient& args, int64_t row0, int64_
 }
 
 // Strips of the images under output rows [row0, row1), one after the other; row_offset finds each row's first pixel.
+// Returns the elements of all.
 template <typename T>
-inline void pack_image_strips(const WeightGradient& args, int64_t row0, int64_t row1, int64_t c,
-                              const WeightScratch& scratch) {
+inline int64_t pack_image_strips(const WeightGradient& args, int64_t row0, int64_t row1, int64_t c,
+                                 const WeightScratch& scratch) {
   using A = typename AccumulatorOf<T>::Type;
   const ConvShape& s = args.shape;
   const int64_t P = s.P(), width = (s.Q() - 1) * s.stride_w + (s.S - 1) * s.dilation_w + 1;
@@ -70,24 +71,33 @@ inline void pack_image_strips(const WeightGradient& args, int64_t row0, int64_t 
       scratch.row_offset[row - row0] = offset + (p - p0) * s.stride_h * width * kColumns<A>;
     offset += height * width * kColumns<A>;
   }
+  return offset;
 }
+
+template <typename A>
+struct RightPanel {
+  const A* data;
+  int64_t elements;
+};
 
 // One panel of the right-hand side for output rows [row0, row1): pixel (row, q) at tap offset 0 lies at
 // row_offset[row] + q * step. Leaves the offsets in scratch.
 template <typename T>
-inline const typename AccumulatorOf<T>::Type* prepare_panel(const WeightGradient& args, int64_t row0, int64_t row1,
-                                                            int64_t c, const WeightScratch& scratch) {
+inline RightPanel<typename AccumulatorOf<T>::Type> prepare_panel(const WeightGradient& args, int64_t row0, int64_t row1,
+                                                                 int64_t c, const WeightScratch& scratch) {
   using A = typename AccumulatorOf<T>::Type;
   constexpr int64_t columns = kColumns<A>;
   const ConvShape& s = args.shape;
   const int64_t Q = s.Q(), rows = row1 - row0, taps = s.R * s.S;
   const int64_t width = (Q - 1) * s.stride_w + (s.S - 1) * s.dilation_w + 1;
   A* strip = static_cast<A*>(scratch.strip);
-  if (args.columns)
+  const int64_t elements = rows * Q * columns;
+  if (args.columns) {
     pack_window_columns<T>(args, row0, row1, c, strip);
-  else
-    pack_image_strips<T>(args, row0, row1, c, scratch);
-  if (!args.columns && !args.depthwise) return strip;
+  } else {
+    const int64_t strips = pack_image_strips<T>(args, row0, row1, c, scratch);
+    if (!args.depthwise) return {strip, strips};
+  }
 
   A* result = strip;
   if (args.depthwise) {
@@ -106,7 +116,7 @@ inline const typename AccumulatorOf<T>::Type* prepare_panel(const WeightGradient
     });
   }
   for (int64_t row = 0; row < rows; ++row) scratch.row_offset[row] = row * Q * columns;
-  return result;
+  return {result, elements};
 }
 
 // Taps of a panel that prepare_panel made, and where they begin.
@@ -139,10 +149,31 @@ inline void store_block(const A* block, int64_t rows, int64_t columns, A* out, i
     }
 }
 
+// The product of a weight gradient, a pixel at a time.
 template <typename T>
+struct PixelProduct {
+  using Operand = typename AccumulatorOf<T>::Type;
+
+  // [k panel][row][count][kRows]; returns the elements of a k panel.
+  static int64_t pack_grad(const WeightGradient& args, const WeightBlock& block, int64_t rows, int64_t count,
+                           Operand* out) {
+    pack_grad_columns<T>(args.grad_z, args.shape.P(), args.shape.Q(), args.shape.K, block, out);
+    return rows * count * kRows;
+  }
+  static const Operand* right(const RightPanel<Operand>& panel, const PanelTaps&, const WeightScratch&) {
+    return panel.data;
+  }
+  template <int vectors>
+  static auto multiply(int64_t height) {
+    return multiply_pixels_of<Operand, vectors>(height, typename HeightsUpTo<kRows>::Type{});
+  }
+};
+
+template <typename T, template <typename> typename Product>
 void weight_gradient(const WeightGradient& args, const WeightBlock& block, const WeightScratch& scratch,
                      const WeightSums& sums, bool first) {
   using A = typename AccumulatorOf<T>::Type;
+  using Operand = typename Product<T>::Operand;
   constexpr int64_t columns = kColumns<A>;
   const ConvShape& s = args.shape;
   const int64_t pixels = (block.row1 - block.row0) * s.Q(), channels = panel_channels(args);
@@ -150,19 +181,18 @@ void weight_gradient(const WeightGradient& args, const WeightBlock& block, const
   // Without a window rows follow each other: one long row.
   const bool joined = args.columns || args.depthwise || (taps.count == 1 && s.stride_h == 1 && s.stride_w == 1);
   const int64_t rows = joined ? 1 : block.row1 - block.row0, count = joined ? pixels : s.Q();
-  const A* grad = static_cast<const A*>(scratch.grad);
-  constexpr typename HeightsUpTo<kRows>::Type kHeights{};
+  Operand* const grad = static_cast<Operand*>(scratch.grad);
   alignas(64) A edge[kRows * columns];
-  pack_grad_columns<T>(args.grad_z, s.P(), s.Q(), s.K, block, static_cast<A*>(scratch.grad));
+  const int64_t panel_grad = Product<T>::pack_grad(args, block, rows, count, grad);
   for (int64_t panel = block.c0; panel < block.c1; ++panel) {
     const int64_t c = panel * columns, width = smaller(columns, channels - c);
-    const A* strip = prepare_panel<T>(args, block.row0, block.row1, c, scratch);
+    const Operand* strip = Product<T>::right(prepare_panel<T>(args, block.row0, block.row1, c, scratch), taps, scratch);
     for (int64_t k = block.k0; k < block.k1; ++k) {
       const int64_t before = channels_before(s.K, k), height = channels_before(s.K, k + 1) - before;
-      const MultiplyPixels<A> multiply =
-          width > kLanes<A> ? multiply_pixels_of<A, 2>(height, kHeights) : multiply_pixels_of<A, 1>(height, kHeights);
-      PixelPairs<A> pixel_pairs{
-          grad + (k - block.k0) * pixels * kRows, strip, scratch.row_offset, rows, count, taps.step};
+      const auto multiply =
+          width > kLanes<A> ? Product<T>::template multiply<2>(height) : Product<T>::template multiply<1>(height);
+      PixelPairs<Operand> pixel_pairs{
+          grad + (k - block.k0) * panel_grad, strip, scratch.row_offset, rows, count, taps.step};
       A* out = static_cast<A*>(sums.data) + panel * sums.stride_c_panel +
                (sums.whole ? k * sums.stride_k_panel : before * sums.stride_row);
       for (int64_t t = 0; t < taps.count; ++t, out += sums.stride_tap) {

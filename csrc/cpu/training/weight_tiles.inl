@@ -121,7 +121,7 @@ void weight_gradient_tiles(const WeightGradient& args, const WeightBlock& block,
   pack_grad_tiles(args.grad_z, s.P(), Q, s.K, block, grad);
   const cpu::amx::TileScope scope;
   for (int64_t panel = block.c0; panel < block.c1; ++panel) {
-    const float* strip = prepare_panel<BFloat16>(args, block.row0, block.row1, panel * kColumns<float>, scratch);
+    const float* strip = prepare_panel<BFloat16>(args, block.row0, block.row1, panel * kColumns<float>, scratch).data;
     for (int64_t row = 0; row < rows; ++row)
       for (int64_t q = 0; q < Q; ++q) offset[row * Q + q] = scratch.row_offset[row] + q * taps.step;
     for (int64_t t = 0; t < taps.count; ++t) {

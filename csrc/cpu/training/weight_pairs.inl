@@ -1,0 +1,111 @@
+// The product of a weight gradient in bf16, two pixels at a time.
+
+using Pair = uint32_t;  // the lower half belongs to the first pixel
+
+inline BitsVector load_pairs(const Pair* p) {
+  BitsVector v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+inline void accumulate(FloatVector& sum, BitsVector a, BitsVector b) {
+  __asm__("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+}
+
+// multiply_pixels (product.inl): pair i of a row lies at a + (row * ceil(count / 2) + i) * kRows on the left, and on
+// the right the pixels 2 i and 2 i + 1 at b + row_offset[row] + 2 i * step. A last pixel alone has no partner on the
+// right.
+template <int height, int vectors>
+IK_OUT_OF_LINE void multiply_pairs(const PixelPairs<Pair>& pixels, float* out, int64_t out_row, bool first) {
+  constexpr int64_t L = kLanes<float>;
+  FloatVector sum[height][vectors] = {};
+  const Pair* a = pixels.a;
+  for (int64_t row = 0; row < pixels.rows; ++row) {
+    const Pair* p = pixels.b + pixels.row_offset[row];
+    const auto step = [&](Pair kept) __attribute__((always_inline)) {
+      BitsVector b[vectors];
+#pragma GCC unroll 2
+      for (int v = 0; v < vectors; ++v) b[v] = load_pairs(p + v * L) & (BitsVector{} + kept);
+#pragma GCC unroll 16
+      for (int j = 0; j < height; ++j) {
+        const BitsVector value = BitsVector{} + a[j];
+#pragma GCC unroll 2
+        for (int v = 0; v < vectors; ++v) accumulate(sum[j][v], value, b[v]);
+      }
+    };
+#pragma GCC unroll 1
+    for (int64_t i = 1; i < pixels.count; i += 2, p += 2 * pixels.step, a += kRows) step(~Pair{0});
+    if (pixels.count % 2 != 0) {
+      step(0xffff);
+      a += kRows;
+    }
+  }
+#pragma GCC unroll 16
+  for (int j = 0; j < height; ++j) {
+    float* o = out + j * out_row;
+#pragma GCC unroll 2
+    for (int v = 0; v < vectors; ++v) store(o + v * L, first ? sum[j][v] : load(o + v * L) + sum[j][v]);
+  }
+}
+
+using MultiplyPairs = void (*)(const PixelPairs<Pair>&, float*, int64_t, bool);
+
+template <int vectors, int... heights>
+inline MultiplyPairs multiply_pairs_of(int64_t height, Heights<heights...>) {
+  static constexpr MultiplyPairs kTable[] = {multiply_pairs<heights, vectors>...};
+  return kTable[height - 1];
+}
+
+template <typename T>
+struct PairProduct {
+  using Operand = Pair;
+
+  static int64_t pack_grad(const WeightGradient& args, const WeightBlock& block, int64_t rows, int64_t count,
+                           Pair* out) {
+    const int64_t P = args.shape.P(), Q = args.shape.Q(), K = args.shape.K;
+    const int64_t pairs = ceil_div(count, 2), panel_grad = rows * pairs * kRows;
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t i = 0; i < pairs; ++i, out += kRows) {
+        // A long row is all rows of the block.
+        const int64_t m = row * count + 2 * i;
+        const BFloat16* first = pixel<BFloat16>(args.grad_z, (block.row0 + m / Q) / P, (block.row0 + m / Q) % P, m % Q);
+        const int64_t n = m + 1;
+        const BFloat16* second =
+            2 * i + 1 < count ? pixel<BFloat16>(args.grad_z, (block.row0 + n / Q) / P, (block.row0 + n / Q) % P, n % Q)
+                              : nullptr;
+        Pair* to = out;
+        for (int64_t panel = block.k0; panel < block.k1; ++panel, to += panel_grad) {
+          const int64_t k = channels_before(K, panel), height = channels_before(K, panel + 1) - k;
+          const BitsVector low = channel_bits(first + k, height);
+          const BitsVector high = second ? channel_bits(second + k, height) : BitsVector{};
+          store_first((float*)to, (FloatVector)(low | high << 16), height);
+        }
+      }
+    return panel_grad;
+  }
+
+  // Every element with that of the next pixel, where a window's step leads.
+  static const Pair* right(const RightPanel<float>& panel, const PanelTaps& taps, const WeightScratch& scratch) {
+    constexpr int64_t L = kLanes<float>;
+    Pair* const out = static_cast<Pair*>(scratch.pairs);
+    for (int64_t i = 0; i < panel.elements; i += L) {
+      const BitsVector low = rounded(panel.data + i);
+      const BitsVector high = i + taps.step < panel.elements ? rounded(panel.data + i + taps.step) : BitsVector{};
+      const BitsVector pair = low | high << 16;
+      __builtin_memcpy(out + i, &pair, sizeof(pair));
+    }
+    return out;
+  }
+
+  template <int vectors>
+  static MultiplyPairs multiply(int64_t height) {
+    return multiply_pairs_of<vectors>(height, typename HeightsUpTo<kRows>::Type{});
+  }
+
+ private:
+  static BitsVector channel_bits(const BFloat16* p, int64_t n) {
+    return (BitsVector)_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p));
+  }
+  static BitsVector rounded(const float* p) {
+    return (BitsVector)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(load(p)));
+  }
+};
