@@ -15,8 +15,6 @@ namespace {
 // Of a thread's L2: input that every thread reads whole, and packed weights that it multiplies before it packs more.
 constexpr int64_t kInputBytes = 1280 << 10, kPanelBytes = 768 << 10;
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Threads that pack what they alone multiply need not wait for each other, and the packed weights never leave L2; but
 // each of them reads the whole input, and Winograd's algorithm would transform it.
 bool packs_by_thread(const KernelTable& table, const Geometry& g, int64_t weight_bytes, int threads) {
@@ -56,6 +54,11 @@ ConvTask task_of(const Conv2dForward& args) {
 
 }  // namespace
 
+void pack_conv(const KernelTable& table, const Geometry& geometry, const WeightView& weight, void* packed) {
+  parallel_for(0, panels_of(table, geometry.K), 1,
+               [&](int64_t begin, int64_t end) { table.conv_pack(geometry, weight, packed, begin, end); });
+}
+
 void run_conv(const KernelTable& table, const ConvTask& task, int threads) {
   for_each_tile(conv_work(table, task.geometry), threads, [&](const Tile& tile) { table.conv_tile(task, tile); });
 }
@@ -66,7 +69,7 @@ void run_unpacked_conv(const KernelTable& table, const ConvTask& task, const Wei
   if (!packs_by_thread(table, g, bytes, threads)) {
     ConvTask whole = task;
     void* const packed = scratch(Scratch::kPacked, bytes);
-    parallel_for(0, panels, 1, [&](int64_t begin, int64_t end) { table.conv_pack(g, weight, packed, begin, end); });
+    pack_conv(table, g, weight, packed);
     whole.weight = packed;
     return run_conv(table, whole, threads);
   }
@@ -85,9 +88,7 @@ void conv2d_pack(const ConvShape& shape, DType dtype, const WeightView& weight, 
   const KernelTable& table = kernel_table(dtype);
   const Geometry geometry = geometry_of(shape);
   write_packed_header(table, PackedKind::kConv2d, shape, packed);
-  parallel_for(0, panels_of(table, shape.K), 1, [&](int64_t begin, int64_t end) {
-    table.conv_pack(geometry, weight, packed_payload(packed), begin, end);
-  });
+  pack_conv(table, geometry, weight, packed_payload(packed));
 }
 
 void conv2d_forward(const Conv2dForward& args) {

@@ -5,6 +5,9 @@
 
 namespace ik::cpu {
 
+// All panels of a weight; conv_weight_bytes in all.
+void pack_conv(const KernelTable& table, const Geometry& geometry, const WeightView& weight, void* packed);
+
 void run_conv(const KernelTable& table, const ConvTask& task, int threads);
 
 // The same with a weight that is not packed yet; task.weight is not read.

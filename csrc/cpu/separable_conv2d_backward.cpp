@@ -177,8 +177,7 @@ void tiled_pass(const DataPass& pass) {
   const KernelTable& forward = pass.forward;
   const Geometry pixels{1, s.K, 1, s.Q(), s.C, 1, 1, 1, 1, 0, 0, 1, 1, 1, s.Q()};
   void* packed = scratch(Scratch::kPacked, forward.conv_weight_bytes(pixels));
-  parallel_for(0, panels_of(forward, s.C), 1,
-               [&](int64_t begin, int64_t end) { forward.conv_pack(pixels, pass.weight, packed, begin, end); });
+  pack_conv(forward, pixels, pass.weight, packed);
   parallel_for(0, pass.plan.tiles, 1, [&](int64_t begin, int64_t end) {
     const SeparableScratch buffers = pass.buffers();
     void* grad_mid = scratch(Scratch::kGradient, pass.plan.most_rows * s.Q() * s.C * storage_bytes(pass.args.dtype));

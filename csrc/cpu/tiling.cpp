@@ -7,8 +7,6 @@
 namespace ik::cpu {
 namespace {
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 struct Split {
   int64_t rows, panels;
 };

@@ -10,9 +10,8 @@ Geometry geometry_of(const ConvShape& shape);
 // The output rows [p_begin, p_end) of every image as a geometry of their own.
 Geometry band_of(const Geometry& geometry, int64_t p_begin, int64_t p_end);
 
-inline int64_t panels_of(const KernelTable& table, int64_t K) {
-  return (K + table.panel_width - 1) / table.panel_width;
-}
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t panels_of(const KernelTable& table, int64_t K) { return ceil_div(K, table.panel_width); }
 
 struct Work {
   int64_t rows;
