@@ -7,12 +7,14 @@
 
 namespace ik {
 
+using torch::headeronly::ScalarType;
+
 namespace {
 
 Tensor pack(const Device& device, const ConvShape& shape, const Tensor& weight) {
   const DType dtype = dtype_of(weight, "weight");
   const auto bytes = static_cast<int64_t>(device.conv2d_packed_bytes(shape, dtype));
-  Tensor packed = empty_on(weight, {bytes}, torch::headeronly::ScalarType::Byte);
+  Tensor packed = empty_on(weight, {bytes}, ScalarType::Byte);
   device.conv2d_pack(shape, dtype, weight_view(weight), packed.mutable_data_ptr());
   return packed;
 }
@@ -59,15 +61,16 @@ std::vector<int64_t> output_sizes(const ConvShape& shape) { return {shape.N, sha
 
 // Gradients of x and weight in the formats that the caller expects; those not wanted are empty.
 std::tuple<Tensor, Tensor> convolution_gradients(const Device& device, const ConvShape& shape, const Tensor& grad_z,
-                                                 const Tensor& x, const Tensor& weight, bool wants_x,
-                                                 bool wants_weight) {
+                                                 const Tensor& x, const Tensor& weight, bool wants_x, bool wants_weight,
+                                                 ScalarType weight_type) {
   Conv2dGradients gradients;
   if (shape.N > 0 && (wants_x || wants_weight)) {
-    gradients = device.conv2d_backward(shape, grad_z, x, weight, wants_x, wants_weight);
+    gradients = device.conv2d_backward(shape, grad_z, x, weight, wants_x, wants_weight, weight_type);
   }
   if (shape.N == 0 && wants_x) gradients.x = empty_activations(x, 0, shape.C, shape.H, shape.W, true);
   if (shape.N == 0 && wants_weight) {
-    gradients.weight = empty_activations(x, shape.K, shape.C, shape.R, shape.S, suggests_channels_last(weight));
+    gradients.weight =
+        empty_activations(x, shape.K, shape.C, shape.R, shape.S, suggests_channels_last(weight), weight_type);
     torch::stable::zero_(*gradients.weight);
   }
   const auto nothing = [&] { return empty_on(x, {0}, x.scalar_type()); };
@@ -117,13 +120,15 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> conv2d_bn_act_training(
   return {in_memory_format(y, suggests_channels_last(x)), z, mean, var};
 }
 
-// Gradients of x, weight, bn_weight, bn_bias, bias, residual; those not asked for in output_mask come back empty.
+// Gradients of x, weight, bn_weight, bn_bias, bias, residual; those not asked for in output_mask come back empty. With
+// float32_weights the weight's is not rounded to 16 bits.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv2d_bn_act_backward(
     const Tensor& grad_y, const Tensor& x, const Tensor& weight, const OptionalTensor& bn_weight,
     const OptionalTensor& bn_bias, const OptionalTensor& mean, const OptionalTensor& var, const OptionalTensor& bias,
     const OptionalTensor& residual, const OptionalTensor& z, Pair stride, Pair padding, Pair dilation,
-    std::string activation, bool training, double eps, std::vector<bool> output_mask) {
+    std::string activation, bool training, double eps, std::vector<bool> output_mask, bool float32_weights) {
   const ConvShape shape = checked_shape(x, weight, stride, padding, dilation);
+  const ScalarType weight_type = weight_gradient_type(x, float32_weights);
   STD_TORCH_CHECK(output_mask.size() == 6, "output_mask: expected 6 flags, got ", output_mask.size());
   check_like(grad_y, x, output_sizes(shape), "grad_y");
   check_like(residual, x, output_sizes(shape), "residual");
@@ -139,7 +144,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv2d_bn_act_backwar
   BatchNormGradients bn = batch_norm_gradients(device, {grad_y, raw, residual, bn_weight, bn_bias, mean, var, code,
                                                         training, eps, needs_grad_z, output_mask[5]});
   auto [grad_x, grad_weight] =
-      convolution_gradients(device, shape, bn.grad_z, x, weight, output_mask[0], output_mask[1]);
+      convolution_gradients(device, shape, bn.grad_z, x, weight, output_mask[0], output_mask[1], weight_type);
   return {grad_x,
           grad_weight,
           like_parameter(bn.grad_gamma, bn_weight, output_mask[2]),

@@ -33,9 +33,9 @@ void conv2d_forward(const Conv2dForward& args);
 
 // grad_x [N, H, W, C], written completely.
 void conv2d_backward_data(const Conv2dBackward& args, const WeightView& weight, const NhwcOutput& grad_x);
-// grad_weight [K, C, R, S] of args.dtype, fastest with adjacent input channels; fixed summation order whatever the
-// thread count. Not for an empty batch.
-void conv2d_backward_weight(const Conv2dBackward& args, const NhwcInput& x, const WeightOutput& grad_weight);
+// grad_weight [K, C, R, S] of args.dtype, or `wide` of the accumulation type; fastest with adjacent input channels;
+// fixed summation order whatever the thread count. Not for an empty batch.
+void conv2d_backward_weight(const Conv2dBackward& args, const NhwcInput& x, const WeightOutput& grad_weight, bool wide);
 
 }  // namespace cpu
 

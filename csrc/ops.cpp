@@ -18,7 +18,7 @@ STABLE_TORCH_LIBRARY(inception_kernels, m) {
       "conv2d_bn_act_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor? bn_weight, Tensor? bn_bias, Tensor? "
       "mean, "
       "Tensor? var, Tensor? bias, Tensor? residual, Tensor? z, int[2] stride, int[2] padding, int[2] dilation, "
-      "str activation, bool training, float eps, bool[6] output_mask) "
+      "str activation, bool training, float eps, bool[6] output_mask, bool float32_weights=False) "
       "-> (Tensor grad_x, Tensor grad_weight, Tensor grad_bn_weight, Tensor grad_bn_bias, Tensor grad_bias, "
       "Tensor grad_residual)");
   m.def("conv2d_bn_act_pack(Tensor weight, int[2] stride, int[2] padding, int[2] dilation) -> Tensor");
@@ -41,7 +41,8 @@ STABLE_TORCH_LIBRARY(inception_kernels, m) {
       "separable_conv2d_backward(Tensor grad_y, Tensor x, Tensor depthwise_weight, Tensor pointwise_weight, "
       "Tensor? bn_weight, Tensor? bn_bias, Tensor? mean, Tensor? var, Tensor? depthwise_bias, Tensor? bias, "
       "Tensor? residual, Tensor? z, int[2] stride, int[2] padding, int[2] dilation, str input_activation, "
-      "str mid_activation, str activation, bool training, float eps, bool[8] output_mask) "
+      "str mid_activation, str activation, bool training, float eps, bool[8] output_mask, "
+      "bool float32_weights=False) "
       "-> (Tensor grad_x, Tensor grad_depthwise_weight, Tensor grad_pointwise_weight, Tensor grad_bn_weight, "
       "Tensor grad_bn_bias, Tensor grad_depthwise_bias, Tensor grad_bias, Tensor grad_residual)");
   m.def(

@@ -146,8 +146,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
     const OptionalTensor& var, const OptionalTensor& depthwise_bias, const OptionalTensor& bias,
     const OptionalTensor& residual, const OptionalTensor& z, Pair stride, Pair padding, Pair dilation,
     std::string input_activation, std::string mid_activation, std::string activation, bool training, double eps,
-    std::vector<bool> output_mask) {
+    std::vector<bool> output_mask, bool float32_weights) {
   const ConvShape shape = checked_shape(x, depthwise_weight, pointwise_weight, stride, padding, dilation);
+  const ScalarType weight_type = weight_gradient_type(x, float32_weights);
   STD_TORCH_CHECK(output_mask.size() == 8, "output_mask: expected 8 flags, got ", output_mask.size());
   check_like(grad_y, x, output_sizes(shape), "grad_y");
   check_like(residual, x, output_sizes(shape), "residual");
@@ -175,8 +176,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
   };
   Tensor grad_x = output_mask[0] ? empty_activations(x, shape.N, shape.C, shape.H, shape.W, true)
                                  : empty_on(x, {0}, x.scalar_type());
-  Tensor grad_depthwise = unless_masked(output_mask[1], {shape.C, 1, shape.R, shape.S}, x.scalar_type());
-  Tensor grad_pointwise = unless_masked(output_mask[2], {shape.K, shape.C, 1, 1}, x.scalar_type());
+  Tensor grad_depthwise = unless_masked(output_mask[1], {shape.C, 1, shape.R, shape.S}, weight_type);
+  Tensor grad_pointwise = unless_masked(output_mask[2], {shape.K, shape.C, 1, 1}, weight_type);
   Tensor grad_depthwise_bias = unless_masked(output_mask[5], {shape.C}, accumulation_type(dtype));
   if (shape.N == 0) {
     for (Tensor* gradient : {&grad_depthwise, &grad_pointwise, &grad_depthwise_bias}) torch::stable::zero_(*gradient);
@@ -187,7 +188,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
                                weight_view(pointwise_weight), data_or_null(depthwise_offset), act.input, act.mid,
                                output_mask[0] ? output_view(grad_x) : NhwcOutput{},
                                wanted(output_mask[1], grad_depthwise), wanted(output_mask[2], grad_pointwise),
-                               wanted(output_mask[5], grad_depthwise_bias)});
+                               wanted(output_mask[5], grad_depthwise_bias), weight_type != x.scalar_type()});
   }
   if (output_mask[0]) grad_x = in_memory_format(grad_x, suggests_channels_last(x));
   return {grad_x,

@@ -37,6 +37,7 @@ struct SeparableBackward {
   void* grad_depthwise_weight;  // [C, 1, R, S] contiguous, dtype
   void* grad_pointwise_weight;  // [K, C, 1, 1] contiguous, dtype
   void* grad_depthwise_bias;    // [C], accumulation type
+  bool wide_weights = false;    // host only: the weights' gradients in the accumulation type
 };
 
 namespace cpu {

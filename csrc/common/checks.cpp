@@ -53,6 +53,13 @@ void check_weight(const Tensor& weight, const Tensor& x, int64_t C, const char* 
                   ik::describe(x), ", got ", ik::describe(weight));
 }
 
+torch::headeronly::ScalarType weight_gradient_type(const Tensor& x, bool float32_weights) {
+  if (!float32_weights) return x.scalar_type();
+  STD_TORCH_CHECK(x.is_cpu() && x.element_size() == 2, "float32_weights: expected an input of 16 bits on the CPU, got ",
+                  ik::describe(x));
+  return torch::headeronly::ScalarType::Float;
+}
+
 void check_batch_norm(const OptionalTensor& mean, const OptionalTensor& var, const OptionalTensor& bn_weight,
                       const OptionalTensor& bn_bias) {
   STD_TORCH_CHECK(mean.has_value() == var.has_value(), "expected the mean and the variance together, got one of them");

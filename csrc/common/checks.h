@@ -16,6 +16,8 @@ void check_activations(const Tensor& x, const char* name);
 void check_like(const OptionalTensor& tensor, const Tensor& x, const std::vector<int64_t>& sizes, const char* name);
 // weight [K, C, R, S] of x's dtype, on x's device.
 void check_weight(const Tensor& weight, const Tensor& x, int64_t C, const char* name);
+// Of the gradients of weights: x's dtype, or float32.
+torch::headeronly::ScalarType weight_gradient_type(const Tensor& x, bool float32_weights);
 void check_batch_norm(const OptionalTensor& mean, const OptionalTensor& var, const OptionalTensor& bn_weight,
                       const OptionalTensor& bn_bias);
 

@@ -65,8 +65,13 @@ bool suggests_channels_last(const Tensor& x) {
 }
 
 Tensor empty_activations(const Tensor& like, int64_t N, int64_t C, int64_t H, int64_t W, bool channels_last) {
+  return empty_activations(like, N, C, H, W, channels_last, like.scalar_type());
+}
+
+Tensor empty_activations(const Tensor& like, int64_t N, int64_t C, int64_t H, int64_t W, bool channels_last,
+                         ScalarType dtype) {
   const std::vector<int64_t> sizes{N, C, H, W};
-  return torch::stable::empty(sizes, like.scalar_type(), std::nullopt, like.device(), std::nullopt,
+  return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt,
                               channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 

@@ -20,8 +20,10 @@ std::string describe(const Tensor& tensor);  // "float32 [2, 3, 8, 8]"
 // torch.nn.functional.conv2d's own rule for the memory format of its output.
 bool suggests_channels_last(const Tensor& x);
 
-// Uninitialised [N, C, H, W] of x's dtype and device.
+// Uninitialised [N, C, H, W] of the dtype, or that of `like`, on the device of `like`.
 Tensor empty_activations(const Tensor& like, int64_t N, int64_t C, int64_t H, int64_t W, bool channels_last);
+Tensor empty_activations(const Tensor& like, int64_t N, int64_t C, int64_t H, int64_t W, bool channels_last,
+                         torch::headeronly::ScalarType dtype);
 // Uninitialised, contiguous, of the given dtype, on the neighbour's device.
 Tensor empty_on(const Tensor& neighbour, std::vector<int64_t> sizes, torch::headeronly::ScalarType dtype);
 Tensor empty_cpu(std::vector<int64_t> sizes, torch::headeronly::ScalarType dtype);

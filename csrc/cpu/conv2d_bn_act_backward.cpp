@@ -92,7 +92,8 @@ void conv2d_backward_data(const Conv2dBackward& args, const WeightView& weight, 
     for (int64_t w = 0; w < std::min(s.stride_w, s.W); ++w) one_residue(table, args, weight, grad_x, h, w);
 }
 
-void conv2d_backward_weight(const Conv2dBackward& args, const NhwcInput& x, const WeightOutput& grad_weight) {
+void conv2d_backward_weight(const Conv2dBackward& args, const NhwcInput& x, const WeightOutput& grad_weight,
+                            bool wide) {
   const Kernels& table = kernels(args.dtype);
   const ConvShape& s = args.shape;
   count_kernel(table.conv_name);
@@ -100,7 +101,7 @@ void conv2d_backward_weight(const Conv2dBackward& args, const NhwcInput& x, cons
   gradient.shape = s;
   gradient.x = x;
   gradient.grad_z = args.grad_z;
-  training::weight_gradient(table, gradient, grad_weight);
+  training::weight_gradient(table, gradient, grad_weight, wide);
 }
 
 }  // namespace ik::cpu

@@ -69,7 +69,8 @@ void Device::conv2d_forward_statistics(const Conv2dForward& args, const Tensor& 
 }
 
 Conv2dGradients Device::conv2d_backward(const ConvShape& shape, const Tensor& grad_z, const Tensor& x,
-                                        const Tensor& weight, bool wants_x, bool wants_weight) const {
+                                        const Tensor& weight, bool wants_x, bool wants_weight,
+                                        torch::headeronly::ScalarType weight_type) const {
   const DType dtype = dtype_of(x, "x");
   const Conv2dBackward args{shape, dtype, input_view(grad_z)};
   Conv2dGradients gradients;
@@ -79,8 +80,10 @@ Conv2dGradients Device::conv2d_backward(const ConvShape& shape, const Tensor& gr
   }
   if (wants_weight) {
     const Tensor input = with_adjacent_channels(x);
-    gradients.weight = empty_activations(x, shape.K, shape.C, shape.R, shape.S, suggests_channels_last(weight));
-    cpu::conv2d_backward_weight(args, input_view(input), weight_output(*gradients.weight));
+    gradients.weight =
+        empty_activations(x, shape.K, shape.C, shape.R, shape.S, suggests_channels_last(weight), weight_type);
+    cpu::conv2d_backward_weight(args, input_view(input), weight_output(*gradients.weight),
+                                weight_type != x.scalar_type());
   }
   return gradients;
 }

@@ -113,7 +113,8 @@ void reduce_depthwise(const Kernels& table, const SeparableBackward& args, const
     if (args.grad_depthwise_bias)
       static_cast<A*>(args.grad_depthwise_bias)[c] = static_cast<A>(from[taps * table.columns]);
   }
-  if (args.grad_depthwise_weight) table.store_doubles(ordered, s.C * taps, args.grad_depthwise_weight);
+  const auto store = args.wide_weights ? table.store_doubles_wide : table.store_doubles;
+  if (args.grad_depthwise_weight) store(ordered, s.C * taps, args.grad_depthwise_weight);
 }
 
 size_t storage_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
@@ -241,7 +242,7 @@ void data_gradients(const Kernels& table, const SeparableBackward& args, const v
 
 void write_zeros(const SeparableBackward& args) {
   const ConvShape& s = args.shape;
-  const size_t storage = storage_bytes(args.dtype);
+  const size_t storage = args.wide_weights ? sizeof(float) : storage_bytes(args.dtype);
   if (args.grad_depthwise_weight) std::memset(args.grad_depthwise_weight, 0, s.C * s.R * s.S * storage);
   if (args.grad_pointwise_weight) std::memset(args.grad_pointwise_weight, 0, s.K * s.C * storage);
   if (args.grad_depthwise_bias) std::memset(args.grad_depthwise_bias, 0, s.C * (args.dtype == DType::kFloat64 ? 8 : 4));
@@ -266,7 +267,7 @@ void separable_backward(const SeparableBackward& args) {
     gradient.depthwise = depthwise;
     gradient.input_activation = args.input_activation;
     gradient.mid_activation = args.mid_activation;
-    training::weight_gradient(table, gradient, {args.grad_pointwise_weight, s.C, 1, 1, 1});
+    training::weight_gradient(table, gradient, {args.grad_pointwise_weight, s.C, 1, 1, 1}, args.wide_weights);
   }
   if (args.grad_x.data || args.grad_depthwise_weight || args.grad_depthwise_bias)
     data_gradients(table, args, depthwise);

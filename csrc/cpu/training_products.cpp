@@ -104,16 +104,17 @@ ConvShape drop_skipped(ConvShape s, NhwcInput& x) {
 }
 
 // Blocks of the gradient itself, where it has the accumulation type and adjacent channels.
-bool can_sum_in_place(const Kernels& table, const WeightGradient& args, const WeightOutput& out) {
+bool can_sum_in_place(const Kernels& table, const WeightGradient& args, const WeightOutput& out, bool wide) {
   const ConvShape& s = args.shape;
   const int64_t window = args.depthwise ? 1 : s.R * s.S;
-  return table.storage_bytes == table.accumulator_bytes && (out.stride_c == 1 || s.C == 1) &&
+  return table.sums_in_place && (wide || table.storage_bytes == table.accumulator_bytes) &&
+         (out.stride_c == 1 || s.C == 1) &&
          (window == 1 || (out.stride_s == s.C && (s.R == 1 || out.stride_r == s.S * s.C)));
 }
 
 }  // namespace
 
-void weight_gradient(const Kernels& table, const WeightGradient& given, const WeightOutput& grad_weight) {
+void weight_gradient(const Kernels& table, const WeightGradient& given, const WeightOutput& grad_weight, bool wide) {
   WeightGradient args = given;
   args.shape = drop_skipped(given.shape, args.x);
   const ConvShape& s = args.shape;
@@ -121,7 +122,7 @@ void weight_gradient(const Kernels& table, const WeightGradient& given, const We
   const Plan plan = make_plan(table, args);
   const size_t element = table.accumulator_bytes;
   const int64_t tile = table.rows * table.columns, window = args.depthwise || args.columns ? 1 : s.R * s.S;
-  const bool in_place = plan.groups == 1 && can_sum_in_place(table, args, grad_weight);
+  const bool in_place = plan.groups == 1 && can_sum_in_place(table, args, grad_weight, wide);
   WeightSums sums;
   if (in_place)
     sums = {grad_weight.data, table.columns, s.C, table.rows * grad_weight.stride_k, grad_weight.stride_k, false};
@@ -159,8 +160,9 @@ void weight_gradient(const Kernels& table, const WeightGradient& given, const We
     }
   });
   if (in_place) return;
+  const auto finish = wide ? table.weight_finish_wide : table.weight_finish;
   parallel_for(0, plan.k_panels, 1, [&](int64_t begin, int64_t end) {
-    table.weight_finish(args, sums, plan.groups, plan.partial, begin, end, grad_weight);
+    finish(args, sums, plan.groups, plan.partial, begin, end, grad_weight);
   });
 }
 

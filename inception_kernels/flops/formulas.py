@@ -144,7 +144,7 @@ def _conv2d_bn_act_training(x, weight, bn_weight, bn_bias, bias, residual, strid
 
 def _conv2d_bn_act_backward(
     grad_y, x, weight, bn_weight, bn_bias, mean, var, bias, residual, z, stride, padding, dilation,
-    activation, training, eps, output_mask, **_,
+    activation, training, eps, output_mask, *_, **__,
 ):  # fmt: skip
     return 2 * conv2d_backward_macs(x, weight, stride, padding, dilation, output_mask[0], output_mask[1])
 
@@ -169,7 +169,7 @@ def _separable_conv2d_training(
 
 def _separable_conv2d_backward(
     grad_y, x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, mean, var, depthwise_bias, bias, residual, z,
-    stride, padding, dilation, input_activation, mid_activation, activation, training, eps, output_mask, **_,
+    stride, padding, dilation, input_activation, mid_activation, activation, training, eps, output_mask, *_, **__,
 ):  # fmt: skip
     grad_x, grad_depthwise, grad_pointwise, _, _, grad_depthwise_bias, *_ = output_mask
     return 2 * separable_conv2d_backward_macs(

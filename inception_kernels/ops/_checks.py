@@ -88,23 +88,26 @@ def activations(x: Tensor, name: str = "x") -> None:
         raise ValueError(f"{name}: expected C, H and W of at least 1 (only N may be 0), got {describe(x)}")
 
 
-def same_dtype_and_device(tensor: Tensor | None, x: Tensor, name: str) -> None:
+def same_dtype_and_device(tensor: Tensor | None, x: Tensor, name: str, *, floating: bool = False) -> None:
     if tensor is None:
         return
     if not isinstance(tensor, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {describe(tensor)}")
     dense(tensor, name)
-    if tensor.dtype != x.dtype:
+    if tensor.dtype != x.dtype and not (floating and tensor.is_floating_point()):
         raise TypeError(f"{name}: expected the input's dtype {x.dtype}, got {describe(tensor)}")
     if tensor.device != x.device:
         raise ValueError(f"{name}: expected the input's device {x.device}, got {describe(tensor)}")
 
 
-def weight(tensor: Tensor, x: Tensor, expected: tuple[int | str, ...], name: str) -> None:
-    """A weight whose integer dimensions are these; strings name the free ones, which must be at least 1."""
+def weight(tensor: Tensor, x: Tensor, expected: tuple[int | str, ...], name: str, *, autocast: bool = False) -> None:
+    """A weight whose integer dimensions are these; strings name the free ones, which must be at least 1.
+
+    With `autocast` any floating-point dtype will do: it becomes x's later.
+    """
     if tensor is None:
         raise TypeError(f"{name}: expected a tensor, got None")
-    same_dtype_and_device(tensor, x, name)
+    same_dtype_and_device(tensor, x, name, floating=autocast)
     ok = tensor.dim() == len(expected) and all(
         size == want if isinstance(want, (int, torch.SymInt)) else size > 0
         for size, want in zip(tensor.shape, expected, strict=True)

@@ -52,9 +52,11 @@ def memory_format_of(x: Tensor) -> torch.memory_format:
     return torch.channels_last if suggests_channels_last(x) else torch.contiguous_format
 
 
-def empty_activations(x: Tensor, sizes: Sequence[int], memory_format: torch.memory_format) -> Tensor:
-    """What the compiled operators allocate: x's dtype and device in one of the two dense formats."""
-    return torch.empty(sizes, dtype=x.dtype, device=x.device, memory_format=memory_format)
+def empty_activations(
+    x: Tensor, sizes: Sequence[int], memory_format: torch.memory_format, dtype: torch.dtype | None = None
+) -> Tensor:
+    """What the compiled operators allocate: x's dtype (or another) and device in one of the two dense formats."""
+    return torch.empty(sizes, dtype=dtype or x.dtype, device=x.device, memory_format=memory_format)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:

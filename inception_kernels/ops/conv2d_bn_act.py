@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _extension, backends, reference
 from . import _checks as check
 from ._aliasing import separate_memory
-from ._autograd import gradient_operator, training_call
+from ._autograd import float32_weights, gradient_operator, in_weight_dtypes, training_call
 from ._common import (
     autocast_dtype,
     cast,
@@ -77,9 +77,9 @@ def conv2d_bn_act(
     """
     dtype = autocast_dtype(x) if isinstance(x, Tensor) else None
     if dtype is not None:
-        x, weight, residual = cast(x, dtype), cast(weight, dtype), cast(residual, dtype)
+        x, residual = cast(x, dtype), cast(residual, dtype)
     check.activations(x)
-    check.weight(weight, x, ("K", x.shape[1], "R", "S"), "weight")
+    check.weight(weight, x, ("K", x.shape[1], "R", "S"), "weight", autocast=dtype is not None)
     stride, padding, dilation = (
         check.pair(stride, "stride", 1),
         check.pair(padding, "padding", 0),
@@ -102,6 +102,8 @@ def conv2d_bn_act(
         )
 
     backend = backends.choose(_NAME, x, lambda: shape_numbers(x.shape, weight.shape, stride, padding, dilation))
+    if backend == "reference" or not batch_statistics:
+        weight = cast(weight, dtype)  # a training call does so itself
     if backend == "reference":
         return reference.conv2d_bn_act(
             x, weight, bn_weight, bn_bias, running_mean, running_var, bias, residual,
@@ -138,20 +140,20 @@ def training_outputs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
     return y, z, mean, torch.empty_like(mean)
 
 
-def masked(like: Tensor | None, needed: bool, x: Tensor) -> Tensor:
+def masked(like: Tensor | None, needed: bool, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A gradient as the compiled backward allocates it: contiguous for parameters, empty where not asked for."""
     if like is None or not needed:
         return x.new_empty((0,))
     if like.dim() == 4 and like is not x:
-        return like.new_empty(like.shape)
+        return like.new_empty(like.shape, dtype=dtype)
     return torch.empty_like(like)
 
 
-def in_own_format(like: Tensor | None, needed: bool, x: Tensor) -> Tensor:
+def in_own_format(like: Tensor | None, needed: bool, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """A gradient in the memory format of what it belongs to: activations, and the weight of a dense convolution."""
     if like is None or not needed:
         return x.new_empty((0,))
-    return empty_activations(x, like.shape, memory_format_of(like))
+    return empty_activations(x, like.shape, memory_format_of(like), dtype)
 
 
 def _fake(
@@ -167,11 +169,11 @@ def _fake_training(x, weight, bn_weight, bn_bias, bias, residual, stride, paddin
 
 def _fake_backward(
     grad_y, x, weight, bn_weight, bn_bias, mean, var, bias, residual, z,
-    stride, padding, dilation, activation, training, eps, output_mask,
+    stride, padding, dilation, activation, training, eps, output_mask, float32_weights=False,
 ):  # fmt: skip
     return (
         in_own_format(x, output_mask[0], x),
-        in_own_format(weight, output_mask[1], x),
+        in_own_format(weight, output_mask[1], x, torch.float32 if float32_weights else None),
         masked(bn_weight, output_mask[2], x),
         masked(bn_bias, output_mask[3], x),
         masked(bias, output_mask[4], x),
@@ -208,8 +210,10 @@ def _gradients(kernels, ctx, grad_y: Tensor, mask: list[bool], training: bool) -
         kernels.conv2d_bn_act_backward,
         grad_y, x, weight, bn_weight, bn_bias, mean, var, bias, residual, z,
         stride, padding, dilation, activation, training, eps, mask,
+        **float32_weights(ctx, x, kernels.name),
     )  # fmt: skip
-    return wanted(gradients, mask)
+    grad_x, grad_weight, *others = wanted(gradients, mask)
+    return [grad_x, *in_weight_dtypes(ctx, [grad_weight]), *others]
 
 
 def _backward(kernels, ctx, grad_y):
@@ -238,7 +242,9 @@ def register(name: str) -> None:
     torch.library.register_autograd(f"{name}::conv2d_bn_act", partial(_backward, kernels), setup_context=_setup)
     backward_training = partial(_backward_training, kernels)
     torch.library.register_autograd(f"{name}::conv2d_bn_act_training", backward_training, setup_context=_setup_training)
-    training_calls[name] = training_call(kernels.conv2d_bn_act_training, _setup_training, backward_training)
+    training_calls[name] = training_call(
+        kernels.conv2d_bn_act_training, _setup_training, backward_training, weights=(1,)
+    )
     torch.library.register_autograd(f"{name}::conv2d_bn_act_backward", refuse_double_backward(_NAME))
 
 

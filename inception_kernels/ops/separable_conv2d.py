@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _extension, backends, reference
 from . import _checks as check
 from ._aliasing import separate_memory
-from ._autograd import gradient_operator, training_call
+from ._autograd import float32_weights, gradient_operator, in_weight_dtypes, training_call
 from ._common import (
     autocast_dtype,
     cast,
@@ -79,10 +79,10 @@ def separable_conv2d(
     dtype = autocast_dtype(x) if isinstance(x, Tensor) else None
     if dtype is not None:
         x, residual = cast(x, dtype), cast(residual, dtype)
-        depthwise_weight, pointwise_weight = cast(depthwise_weight, dtype), cast(pointwise_weight, dtype)
     check.activations(x)
-    check.weight(depthwise_weight, x, (x.shape[1], 1, "R", "S"), "depthwise_weight")
-    check.weight(pointwise_weight, x, ("K", x.shape[1], 1, 1), "pointwise_weight")
+    autocast = dtype is not None
+    check.weight(depthwise_weight, x, (x.shape[1], 1, "R", "S"), "depthwise_weight", autocast=autocast)
+    check.weight(pointwise_weight, x, ("K", x.shape[1], 1, 1), "pointwise_weight", autocast=autocast)
     stride, padding, dilation = (
         check.pair(stride, "stride", 1),
         check.pair(padding, "padding", 0),
@@ -118,6 +118,8 @@ def separable_conv2d(
             x.shape, (pointwise_weight.shape[0], x.shape[1], *depthwise_weight.shape[2:]), stride, padding, dilation
         ),
     )
+    if backend == "reference" or not batch_statistics:  # a training call does so itself
+        depthwise_weight, pointwise_weight = cast(depthwise_weight, dtype), cast(pointwise_weight, dtype)
     if backend == "reference":
         return reference.separable_conv2d(
             x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, running_mean, running_var, residual,
@@ -164,12 +166,13 @@ def _fake_training(
 def _fake_backward(
     grad_y, x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, mean, var, depthwise_bias, bias,
     residual, z, stride, padding, dilation, input_activation, mid_activation, activation, training, eps,
-    output_mask,
+    output_mask, float32_weights=False,
 ):  # fmt: skip
+    weight_dtype = torch.float32 if float32_weights else None
     return (
         in_own_format(x, output_mask[0], x),
-        masked(depthwise_weight, output_mask[1], x),
-        masked(pointwise_weight, output_mask[2], x),
+        masked(depthwise_weight, output_mask[1], x, weight_dtype),
+        masked(pointwise_weight, output_mask[2], x, weight_dtype),
         masked(bn_weight, output_mask[3], x),
         masked(bn_bias, output_mask[4], x),
         masked(depthwise_bias, output_mask[5], x),
@@ -208,8 +211,10 @@ def _gradients(kernels, ctx, grad_y: Tensor, mask: list[bool], training: bool) -
     gradients = gradient_operator(
         kernels.separable_conv2d_backward,
         grad_y, *ctx.saved_tensors, *geometry, input_activation, mid_activation, activation, training, eps, mask,
+        **float32_weights(ctx, grad_y, kernels.name),
     )  # fmt: skip
-    return wanted(gradients, mask)
+    grad_x, *grad_weights = wanted(gradients, mask)
+    return [grad_x, *in_weight_dtypes(ctx, grad_weights[:2]), *grad_weights[2:]]
 
 
 def _backward(kernels, ctx, grad_y):
@@ -239,7 +244,9 @@ def register(name: str) -> None:
     torch.library.register_autograd(
         f"{name}::separable_conv2d_training", backward_training, setup_context=_setup_training
     )
-    training_calls[name] = training_call(kernels.separable_conv2d_training, _setup_training, backward_training)
+    training_calls[name] = training_call(
+        kernels.separable_conv2d_training, _setup_training, backward_training, weights=(1, 2)
+    )
     torch.library.register_autograd(f"{name}::separable_conv2d_backward", refuse_double_backward(_NAME))
 
 

@@ -83,8 +83,7 @@ class RepeatedStep:
         depthwise, depthwise_bias, weight, bias, bn_weight, bn_bias, running_mean, running_var = parts.tensors()
         assert weight is not None
         if self._cast is not None:
-            x, weight = x.to(self._cast), weight.to(self._cast)
-            depthwise = None if depthwise is None else depthwise.to(self._cast)
+            x = x.to(self._cast)
         backends.record(self._operator, "cpu", {})
         if depthwise is None:
             call = dense_calls["inception_kernels"]

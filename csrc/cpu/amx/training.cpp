@@ -26,8 +26,10 @@ Kernels make_kernels() {
   kernels.conv_name = "conv2d_bn_act.backward.cpu_amx_bf16";
   kernels.separable_name = "separable_conv2d.backward.cpu_amx_bf16";
   kernels.rows = kRows;
+  kernels.sums_in_place = false;  // whole tiles are stored
   kernels.weight_gradient = &weight_gradient_tiles;
   kernels.weight_finish = &weight_finish<BFloat16>;
+  kernels.weight_finish_wide = &weight_finish<float>;
   return kernels;
 }
 

@@ -88,6 +88,7 @@ struct Kernels {
   int64_t storage_bytes, accumulator_bytes;
   int64_t rows;  // register block: rows x columns
   int64_t columns;
+  bool sums_in_place;  // weight_gradient can add to the gradient itself
 
   // Pixels [m0, m1) of [N, P, Q, K]: shift [K], sum [K] of z - shift, square [K] of its squares.
   void (*statistics)(const ScaleShiftAct& args, int64_t m0, int64_t m1, void* shift, void* sum, void* square);
@@ -105,12 +106,16 @@ struct Kernels {
   // k panels [k0, k1) of grad_weight from `count` whole sums, `stride` elements apart.
   void (*weight_finish)(const WeightGradient& args, const WeightSums& sums, int64_t count, int64_t stride, int64_t k0,
                         int64_t k1, const WeightOutput& grad_weight);
+  // The same in the accumulation type.
+  void (*weight_finish_wide)(const WeightGradient& args, const WeightSums& sums, int64_t count, int64_t stride,
+                             int64_t k0, int64_t k1, const WeightOutput& grad_weight);
 
   // partial [c panel][R * S + 1][columns], written where the tile is: its weight and bias gradients.
   void (*separable_data)(const SeparableData& args, const SeparableTile& tile, const SeparableScratch& scratch,
                          void* partial);
-  // out (dtype of the layer) from doubles.
+  // out (dtype of the layer, accumulation type) from doubles.
   void (*store_doubles)(const double* values, int64_t count, void* out);
+  void (*store_doubles_wide)(const double* values, int64_t count, void* out);
 };
 
 const Kernels& kernels_portable(DType dtype);

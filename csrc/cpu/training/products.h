@@ -4,7 +4,8 @@
 
 namespace ik::cpu::training {
 
-// grad_weight of args. Sums over pixels are cut by the shape alone; the threads share channels, which changes no sum.
-void weight_gradient(const Kernels& table, const WeightGradient& args, const WeightOutput& grad_weight);
+// grad_weight of args, `wide` in the accumulation type. Sums over pixels are cut by the shape alone; the threads share
+// channels, which changes no sum.
+void weight_gradient(const Kernels& table, const WeightGradient& args, const WeightOutput& grad_weight, bool wide);
 
 }  // namespace ik::cpu::training

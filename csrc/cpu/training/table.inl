@@ -34,6 +34,7 @@ constexpr Kernels table(const char* norm_forward, const char* norm_backward, con
                  sizeof(A),
                  kRows,
                  kColumns<A>,
+                 true,
                  &statistics<T>,
                  &scale_shift_act<T>,
                  &norm_reduce<T>,
@@ -41,8 +42,10 @@ constexpr Kernels table(const char* norm_forward, const char* norm_backward, con
                  &pack_depthwise<T>,
                  &weight_gradient<T, PixelProduct>,
                  &weight_finish<T>,
+                 &weight_finish<A>,
                  &separable_data<T>,
-                 &store_doubles<T>};
+                 &store_doubles<T>,
+                 &store_doubles<A>};
 }
 
 #define IK_TRAINING_TABLE(T, dtype)                                  \
