@@ -71,6 +71,14 @@ def dispatcher_calls() -> dict[str, tuple[Any, tuple]]:
             [True] * 8))  # fmt: skip
     calls["conv2d_bn_act_backward-masked"] = (OPS.conv2d_bn_act_backward, (
         y, x, w, *bn, None, None, None, *geometry, "relu", False, 1e-5, [False, True] + [False] * 4))  # fmt: skip
+    low = [t.bfloat16() for t in (y, x, w, dw, pw)]
+    mean, var = bn[2:]
+    calls["conv2d_bn_act_backward-float32_weights"] = (OPS.conv2d_bn_act_backward, (
+        *low[:3], None, None, mean, var, None, None, low[0], *geometry, "relu", True, 1e-5, [True] * 2 + [False] * 4,
+        True))  # fmt: skip
+    calls["separable_conv2d_backward-float32_weights"] = (OPS.separable_conv2d_backward, (
+        *low[:2], *low[3:], None, None, mean, var, None, None, None, low[0], *geometry, "relu", "none", "silu", True, 1e-5,
+        [True] * 3 + [False] * 5, True))  # fmt: skip
     plain = {
         "plain": (x, w),
         "one_channel": (weights(2, 1, 6, 7), weights(1, 1, 3, 3)),
@@ -362,6 +370,32 @@ def test_autocast(operator, backend, dtype, mode):
             grad, exact_grads[name], [torch_grads[name]], name=name, compute_dtype=DTYPES[dtype],
             total=Sum(count=1, norm=4 * exact_grads[name].abs().max().item()),
         )  # fmt: skip
+
+
+WEIGHTS = {"conv2d_bn_act": ["weight"], "separable_conv2d": ["depthwise_weight", "pointwise_weight"]}
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+@pytest.mark.parametrize("operator", WEIGHTS)
+def test_gradients_of_float32_weights_are_not_rounded(operator, dtype):
+    case = MAKERS[operator](N=3, C=17, K=33, training=True)
+    leaves = {n: t.clone().requires_grad_(n in WEIGHTS[operator]) for n, t in case.tensors.items()}
+    with torch.autocast("cpu", dtype=DTYPES[dtype]), backends.use_backend("cpu"):
+        y = call(OPERATORS[operator], replace(case, tensors=leaves))
+    y.sum().backward()
+    for name in WEIGHTS[operator]:
+        grad = leaves[name].grad
+        assert grad.dtype == torch.float32
+        assert grad.shape == leaves[name].shape
+        assert (grad != grad.to(DTYPES[dtype]).float()).float().mean() > 0.5, name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_float32_weights_are_for_inputs_of_16_bits(dtype):
+    operator, arguments = CALLS["conv2d_bn_act_backward-nhwc"]
+    arguments = [t.to(dtype) if isinstance(t, Tensor) else t for t in arguments]
+    with pytest.raises(RuntimeError, match="float32_weights: expected an input of 16 bits"):
+        operator(*arguments, True)
 
 
 def test_autocast_leaves_float64_alone():

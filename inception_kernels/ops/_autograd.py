@@ -14,21 +14,26 @@ def training_call(
     """`operator` with the gradient that `setup` and `backward` define, as they are registered for it.
 
     All arguments must be given, by position, the first being x. Those at `weights` may have another floating-point
-    dtype, as under autocast, and become x's; `backward` finds what they had in `ctx.weight_dtypes`, in order. Under
-    torch.compile and function transforms the operator itself is called, so that it stays one node in their graphs.
+    dtype, as under autocast, and become x's; `backward` finds what they had in `ctx.weight_dtypes`, in order (absent
+    where they had x's). Under torch.compile and function transforms the operator itself is called, so that it stays one
+    node in their graphs.
     """
 
-    def in_dtype_of_x(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    def have_dtype_of_x(inputs: tuple[Any, ...]) -> bool:
         dtype = inputs[0].dtype
-        if all(inputs[i].dtype == dtype for i in weights):
+        return all(inputs[i].dtype == dtype for i in weights)
+
+    def in_dtype_of_x(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        if have_dtype_of_x(inputs):
             return inputs
-        return tuple(value.to(dtype) if i in weights else value for i, value in enumerate(inputs))
+        return tuple(value.to(inputs[0].dtype) if i in weights else value for i, value in enumerate(inputs))
 
     class Gradient(torch.autograd.Function):
         @staticmethod
         def forward(ctx: Any, *inputs: Any) -> Any:
-            ctx.weight_dtypes = [inputs[i].dtype for i in weights]
-            inputs = in_dtype_of_x(inputs)
+            if not have_dtype_of_x(inputs):
+                ctx.weight_dtypes = [inputs[i].dtype for i in weights]
+                inputs = in_dtype_of_x(inputs)
             output = below_autograd(operator, *inputs)
             setup(ctx, inputs, output)
             return output
@@ -56,18 +61,17 @@ def below_autograd(operator: Callable[..., Any], *inputs: Any, **options: Any) -
 def float32_weights(ctx: Any, x: torch.Tensor, namespace: str) -> dict[str, bool]:
     """Asks a backward operator that can, the CPU's, not to round the gradients of float32 weights to 16 bits."""
     dtypes = getattr(ctx, "weight_dtypes", None)
-    if not dtypes or x.dtype.itemsize != 2 or not x.is_cpu or namespace != "inception_kernels":
+    if dtypes is None or x.dtype.itemsize != 2 or not x.is_cpu or namespace != "inception_kernels":
         return {}
     return {"float32_weights": True} if all(dtype == torch.float32 for dtype in dtypes) else {}
 
 
 def in_weight_dtypes(ctx: Any, gradients: list[torch.Tensor | None]) -> list[torch.Tensor | None]:
     """The gradients of a training call's weights in the dtypes that the caller's weights had."""
-    dtypes = getattr(ctx, "weight_dtypes", [None] * len(gradients))
-    return [
-        gradient if gradient is None or dtype is None else gradient.to(dtype)
-        for gradient, dtype in zip(gradients, dtypes, strict=True)
-    ]
+    dtypes = getattr(ctx, "weight_dtypes", None)
+    if dtypes is None:
+        return gradients
+    return [each if each is None else each.to(dtype) for each, dtype in zip(gradients, dtypes, strict=True)]
 
 
 def gradient_operator(operator: Callable[..., Any], *inputs: Any, **options: Any) -> Any:

@@ -140,12 +140,10 @@ def training_outputs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
     return y, z, mean, torch.empty_like(mean)
 
 
-def masked(like: Tensor | None, needed: bool, x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A gradient as the compiled backward allocates it: contiguous for parameters, empty where not asked for."""
+def of_vector(like: Tensor | None, needed: bool, x: Tensor) -> Tensor:
+    """The gradient of a vector as the compiled backward allocates it: empty where not asked for."""
     if like is None or not needed:
-        return x.new_empty((0,))
-    if like.dim() == 4 and like is not x:
-        return like.new_empty(like.shape, dtype=dtype)
+        return x.new_empty((0,), dtype=accumulation_dtype(x))
     return torch.empty_like(like)
 
 
@@ -174,9 +172,9 @@ def _fake_backward(
     return (
         in_own_format(x, output_mask[0], x),
         in_own_format(weight, output_mask[1], x, torch.float32 if float32_weights else None),
-        masked(bn_weight, output_mask[2], x),
-        masked(bn_bias, output_mask[3], x),
-        masked(bias, output_mask[4], x),
+        of_vector(bn_weight, output_mask[2], x),
+        of_vector(bn_bias, output_mask[3], x),
+        of_vector(bias, output_mask[4], x),
         in_own_format(residual, output_mask[5], x),
     )
 

@@ -22,7 +22,7 @@ from ._common import (
     update_running_statistics,
     wanted,
 )
-from .conv2d_bn_act import in_own_format, masked, training_outputs
+from .conv2d_bn_act import in_own_format, of_vector, training_outputs
 
 _NAME = "separable_conv2d"
 
@@ -163,20 +163,24 @@ def _fake_training(
     return training_outputs(x, _output(x, depthwise_weight, pointwise_weight, stride, padding, dilation))
 
 
+def _of_weight(weight: Tensor, needed: bool, dtype: torch.dtype) -> Tensor:
+    return weight.new_empty(weight.shape if needed else (0,), dtype=dtype)  # contiguous
+
+
 def _fake_backward(
     grad_y, x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, mean, var, depthwise_bias, bias,
     residual, z, stride, padding, dilation, input_activation, mid_activation, activation, training, eps,
     output_mask, float32_weights=False,
 ):  # fmt: skip
-    weight_dtype = torch.float32 if float32_weights else None
+    weight_dtype = torch.float32 if float32_weights else x.dtype
     return (
         in_own_format(x, output_mask[0], x),
-        masked(depthwise_weight, output_mask[1], x, weight_dtype),
-        masked(pointwise_weight, output_mask[2], x, weight_dtype),
-        masked(bn_weight, output_mask[3], x),
-        masked(bn_bias, output_mask[4], x),
-        masked(depthwise_bias, output_mask[5], x),
-        masked(bias, output_mask[6], x),
+        _of_weight(depthwise_weight, output_mask[1], weight_dtype),
+        _of_weight(pointwise_weight, output_mask[2], weight_dtype),
+        of_vector(bn_weight, output_mask[3], x),
+        of_vector(bn_bias, output_mask[4], x),
+        of_vector(depthwise_bias, output_mask[5], x),
+        of_vector(bias, output_mask[6], x),
         in_own_format(residual, output_mask[7], x),
     )
 
