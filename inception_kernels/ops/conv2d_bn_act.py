@@ -51,7 +51,7 @@ def conv2d_bn_act(
     Args:
         x: ``[N, C, H, W]``, float32, float64, bfloat16 or float16; channels-last is native, other layouts are
             converted.
-        weight: ``[K, C, R, S]`` of x's dtype.
+        weight: ``[K, C, R, S]`` of x's dtype; under autocast of any floating-point dtype, which its gradient has.
         bn_weight, bn_bias: ``[K]`` or None (1 and 0), of x's dtype, or float32 where x has 16 bits (as all vectors).
         running_mean, running_var: ``[K]``. Evaluation normalises with them; training updates them in place (with the
             unbiased variance), or leaves them out when None. Without any batch-norm argument BN is skipped.

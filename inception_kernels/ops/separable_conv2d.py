@@ -57,8 +57,8 @@ def separable_conv2d(
     Args:
         x: ``[N, C, H, W]``, float32, float64, bfloat16 or float16; channels-last is native, other layouts are
             converted.
-        depthwise_weight: ``[C, 1, R, S]`` of x's dtype.
-        pointwise_weight: ``[K, C, 1, 1]`` of x's dtype.
+        depthwise_weight: ``[C, 1, R, S]`` of x's dtype; under autocast of any floating-point dtype, as its gradient.
+        pointwise_weight: ``[K, C, 1, 1]``, likewise.
         bn_weight, bn_bias: ``[K]`` or None (1 and 0), of x's dtype, or float32 where x has 16 bits (as all vectors).
         running_mean, running_var: ``[K]``. Evaluation normalises with them; training updates them in place (with the
             unbiased variance), or leaves them out when None. Without any batch-norm argument BN is skipped.
