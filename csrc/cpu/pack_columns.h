@@ -40,15 +40,22 @@ inline void pack_adjacent_columns(const Geometry& g, const WeightView& w, int64_
                                   Operand<T>* out) {
   using A = Accum<T>;
   constexpr int64_t kLanes = Vec<A>::kLanes, kNR = Gemm<Operand<T>>::kNR;
+  const auto load_columns = [&](const T* from, int64_t j) {
+    return columns - j >= kLanes ? load(from + j)
+           : columns > j         ? load(from + j, static_cast<int>(columns - j))
+                                 : broadcast(A(0));
+  };
   for (int64_t r = 0; r < g.R; r++)
-    for (int64_t s = 0; s < g.S; s++, out += operands<T>(g.C) * kNR)
-      for (int64_t c = 0; c < g.C; c++) {
+    for (int64_t s = 0; s < g.S; s++)
+      for (int64_t c = 0; c < g.C; c += kDepth<T>, out += kNR) {
         const T* from = static_cast<const T*>(w.data) + column + c * w.stride_c + r * w.stride_r + s * w.stride_s;
-        for (int64_t j = 0; j < kNR; j += kLanes)
-          store_channel<T>(out + j, c,
-                           columns - j >= kLanes ? load(from + j)
-                           : columns > j         ? load(from + j, static_cast<int>(columns - j))
-                                                 : broadcast(A(0)));
+        for (int64_t j = 0; j < kNR; j += kLanes) {
+          if constexpr (kDepth<T> == 1)
+            store(out + j, load_columns(from, j));
+          else
+            store(out + j,
+                  join(load_columns(from, j), c + 1 < g.C ? load_columns(from + w.stride_c, j) : broadcast(0.0f)));
+        }
       }
 }
 

@@ -160,7 +160,7 @@ struct PixelProduct {
     pack_grad_columns<T>(args.grad_z, args.shape.P(), args.shape.Q(), args.shape.K, block, out);
     return rows * count * kRows;
   }
-  static const Operand* right(const RightPanel<Operand>& panel, const PanelTaps&, const WeightScratch&) {
+  static const Operand* right(const RightPanel<Operand>& panel, const PanelTaps&, bool, const WeightScratch&) {
     return panel.data;
   }
   template <int vectors>
@@ -186,7 +186,8 @@ void weight_gradient(const WeightGradient& args, const WeightBlock& block, const
   const int64_t panel_grad = Product<T>::pack_grad(args, block, rows, count, grad);
   for (int64_t panel = block.c0; panel < block.c1; ++panel) {
     const int64_t c = panel * columns, width = smaller(columns, channels - c);
-    const Operand* strip = Product<T>::right(prepare_panel<T>(args, block.row0, block.row1, c, scratch), taps, scratch);
+    const Operand* strip =
+        Product<T>::right(prepare_panel<T>(args, block.row0, block.row1, c, scratch), taps, joined, scratch);
     for (int64_t k = block.k0; k < block.k1; ++k) {
       const int64_t before = channels_before(s.K, k), height = channels_before(s.K, k + 1) - before;
       const auto multiply =

@@ -83,16 +83,19 @@ struct PairProduct {
     return panel_grad;
   }
 
-  // Every element with that of the next pixel, where a window's step leads.
-  static const Pair* right(const RightPanel<float>& panel, const PanelTaps& taps, const WeightScratch& scratch) {
-    constexpr int64_t L = kLanes<float>;
+  // Every element with that of the next pixel, where a window's step leads; of a long row every second pixel.
+  static const Pair* right(const RightPanel<float>& panel, const PanelTaps& taps, bool joined,
+                           const WeightScratch& scratch) {
+    constexpr int64_t L = kLanes<float>, columns = kColumns<float>;
     Pair* const out = static_cast<Pair*>(scratch.pairs);
-    for (int64_t i = 0; i < panel.elements; i += L) {
-      const BitsVector low = rounded(panel.data + i);
-      const BitsVector high = i + taps.step < panel.elements ? rounded(panel.data + i + taps.step) : BitsVector{};
-      const BitsVector pair = low | high << 16;
-      __builtin_memcpy(out + i, &pair, sizeof(pair));
-    }
+    const int64_t ahead = taps.step, step = joined ? 2 * ahead : columns;
+    const int64_t paired = larger(0, panel.elements - ahead);
+    int64_t i = 0;
+    for (; i < paired; i += step)
+      for (int64_t j = i; j < i + columns; j += L)
+        store_pair(out + j, rounded(panel.data + j), rounded(panel.data + j + ahead));
+    for (; i < panel.elements; i += step)
+      for (int64_t j = i; j < i + columns; j += L) store_pair(out + j, rounded(panel.data + j), BitsVector{});
     return out;
   }
 
@@ -102,6 +105,10 @@ struct PairProduct {
   }
 
  private:
+  static void store_pair(Pair* out, BitsVector first, BitsVector second) {
+    const BitsVector pair = first | second << 16;
+    __builtin_memcpy(out, &pair, sizeof(pair));
+  }
   static BitsVector channel_bits(const BFloat16* p, int64_t n) {
     return (BitsVector)_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p));
   }
