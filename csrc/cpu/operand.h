@@ -13,8 +13,8 @@ struct OperandOf {
 };
 
 #if defined(__AVX512BF16__)
-// The lower half is the first channel. May alias bf16 elements, which it is read from.
-struct __attribute__((may_alias)) Bf16Pair {
+// The lower half is the first channel. Read from bf16 elements, and aligned as they are.
+struct __attribute__((may_alias, packed, aligned(2))) Bf16Pair {
   uint32_t bits;
 };
 template <>

@@ -61,23 +61,27 @@ struct PairProduct {
 
   static int64_t pack_grad(const WeightGradient& args, const WeightBlock& block, int64_t rows, int64_t count,
                            Pair* out) {
+    constexpr int64_t group = 4;  // pairs whose lines are read and written together
     const int64_t P = args.shape.P(), Q = args.shape.Q(), K = args.shape.K;
     const int64_t pairs = ceil_div(count, 2), panel_grad = rows * pairs * kRows;
     for (int64_t row = 0; row < rows; ++row)
-      for (int64_t i = 0; i < pairs; ++i, out += kRows) {
-        // A long row is all rows of the block.
-        const int64_t m = row * count + 2 * i;
-        const BFloat16* first = pixel<BFloat16>(args.grad_z, (block.row0 + m / Q) / P, (block.row0 + m / Q) % P, m % Q);
-        const int64_t n = m + 1;
-        const BFloat16* second =
-            2 * i + 1 < count ? pixel<BFloat16>(args.grad_z, (block.row0 + n / Q) / P, (block.row0 + n / Q) % P, n % Q)
-                              : nullptr;
-        Pair* to = out;
+      for (int64_t i = 0; i < pairs; i += group) {
+        const int64_t left = smaller(group, pairs - i);
+        const BFloat16* at[group][2];
+        for (int64_t j = 0; j < left; ++j)
+          for (int64_t half = 0; half < 2; ++half) {
+            // A long row is all rows of the block.
+            const int64_t within = 2 * (i + j) + half, m = row * count + within, line = block.row0 + m / Q;
+            at[j][half] = within < count ? pixel<BFloat16>(args.grad_z, line / P, line % P, m % Q) : nullptr;
+          }
+        Pair* to = out + (row * pairs + i) * kRows;
         for (int64_t panel = block.k0; panel < block.k1; ++panel, to += panel_grad) {
           const int64_t k = channels_before(K, panel), height = channels_before(K, panel + 1) - k;
-          const BitsVector low = channel_bits(first + k, height);
-          const BitsVector high = second ? channel_bits(second + k, height) : BitsVector{};
-          store_first((float*)to, (FloatVector)(low | high << 16), height);
+          for (int64_t j = 0; j < left; ++j) {
+            const BitsVector low = channel_bits(at[j][0] + k, height);
+            const BitsVector high = at[j][1] ? channel_bits(at[j][1] + k, height) : BitsVector{};
+            store_first((float*)(to + j * kRows), (FloatVector)(low | high << 16), height);
+          }
         }
       }
     return panel_grad;
