@@ -124,10 +124,23 @@ def _product_rate(device: str | torch.device, dtype: torch.dtype, timer: Timer, 
     for rows, inner, columns in _PRODUCTS[torch.device(device).type]:
         a = torch.randn(rows, inner, device=device).to(dtype)
         b = torch.randn(inner, columns, device=device).to(dtype)
-        out = torch.empty(rows, columns, device=device, dtype=dtype)
-        rate = _best_rate(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), timer, seconds / 3)  # type: ignore[misc]
-        best = max(best, 2.0 * rows * inner * columns * rate)
+        for call in _products(a, b):
+            best = max(best, 2.0 * rows * inner * columns * _best_rate(call, timer, seconds / 3))
     return best
+
+
+def _products(a: torch.Tensor, b: torch.Tensor) -> list[Callable[[], object]]:
+    """a b as a product of matrices and, on the CPU, as a pointwise convolution.
+
+    PyTorch asks two libraries for them there: in float32 on an AMD processor the second was 2.3 times as fast.
+    """
+    out = torch.empty(a.shape[0], b.shape[1], device=a.device, dtype=a.dtype)
+    products: list[Callable[[], object]] = [lambda: torch.mm(a, b, out=out)]
+    if a.device.type == "cpu":
+        x = a.t()[None, :, :, None].to(memory_format=torch.channels_last)
+        weight = b.t().contiguous()[:, :, None, None]
+        products.append(lambda: torch.nn.functional.conv2d(x, weight))
+    return products
 
 
 def _copy_rate(device: str | torch.device, size: int, timer: Timer, seconds: float) -> float:

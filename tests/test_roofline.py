@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 
 from inception_kernels import roofline
 
@@ -43,6 +44,13 @@ def test_best_of_two_probes_and_round_trip() -> None:
     assert best.copy == {2**20: 64e9, 2**24: 16e9}
     assert roofline.Roofline.from_dict(json.loads(json.dumps(best.to_dict()))) == best
     assert "GFLOP/s" in best.summary()
+
+
+def test_all_products_of_the_probe_are_the_same_product() -> None:
+    a, b = torch.randn(37, 12), torch.randn(12, 20)
+    by_matrices, by_convolution = roofline._products(a, b)
+    torch.testing.assert_close(by_matrices(), a @ b)
+    torch.testing.assert_close(by_convolution()[0, :, :, 0].t(), a @ b)
 
 
 def test_probe_measures_something() -> None:
