@@ -171,6 +171,28 @@ def test_neighbours_share_a_window(host, size, padding, activation, dtype):
     check(case, host)
 
 
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("width", [6, 7, 9])
+def test_infinite_pixels_reach_only_what_reads_them(host, width, dtype):
+    """Neighbours that a row does not have leave no trace, whatever lies under their taps."""
+    case = Case(**{**SMALL, "W": width}, dtype=DTYPES[dtype])
+    case.x[0, 3, 2, -1] = float("inf")
+    case.x[1, 5, -1, 0] = float("nan")
+    ours, (exact, _) = case.run(host), case.gradients(torch.float64)
+    for name, gradient in exact.items():
+        assert torch.equal(ours[name].isfinite(), gradient.isfinite()), name
+    assert not ours["grad_depthwise_weight"].isfinite().all()
+
+
+def test_many_tiles_of_pixels(host):
+    """More than one for each row of the block that adds them."""
+    host.context(sm=80, multiprocessors=108)
+    try:
+        check(Case(N=3, C=8, H=24, W=21, K=8, window=(3, 3), padding=1, dtype=torch.bfloat16), host)
+    finally:
+        host.context(sm=80, multiprocessors=2)
+
+
 @pytest.mark.parametrize("where", ["input_activation", "mid_activation"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_each_activation_in_each_place(host, activation, where):

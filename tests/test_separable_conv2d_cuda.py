@@ -257,6 +257,24 @@ def test_shapes(name: str, dtype: str) -> None:
     check(case, run(case, checked=False))
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_residual_of_several_tiles_of_channels(dtype: str) -> None:
+    case = Case((1, 24, 5, 6), 296, residual=True, dtype=dtype)
+    check(case, run(case, checked=False))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+def test_depthwise_weight_with_gaps(dtype: str) -> None:
+    """Packed as its contiguous copy is."""
+    case = Case(window=(3, 2), dtype=dtype)
+    host, problem = host_for(case, True, CHECKED[0]), make_problem(case)
+    gaps = torch.full((16, 1, 5, 4), float("nan"), dtype=case.torch_dtype)[:, :, 1:4, :2]
+    gaps.copy_(problem.depthwise)
+    packed = pack(host, replace(problem, depthwise=gaps))
+    for ours, expected in zip(packed, pack(host, problem), strict=True):
+        assert torch.equal(ours, expected)
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "tf32", "fp32"])
 @pytest.mark.parametrize("place", range(3), ids=["input", "mid", "output"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
