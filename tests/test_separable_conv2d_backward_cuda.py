@@ -188,7 +188,7 @@ def test_many_tiles_of_pixels(host):
     """More than one for each row of the block that adds them."""
     host.context(sm=80, multiprocessors=108)
     try:
-        check(Case(N=3, C=8, H=24, W=21, K=8, window=(3, 3), padding=1, dtype=torch.bfloat16), host)
+        check(Case(N=3, C=64, H=24, W=61, K=8, window=(3, 3), padding=1, dtype=torch.bfloat16), host)
     finally:
         host.context(sm=80, multiprocessors=2)
 
