@@ -132,7 +132,7 @@ def _product_rate(device: str | torch.device, dtype: torch.dtype, timer: Timer, 
 def _products(a: torch.Tensor, b: torch.Tensor) -> list[Callable[[], object]]:
     """a b as a product of matrices and, on the CPU, as a pointwise convolution.
 
-    PyTorch asks two libraries for them there: in float32 on an AMD processor the second was 2.3 times as fast.
+    PyTorch asks two libraries for them there, and which of them is the faster depends on the processor.
     """
     out = torch.empty(a.shape[0], b.shape[1], device=a.device, dtype=a.dtype)
     products: list[Callable[[], object]] = [lambda: torch.mm(a, b, out=out)]

@@ -19,21 +19,18 @@ def training_call(
     node in their graphs.
     """
 
-    def have_dtype_of_x(inputs: tuple[Any, ...]) -> bool:
-        dtype = inputs[0].dtype
-        return all(inputs[i].dtype == dtype for i in weights)
-
     def in_dtype_of_x(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        if have_dtype_of_x(inputs):
+        dtype = inputs[0].dtype
+        if all(inputs[i].dtype == dtype for i in weights):
             return inputs
-        return tuple(value.to(inputs[0].dtype) if i in weights else value for i, value in enumerate(inputs))
+        return tuple(value.to(dtype) if i in weights else value for i, value in enumerate(inputs))
 
     class Gradient(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Any:
-            if not have_dtype_of_x(inputs):
-                ctx.weight_dtypes = [inputs[i].dtype for i in weights]
-                inputs = in_dtype_of_x(inputs)
+        def forward(ctx: Any, *given: Any) -> Any:
+            inputs = in_dtype_of_x(given)
+            if inputs is not given:
+                ctx.weight_dtypes = [given[i].dtype for i in weights]
             output = below_autograd(operator, *inputs)
             setup(ctx, inputs, output)
             return output
