@@ -14,6 +14,16 @@ from inception_kernels.training.distributed import Processes, processes
 from inception_kernels.training.recipes import xception_jft
 from inception_kernels.training.trainer import Options, Trainer
 
+# The command as torchrun starts it, in a process whose threads are asked for at its end.
+COMMAND = """
+import pathlib, sys
+from inception_kernels import cli
+status = cli.main(sys.argv[1:])
+threads = [name.read_text().strip() for name in pathlib.Path("/proc/self/task").glob("*/comm")]
+left = [name for name in threads if "gloo" in name]
+sys.exit(f"threads of gloo are left: {left}" if left else status)
+"""
+
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -27,7 +37,9 @@ def test_two_processes_are_one_with_two_parts(tmp_path):
     arguments = [*words.split(), "--data", str(tmp_path / "data")]
     two, one = tmp_path / "two", tmp_path / "one"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, "-m", "inception_kernels", *arguments, "--output", str(two)]
+    script = tmp_path / "command.py"
+    script.write_text(COMMAND)
+    command = [*torchrun, str(script), *arguments, "--output", str(two)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("epoch 2/2") == 1, "every process prints"

@@ -19,7 +19,7 @@ from inception_kernels import models
 from inception_kernels.swap import swap
 from inception_kernels.training import data, export
 from inception_kernels.training.data import Data
-from inception_kernels.training.distributed import processes
+from inception_kernels.training.distributed import Processes, processes
 from inception_kernels.training.log import Log, open_logs
 from inception_kernels.training.recipes import RECIPES, Recipe
 from inception_kernels.training.terminal import Terminal
@@ -92,30 +92,7 @@ def run(args: argparse.Namespace) -> int:
     if args.threads is not None:
         torch.set_num_threads(args.threads)
     with processes(args.device) as mine:
-        recipe = _recipe(args)
-        size = recipe.image_size if args.image_size is None else args.image_size
-        images = data.load(args.data, size)
-        torch.manual_seed(args.seed)
-        model = build_model(args.model, images, recipe, args.width, size)
-        model.to(mine.device)
-        if args.operators == "fused":
-            swap(model, min_swapped=1)
-        options = Options(
-            epochs=recipe.epochs,
-            batch_size=recipe.batch_size,
-            accumulate=args.accumulate,
-            seed=args.seed,
-            precision=args.precision,
-            workers=args.workers,
-            augment=args.augment,
-            channels_last=args.operators == "fused",
-            checkpoint=checkpoint,
-            checkpoint_steps=args.checkpoint_steps,
-        )
-        trainer = Trainer(model, images, recipe, options, mine, settings=_settings(args, recipe, size))
-        if args.resume:
-            trainer.restore(checkpoint)
-        return _train(trainer, args, images, size)
+        return _run(args, checkpoint, mine)
 
 
 def build_model(name: str, images: Data, recipe: Recipe, width: float, size: int) -> nn.Module:
@@ -139,6 +116,33 @@ def build_model(name: str, images: Data, recipe: Recipe, width: float, size: int
         width=width,
         **options,
     )
+
+
+def _run(args: argparse.Namespace, checkpoint: Path, mine: Processes) -> int:
+    recipe = _recipe(args)
+    size = recipe.image_size if args.image_size is None else args.image_size
+    images = data.load(args.data, size)
+    torch.manual_seed(args.seed)
+    model = build_model(args.model, images, recipe, args.width, size)
+    model.to(mine.device)
+    if args.operators == "fused":
+        swap(model, min_swapped=1)
+    options = Options(
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        accumulate=args.accumulate,
+        seed=args.seed,
+        precision=args.precision,
+        workers=args.workers,
+        augment=args.augment,
+        channels_last=args.operators == "fused",
+        checkpoint=checkpoint,
+        checkpoint_steps=args.checkpoint_steps,
+    )
+    trainer = Trainer(model, images, recipe, options, mine, settings=_settings(args, recipe, size))
+    if args.resume:
+        trainer.restore(checkpoint)
+    return _train(trainer, args, images, size)
 
 
 def _check(args: argparse.Namespace, checkpoint: Path) -> None:

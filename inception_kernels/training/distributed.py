@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -69,6 +71,9 @@ class Processes:
 def processes(device: str) -> Iterator[Processes]:
     """What torchrun's environment says: gloo between CPUs, NCCL between GPUs, one GPU per process on each machine.
 
+    Leaving the block ends the threads of gloo, provided that nothing outside it holds a model of `parallel` any more:
+    one of them may drop a tensor late, and where Python has begun to exit by then, that aborts the process.
+
     Raises:
         ValueError: no such device.
     """
@@ -85,8 +90,11 @@ def processes(device: str) -> Iterator[Processes]:
     if world_size == 1:
         yield Processes(where)
         return
+    # DistributedDataParallel imports this; its default arguments keep for ever a group that exists by then.
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("nccl" if device == "cuda" else "gloo", rank=rank, world_size=world_size)
     try:
         yield Processes(where, rank, world_size)
     finally:
+        gc.collect()  # models, whose references go in circles, hold the group
         dist.destroy_process_group()
