@@ -142,16 +142,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv2d_bn_act_backwar
   const OptionalTensor raw = z || !needs_z ? z : OptionalTensor(raw_convolution(device, shape, x, weight, bias));
   const bool needs_grad_z = output_mask[0] || output_mask[1];
   BatchNormGradients bn = batch_norm_gradients(device, {grad_y, raw, residual, bn_weight, bn_bias, mean, var, code,
-                                                        training, eps, needs_grad_z, output_mask[5]});
+                                                        training, eps, needs_grad_z, output_mask[5], output_mask[2] && bn_weight,
+                                                        output_mask[3] && bn_bias, output_mask[4] && bias});
   auto [grad_x, grad_weight] =
       convolution_gradients(device, shape, bn.grad_z, x, weight, output_mask[0], output_mask[1], weight_type);
   return {grad_x,
           grad_weight,
-          like_parameter(bn.grad_gamma, bn_weight, output_mask[2]),
-          like_parameter(bn.grad_beta, bn_bias, output_mask[3]),
-          like_parameter(bn.grad_bias, bias, output_mask[4]),
+          like_parameter(bn.grad_gamma, bn_weight),
+          like_parameter(bn.grad_beta, bn_bias),
+          like_parameter(bn.grad_bias, bias),
           output_mask[5] ? in_memory_format(bn.grad_residual, residual && suggests_channels_last(*residual))
-                         : empty_on(x, {0}, x.scalar_type())};
+                         : bn.grad_residual};
 }
 
 // ---- inference with weights packed and BN folded beforehand

@@ -169,7 +169,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
   const OptionalTensor raw = z || !needs_z ? z : OptionalTensor(raw_output());
   const bool needs_grad_z = output_mask[0] || output_mask[1] || output_mask[2] || output_mask[5];
   BatchNormGradients bn = batch_norm_gradients(device, {grad_y, raw, residual, bn_weight, bn_bias, mean, var,
-                                                        act.output, training, eps, needs_grad_z, output_mask[7]});
+                                                        act.output, training, eps, needs_grad_z, output_mask[7],
+                                                        output_mask[3] && bn_weight, output_mask[4] && bn_bias,
+                                                        output_mask[6] && bias});
 
   const auto unless_masked = [&](bool wanted, std::vector<int64_t> sizes, ScalarType type) {
     return empty_on(x, wanted ? sizes : std::vector<int64_t>{0}, type);
@@ -178,7 +180,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
                                  : empty_on(x, {0}, x.scalar_type());
   Tensor grad_depthwise = unless_masked(output_mask[1], {shape.C, 1, shape.R, shape.S}, weight_type);
   Tensor grad_pointwise = unless_masked(output_mask[2], {shape.K, shape.C, 1, 1}, weight_type);
-  Tensor grad_depthwise_bias = unless_masked(output_mask[5], {shape.C}, accumulation_type(dtype));
+  Tensor grad_depthwise_bias = unless_masked(output_mask[5] && depthwise_bias, {shape.C}, accumulation_type(dtype));
   if (shape.N == 0) {
     for (Tensor* gradient : {&grad_depthwise, &grad_pointwise, &grad_depthwise_bias}) torch::stable::zero_(*gradient);
   } else if (needs_grad_z) {
@@ -188,18 +190,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
                                weight_view(pointwise_weight), data_or_null(depthwise_offset), act.input, act.mid,
                                output_mask[0] ? output_view(grad_x) : NhwcOutput{},
                                wanted(output_mask[1], grad_depthwise), wanted(output_mask[2], grad_pointwise),
-                               wanted(output_mask[5], grad_depthwise_bias), weight_type != x.scalar_type()});
+                               wanted(output_mask[5] && depthwise_bias, grad_depthwise_bias), weight_type != x.scalar_type()});
   }
   if (output_mask[0]) grad_x = in_memory_format(grad_x, suggests_channels_last(x));
   return {grad_x,
           grad_depthwise,
           grad_pointwise,
-          like_parameter(bn.grad_gamma, bn_weight, output_mask[3]),
-          like_parameter(bn.grad_beta, bn_bias, output_mask[4]),
-          like_parameter(grad_depthwise_bias, depthwise_bias, output_mask[5]),
-          like_parameter(bn.grad_bias, bias, output_mask[6]),
+          like_parameter(bn.grad_gamma, bn_weight),
+          like_parameter(bn.grad_beta, bn_bias),
+          like_parameter(grad_depthwise_bias, depthwise_bias),
+          like_parameter(bn.grad_bias, bias),
           output_mask[7] ? in_memory_format(bn.grad_residual, residual && suggests_channels_last(*residual))
-                         : empty_on(x, {0}, x.scalar_type())};
+                         : bn.grad_residual};
 }
 
 // ---- inference with weights packed and BN folded beforehand

@@ -23,9 +23,10 @@ BatchNormGradients batch_norm_gradients(const Device& device, const BatchNormGra
   const auto activations = [&](bool wanted) {
     return wanted ? empty_activations(grad_y, N, K, P, Q, true) : empty_on(grad_y, {0}, grad_y.scalar_type());
   };
-  const auto per_channel = [&] { return empty_on(grad_y, {K}, accumulation_type(dtype)); };
-  BatchNormGradients out{activations(args.needs_grad_z), activations(args.needs_grad_residual), per_channel(),
-                         per_channel(), per_channel()};
+  const auto per_channel = [&](bool wanted) { return empty_on(grad_y, {wanted ? K : 0}, accumulation_type(dtype)); };
+  BatchNormGradients out{activations(args.needs_grad_z), activations(args.needs_grad_residual),
+                         per_channel(args.needs_grad_gamma), per_channel(args.needs_grad_beta),
+                         per_channel(args.needs_grad_bias)};
   if (N == 0) {
     for (Tensor* sum : {&out.grad_gamma, &out.grad_beta, &out.grad_bias}) torch::stable::zero_(*sum);
     return out;
@@ -37,18 +38,19 @@ BatchNormGradients batch_norm_gradients(const Device& device, const BatchNormGra
   const OptionalTensor added = args.residual ? OptionalTensor(with_adjacent_channels(*args.residual)) : std::nullopt;
   // Where z is not needed its values do not matter: grad_y stands in so that the kernel has something to read.
   const OptionalTensor z = args.z ? OptionalTensor(with_adjacent_channels(*args.z)) : OptionalTensor(grad_y);
+  const auto wanted = [](bool flag, const Tensor& tensor) { return flag ? tensor.mutable_data_ptr() : nullptr; };
   device.bn_act_backward(
       {N, P, Q, K, dtype, input_view(grad_y), input_view(z), input_view(added), data_or_null(mean), data_or_null(rstd),
        data_or_null(gamma), data_or_null(beta), args.training && args.mean.has_value(), args.activation,
        args.needs_grad_z ? output_view(out.grad_z) : NhwcOutput{},
-       args.needs_grad_residual ? output_view(out.grad_residual) : NhwcOutput{}, out.grad_gamma.mutable_data_ptr(),
-       out.grad_beta.mutable_data_ptr(), out.grad_bias.mutable_data_ptr()});
+       args.needs_grad_residual ? output_view(out.grad_residual) : NhwcOutput{},
+       wanted(args.needs_grad_gamma, out.grad_gamma), wanted(args.needs_grad_beta, out.grad_beta),
+       wanted(args.needs_grad_bias, out.grad_bias)});
   return out;
 }
 
-Tensor like_parameter(const Tensor& gradient, const OptionalTensor& parameter, bool wanted) {
-  if (!wanted || !parameter) return empty_on(gradient, {0}, gradient.scalar_type());
-  if (parameter->scalar_type() == gradient.scalar_type()) return gradient;
+Tensor like_parameter(const Tensor& gradient, const OptionalTensor& parameter) {
+  if (gradient.numel() == 0 || !parameter || parameter->scalar_type() == gradient.scalar_type()) return gradient;
   return torch::stable::to(gradient, parameter->scalar_type());
 }
 

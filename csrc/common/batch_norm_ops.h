@@ -22,16 +22,16 @@ struct BatchNormGradientArgs {
   Activation activation;
   bool training;
   double eps;
-  bool needs_grad_z;
-  bool needs_grad_residual;
+  bool needs_grad_z, needs_grad_residual;
+  bool needs_grad_gamma, needs_grad_beta, needs_grad_bias;
 };
-struct BatchNormGradients {
-  Tensor grad_z, grad_residual;             // channels-last; empty where not needed
+struct BatchNormGradients {  // empty where not needed
+  Tensor grad_z, grad_residual;             // channels-last
   Tensor grad_gamma, grad_beta, grad_bias;  // [K], accumulation type
 };
 BatchNormGradients batch_norm_gradients(const Device& device, const BatchNormGradientArgs& args);
 
-// The gradient in its parameter's dtype, or an empty tensor where it is not wanted.
-Tensor like_parameter(const Tensor& gradient, const OptionalTensor& parameter, bool wanted);
+// The gradient in its parameter's dtype.
+Tensor like_parameter(const Tensor& gradient, const OptionalTensor& parameter);
 
 }  // namespace ik

@@ -3,6 +3,7 @@
 #include <map>
 #include <mutex>
 #include <sstream>
+#include <string_view>
 
 namespace ik {
 
@@ -13,8 +14,10 @@ std::mutex& counters_mutex() {
   return mutex;
 }
 
-std::map<std::string, long>& counters() {
-  static std::map<std::string, long> map;
+using Counters = std::map<std::string, long, std::less<>>;  // less<>: found by a name that is no std::string
+
+Counters& counters() {
+  static Counters map;
   return map;
 }
 
@@ -22,7 +25,11 @@ std::map<std::string, long>& counters() {
 
 void count_kernel(const char* name) {
   const std::lock_guard<std::mutex> lock(counters_mutex());
-  ++counters()[name];
+  const auto found = counters().find(std::string_view(name));
+  if (found == counters().end())
+    counters().emplace(name, 1);
+  else
+    ++found->second;
 }
 
 std::string counted_kernels() {

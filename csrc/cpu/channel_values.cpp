@@ -23,32 +23,33 @@ float float16_to_float(uint16_t bits) {
   return sign ? -magnitude : magnitude;
 }
 
+template <typename T, typename Convert>
+std::vector<double> converted(const Tensor& vector, const Convert& convert) {
+  std::vector<double> values(vector.size(0));
+  const T* data = static_cast<const T*>(vector.const_data_ptr());
+  const int64_t stride = vector.stride(0);
+  for (double& value : values) {
+    value = convert(*data);
+    data += stride;
+  }
+  return values;
+}
+
 }  // namespace
 
 std::vector<double> channel_values(const OptionalTensor& vector, int64_t length, const char* name) {
   if (!vector) return {};
   check_channel_vector(*vector, length, name);
-  std::vector<double> values(length);
-  const int64_t stride = vector->stride(0);
-  const DType dtype = dtype_of(*vector, name);
-  const void* data = vector->const_data_ptr();
-  for (int64_t i = 0; i < length; ++i) {
-    switch (dtype) {
-      case DType::kFloat32:
-        values[i] = static_cast<const float*>(data)[i * stride];
-        break;
-      case DType::kFloat64:
-        values[i] = static_cast<const double*>(data)[i * stride];
-        break;
-      case DType::kBFloat16:
-        values[i] = bfloat16_to_float(static_cast<const uint16_t*>(data)[i * stride]);
-        break;
-      case DType::kFloat16:
-        values[i] = float16_to_float(static_cast<const uint16_t*>(data)[i * stride]);
-        break;
-    }
+  switch (dtype_of(*vector, name)) {
+    case DType::kFloat32:
+      return converted<float>(*vector, [](float value) { return value; });
+    case DType::kFloat64:
+      return converted<double>(*vector, [](double value) { return value; });
+    case DType::kBFloat16:
+      return converted<uint16_t>(*vector, bfloat16_to_float);
+    default:
+      return converted<uint16_t>(*vector, float16_to_float);
   }
-  return values;
 }
 
 OptionalTensor channel_tensor(const std::vector<double>& values, DType dtype) {

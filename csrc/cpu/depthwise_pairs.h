@@ -177,7 +177,7 @@ inline void depthwise_groups(const SeparableTask& t, int64_t row_begin, int64_t 
       g.R == 3 && g.S == 3 && g.stride_h == 1 && g.stride_w == 1 && g.dilation_h == 1 && g.dilation_w == 1;
   for (int64_t c = 0; c < g.C; c += kPairChannels) {
     const int channels = static_cast<int>(smaller(kPairChannels, g.C - c));
-    const PairInput<kActivation> input{t.input_activation, first_channels(channels)};
+    const PairInput<kActivation> input{t.input_activation, mask32(channels)};
     alignas(64) float bias[2][VecF::kLanes] = {};
     if (t.depthwise_bias)
       for (int i = 0; i < channels; i++)

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "cpu/activation.h"
+#include "cpu/integers.h"
 #include "cpu/kernel_table.h"
 #include "cpu/operand.h"
 #include "cpu/upcoming.h"
@@ -27,11 +28,6 @@ struct Gemm {
   static constexpr int kNV = 2;
   static constexpr int kNR = kNV * Vec<O>::kLanes;
 };
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // A producer's tile: [row panel][chain of k][kMR][pitch]. Long runs of a row let the hardware follow all rows of a
 // panel; a pitch of no more than a chain keeps the rows' elements of one k close together for the producer.

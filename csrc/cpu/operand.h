@@ -47,10 +47,9 @@ inline void interleave(VecPair a, VecPair b, VecPair* low, VecPair* high) {
   high->v = _mm512_castps_si512(second.v);
 }
 
-inline __mmask32 first_channels(int n) { return n >= 32 ? ~__mmask32{0} : (__mmask32{1} << n) - 1; }
 // The first n of a vector's channels, in pairs; zero beyond.
 inline VecPair load_operands(const Bf16* from, int n) {
-  return {n >= 32 ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi16(first_channels(n), from)};
+  return {n >= 32 ? _mm512_loadu_si512(from) : _mm512_maskz_loadu_epi16(mask32(n), from)};
 }
 // From values that are bf16 already.
 inline VecPair join(VecF first, VecF second) {
@@ -75,7 +74,7 @@ inline int64_t operands(int64_t n) {
 // The first n channels of a vector of operands; zero beyond.
 template <typename T>
 inline Vec<Accum<T>> load_operands(const T* from, int n) {
-  return n >= Vec<Accum<T>>::kLanes ? load(from) : load(from, n);
+  return load_some(from, n);
 }
 
 }  // namespace ik::cpu::IK_ISA

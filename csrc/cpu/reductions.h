@@ -4,12 +4,6 @@
 
 namespace ik::cpu::IK_ISA {
 
-// The first `channels` (at least one) of a vector.
-template <typename T>
-inline Vec<Accum<T>> load_some(const T* from, int64_t channels) {
-  return channels >= Vec<Accum<T>>::kLanes ? load(from) : load(from, static_cast<int>(channels));
-}
-
 template <typename T>
 struct SumOf {
   static constexpr int kVectors = 1;
@@ -38,8 +32,7 @@ struct MaxOf<Bf16> {
   __m512i largest = _mm512_set1_epi16(kMinusInfinity), smallest = _mm512_set1_epi16(0x7fff);
 
   void add(const Bf16* from, int64_t channels) {
-    const __mmask32 there = channels >= kChannels ? ~__mmask32{0} : (__mmask32{1} << channels) - 1;
-    const __m512i x = in_order(_mm512_maskz_loadu_epi16(there, from));
+    const __m512i x = in_order(_mm512_maskz_loadu_epi16(mask32(channels), from));
     largest = _mm512_max_epi16(largest, x);
     smallest = _mm512_min_epi16(smallest, x);
   }

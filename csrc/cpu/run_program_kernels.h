@@ -3,6 +3,7 @@
 #include <type_traits>
 
 #include "cpu/activation.h"
+#include "cpu/integers.h"
 #include "cpu/reductions.h"
 #include "cpu/run_program_table.h"
 
@@ -14,7 +15,6 @@ struct ProgramKernels {
   using V = Vec<A>;
   static constexpr int64_t kLanes = V::kLanes;
   static constexpr int64_t kAheadPixels = 4, kLine = 64 / sizeof(T);
-  static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
   // What happens to `lanes` channels of one pixel on their way out.
   struct Finish {

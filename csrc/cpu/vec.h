@@ -23,3 +23,13 @@
 #else
 #error "IK_ISA names no known instruction set"
 #endif
+
+namespace ik::cpu::IK_ISA {
+
+// The first n (at least one) elements of a vector; zero beyond.
+template <typename T>
+inline Vec<Accum<T>> load_some(const T* from, int64_t n) {
+  return n >= Vec<Accum<T>>::kLanes ? load(from) : load(from, static_cast<int>(n));
+}
+
+}  // namespace ik::cpu::IK_ISA

@@ -26,6 +26,8 @@ struct Vec<double> {
 using VecF = Vec<float>;
 using VecD = Vec<double>;
 
+// The first n lanes; mask32 takes any n.
+inline __mmask32 mask32(int64_t n) { return n >= 32 ? ~__mmask32{0} : (__mmask32{1} << n) - 1; }
 inline __mmask16 mask16(int n) { return static_cast<__mmask16>((1u << n) - 1); }
 inline __mmask8 mask8(int n) { return static_cast<__mmask8>((1u << n) - 1); }
 

@@ -82,11 +82,13 @@ def cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
     return tensor.to(dtype)
 
 
-@torch.no_grad()
 def update_running_statistics(
-    running_mean: Tensor | None, running_var: Tensor | None, mean: Tensor, var: Tensor, momentum: float, count: int
+    running_mean: Tensor | None, running_var: Tensor | None, momentum: float, count: int, mean: Tensor, var: Tensor
 ) -> None:
-    """Exponential average of the batch mean and the unbiased batch variance, in place, as batch_norm does."""
+    """Exponential average of the batch mean and the unbiased batch variance, in place, as batch_norm does.
+
+    Not to be recorded: call it with gradients off.
+    """
     if running_mean is None or running_var is None or count == 0:
         return
     for running, batch in ((running_mean, mean), (running_var, var * (count / (count - 1)))):

@@ -115,11 +115,10 @@ def conv2d_bn_act(
             x, weight, bn_weight, bn_bias, running_mean, running_var, bias, residual,
             stride, padding, dilation, activation, eps,
         )  # fmt: skip
-    y, _, mean, var = training_calls[kernels.name](
-        x, weight, bn_weight, bn_bias, bias, residual, stride, padding, dilation, activation, eps
-    )
-    update_running_statistics(running_mean, running_var, mean, var, momentum, x.shape[0] * size[0] * size[1])
-    return y
+    return training_calls[kernels.name](
+        partial(update_running_statistics, running_mean, running_var, momentum, x.shape[0] * size[0] * size[1]),
+        x, weight, bn_weight, bn_bias, bias, residual, stride, padding, dilation, activation, eps,
+    )  # fmt: skip
 
 
 # ---- fakes
@@ -228,7 +227,7 @@ def _backward_training(kernels, ctx, grad_y, *ignored):
     return *_gradients(kernels, ctx, grad_y, mask, True), *[None] * 5
 
 
-training_calls: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]] = {}  # by namespace
+training_calls: dict[str, Callable[..., Tensor]] = {}  # by namespace
 
 
 def register(name: str) -> None:

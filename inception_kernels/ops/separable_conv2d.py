@@ -133,12 +133,11 @@ def separable_conv2d(
             depthwise_bias, bias, residual, stride, padding, dilation,
             input_activation, mid_activation, activation, eps,
         )  # fmt: skip
-    y, _, mean, var = training_calls[kernels.name](
+    return training_calls[kernels.name](
+        partial(update_running_statistics, running_mean, running_var, momentum, x.shape[0] * size[0] * size[1]),
         x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, depthwise_bias, bias, residual,
         stride, padding, dilation, input_activation, mid_activation, activation, eps,
     )  # fmt: skip
-    update_running_statistics(running_mean, running_var, mean, var, momentum, x.shape[0] * size[0] * size[1])
-    return y
 
 
 # ---- fakes
@@ -234,7 +233,7 @@ def _backward_training(kernels, ctx, grad_y, *ignored):
     return *_gradients(kernels, ctx, grad_y, list(ctx.needs_input_grad[:8]), True), *[None] * 7
 
 
-training_calls: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]] = {}  # by namespace
+training_calls: dict[str, Callable[..., Tensor]] = {}  # by namespace
 
 
 def register(name: str) -> None:

@@ -6,6 +6,7 @@ what the operator would find is known while they, the settings and the input's s
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -32,7 +33,9 @@ def _settings(parts: Parts) -> tuple[object, ...] | None:
 class RepeatedStep:
     """Take one with `after` behind a call that the operator accepted; it may be called while `holds`."""
 
-    def __init__(self, layer: FusedLayer, x: Tensor, parts: Parts, tensors: tuple[Tensor | None, ...]) -> None:
+    def __init__(
+        self, layer: FusedLayer, x: Tensor, y: Tensor, parts: Parts, tensors: tuple[Tensor | None, ...]
+    ) -> None:
         norm, window = parts.norm, parts.conv if parts.depthwise is None else parts.depthwise
         assert norm is not None and norm.momentum is not None
         self._operator = layer.operator
@@ -48,17 +51,18 @@ class RepeatedStep:
         else:
             activations = (layer.input_activation, layer.mid_activation, layer.activation)
             self._options = (*geometry, *activations, norm.eps)
-        self._momentum = norm.momentum
+        count = y.numel() // y.shape[1]
+        self._use_statistics = partial(update_running_statistics, tensors[6], tensors[7], norm.momentum, count)
 
     @staticmethod
-    def after(layer: FusedLayer, x: Tensor, parts: Parts, backend: str) -> RepeatedStep | None:
+    def after(layer: FusedLayer, x: Tensor, y: Tensor, parts: Parts, backend: str) -> RepeatedStep | None:
         """None where a step needs what this does not do."""
         if backend != "cpu" or _settings(parts) is None or parts.conv.__dict__.get("_is_replica"):
             return None
         tensors = parts.tensors()
         if any(running is None or not running.is_contiguous() for running in tensors[6:]):
             return None
-        return RepeatedStep(layer, x, parts, tensors)
+        return RepeatedStep(layer, x, y, parts, tensors)
 
     def holds(self, x: Tensor, parts: Parts) -> bool:
         """Whether the operator would find in these arguments what it found then. x is channels-last."""
@@ -80,17 +84,15 @@ class RepeatedStep:
         return all(end <= first or last <= begin for first, last in self._written)
 
     def __call__(self, x: Tensor, parts: Parts) -> Tensor:
-        depthwise, depthwise_bias, weight, bias, bn_weight, bn_bias, running_mean, running_var = parts.tensors()
+        depthwise, depthwise_bias, weight, bias, bn_weight, bn_bias, *_ = parts.tensors()
         assert weight is not None
         if self._cast is not None:
             x = x.to(self._cast)
         backends.record(self._operator, "cpu", {})
         if depthwise is None:
             call = dense_calls["inception_kernels"]
-            y, _, mean, var = call(x, weight, bn_weight, bn_bias, bias, None, *self._options)
-        else:
-            call = separable_calls["inception_kernels"]
-            y, _, mean, var = call(x, depthwise, weight, bn_weight, bn_bias, depthwise_bias, bias, None, *self._options)
-        count = y.shape[0] * y.shape[2] * y.shape[3]
-        update_running_statistics(running_mean, running_var, mean, var, self._momentum, count)
-        return y
+            return call(self._use_statistics, x, weight, bn_weight, bn_bias, bias, None, *self._options)
+        call = separable_calls["inception_kernels"]
+        return call(
+            self._use_statistics, x, depthwise, weight, bn_weight, bn_bias, depthwise_bias, bias, None, *self._options
+        )

@@ -203,7 +203,7 @@ class FusedLayer:
         choice = backends.last_choice()
         if choice is not None:
             self.last = LastCall("operator", choice.backend, choice.reasons, converted, choice.selections)
-            self._repeated = RepeatedStep.after(self, x, parts, choice.backend)
+            self._repeated = RepeatedStep.after(self, x, y, parts, choice.backend)
         return y
 
     def _options(self, parts: Parts) -> dict[str, Any]:

@@ -123,7 +123,7 @@ void depthwise_blocks(const SeparableTask& t, int64_t row_begin, int64_t row_end
   const bool sliding =
       g.R == 3 && g.S == 3 && g.stride_h == 1 && g.stride_w == 1 && g.dilation_h == 1 && g.dilation_w == 1;
   for (int64_t c = 0; c < g.C; c += kDepth) {
-    const InputLoad<kClamp> input(t.input_activation, first_lanes(g.C - c));
+    const InputLoad<kClamp> input(t.input_activation, mask32(g.C - c));
     const float* weight = static_cast<const float*>(t.depthwise) + c * g.R * g.S;
     alignas(64) float bias[kDepth] = {};
     if (t.depthwise_bias)

@@ -57,7 +57,7 @@ class BlockOffsets {
     }
   }
   __m512i read(const Bf16* channel) const {
-    if (contiguous_) return load_bits(channel + offset_[0], first_lanes(depth_));
+    if (contiguous_) return load_bits(channel + offset_[0], mask32(depth_));
     alignas(64) uint16_t bits[kDepth] = {};
     for (int64_t i = 0; i < depth_; i++) bits[i] = channel[offset_[i]].bits;
     return _mm512_load_si512(bits);

@@ -6,7 +6,6 @@
 namespace ik::cpu::amx {
 
 inline __m512i load_bits(const Bf16* from, __mmask32 mask) { return _mm512_maskz_loadu_epi16(mask, from); }
-inline __mmask32 first_lanes(int64_t n) { return n >= 32 ? ~__mmask32{0} : (__mmask32{1} << n) - 1; }
 
 // Writes one packed row from left to right. A block is put together in a register by loads whose masked lanes lie
 // before the source or behind it, and stored once.
@@ -16,7 +15,7 @@ class RowWriter {
   void copy(const Bf16* from, int64_t n) {
     while (n > 0) {
       const int64_t count = smaller(kDepth - within_, n);
-      block_ = _mm512_or_si512(block_, load_bits(from - within_, first_lanes(count) << within_));
+      block_ = _mm512_or_si512(block_, load_bits(from - within_, mask32(count) << within_));
       from += count;
       n -= count;
       advance(count);
@@ -153,7 +152,7 @@ inline bool copy_strip(const Geometry& g, const Flat& flat, const NhwcInput& x, 
       if (check) special |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(bits, exponent), exponent);
     }
     if (i < elements) {
-      const __mmask32 mask = first_lanes(elements - i);
+      const __mmask32 mask = mask32(elements - i);
       const __m512i bits = load_bits(from + i, mask);
       _mm512_mask_storeu_epi16(strip + i, mask, bits);
       if (check) special |= _mm512_cmpeq_epi16_mask(_mm512_and_si512(bits, exponent), exponent);

@@ -6,17 +6,13 @@
 #pragma once
 #define IK_ISA amx
 #include "cpu/activation.h"
+#include "cpu/integers.h"
 #include "cpu/kernel_table.h"
 
 namespace ik::cpu::amx {
 
 constexpr int64_t kRows = 32, kColumns = 32, kDepth = 32;
 constexpr int64_t kBlockBytes = kDepth * kColumns * 2;  // of packed A and of packed B alike
-
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // The tile intrinsics do not tell the compiler which memory they read.
 inline void compiler_barrier() { __asm__ volatile("" ::: "memory"); }
@@ -193,7 +189,7 @@ inline void multiply(const Operand& a, const void* packed_b, int64_t K, const Ou
       pending.shift = shift + q * kColumns;
       pending.y = static_cast<Bf16*>(epilogue.y.data) + q * kColumns;
       pending.residual = static_cast<const Bf16*>(epilogue.residual.data) + q * kColumns;
-      pending.mask = columns >= 32 ? ~__mmask32{0} : (__mmask32{1} << columns) - 1;
+      pending.mask = mask32(columns);
     }
   }
   pending.step(kRows);
