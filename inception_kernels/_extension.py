@@ -21,6 +21,8 @@ OPERATORS = frozenset(
         "conv2d_bn_act_training",
         "label_smoothing_cross_entropy",
         "label_smoothing_cross_entropy_backward",
+        "max_pool2d_backward",
+        "max_pool2d_training",
         "pointwise_depthwise_conv2d",
         "run_program",
         "separable_conv2d",

@@ -111,6 +111,40 @@ inline VecF where_greater(VecF a, VecF b, VecF yes, VecF no) {
 inline VecD where_greater(VecD a, VecD b, VecD yes, VecD no) {
   return {_mm256_blendv_pd(no.v, yes.v, _mm256_cmp_pd(a.v, b.v, _CMP_GT_OQ))};
 }
+inline VecF where_greater_or_nan(VecF a, VecF b, VecF yes, VecF no) {
+  const __m256 greater = _mm256_cmp_ps(a.v, b.v, _CMP_GT_OQ), nan = _mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q);
+  return {_mm256_blendv_ps(no.v, yes.v, _mm256_or_ps(greater, nan))};
+}
+inline VecD where_greater_or_nan(VecD a, VecD b, VecD yes, VecD no) {
+  const __m256d greater = _mm256_cmp_pd(a.v, b.v, _CMP_GT_OQ), nan = _mm256_cmp_pd(a.v, a.v, _CMP_UNORD_Q);
+  return {_mm256_blendv_pd(no.v, yes.v, _mm256_or_pd(greater, nan))};
+}
+inline __m128i load_bytes(const uint8_t* from, int n) {
+  alignas(16) uint8_t bytes[16] = {};
+  std::memcpy(bytes, from, n);
+  return _mm_load_si128(reinterpret_cast<const __m128i*>(bytes));
+}
+inline void store_bytes(uint8_t* to, __m128i words, int n) {
+  alignas(16) uint8_t bytes[16];
+  _mm_store_si128(reinterpret_cast<__m128i*>(bytes), _mm_packus_epi16(words, words));
+  std::memcpy(to, bytes, n);
+}
+inline void store_bytes(uint8_t* to, VecF a, int n) {
+  const __m256i numbers = _mm256_cvtps_epi32(a.v);
+  store_bytes(to, _mm_packus_epi32(_mm256_castsi256_si128(numbers), _mm256_extracti128_si256(numbers, 1)), n);
+}
+inline void store_bytes(uint8_t* to, VecD a, int n) {
+  const __m128i numbers = _mm256_cvtpd_epi32(a.v);
+  store_bytes(to, _mm_packus_epi32(numbers, numbers), n);
+}
+inline VecF add_where_byte(VecF sum, VecF a, const uint8_t* bytes, int number, int n) {
+  const __m256i equal = _mm256_cmpeq_epi32(_mm256_cvtepu8_epi32(load_bytes(bytes, n)), _mm256_set1_epi32(number));
+  return {_mm256_add_ps(sum.v, _mm256_and_ps(_mm256_castsi256_ps(equal), a.v))};
+}
+inline VecD add_where_byte(VecD sum, VecD a, const uint8_t* bytes, int number, int n) {
+  const __m256i equal = _mm256_cmpeq_epi64(_mm256_cvtepu8_epi64(load_bytes(bytes, n)), _mm256_set1_epi64x(number));
+  return {_mm256_add_pd(sum.v, _mm256_and_pd(_mm256_castsi256_pd(equal), a.v))};
+}
 inline bool any_nan(VecF a) { return _mm256_movemask_ps(_mm256_cmp_ps(a.v, a.v, _CMP_UNORD_Q)) != 0; }
 inline bool any_nan(VecD a) { return _mm256_movemask_pd(_mm256_cmp_pd(a.v, a.v, _CMP_UNORD_Q)) != 0; }
 inline VecF round_nearest(VecF a) { return {_mm256_round_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }

@@ -113,6 +113,29 @@ inline VecF where_greater(VecF a, VecF b, VecF yes, VecF no) {
 inline VecD where_greater(VecD a, VecD b, VecD yes, VecD no) {
   return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ), no.v, yes.v)};
 }
+inline VecF where_greater_or_nan(VecF a, VecF b, VecF yes, VecF no) {
+  const __mmask16 nan = _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q);
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_GT_OQ) | nan, no.v, yes.v)};
+}
+inline VecD where_greater_or_nan(VecD a, VecD b, VecD yes, VecD no) {
+  const __mmask8 nan = _mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q);
+  return {_mm512_mask_blend_pd(_mm512_cmp_pd_mask(a.v, b.v, _CMP_GT_OQ) | nan, no.v, yes.v)};
+}
+inline void store_bytes(uint8_t* to, VecF a, int n) {
+  _mm_mask_storeu_epi8(to, mask16(n), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a.v)));
+}
+inline void store_bytes(uint8_t* to, VecD a, int n) {
+  _mm_mask_storeu_epi8(to, mask16(n), _mm256_cvtepi32_epi8(_mm512_cvtpd_epi32(a.v)));
+}
+inline __mmask16 bytes_equal(const uint8_t* bytes, int number, int n) {
+  return _mm_cmpeq_epi8_mask(_mm_maskz_loadu_epi8(mask16(n), bytes), _mm_set1_epi8(static_cast<char>(number)));
+}
+inline VecF add_where_byte(VecF sum, VecF a, const uint8_t* bytes, int number, int n) {
+  return {_mm512_mask_add_ps(sum.v, bytes_equal(bytes, number, n), sum.v, a.v)};
+}
+inline VecD add_where_byte(VecD sum, VecD a, const uint8_t* bytes, int number, int n) {
+  return {_mm512_mask_add_pd(sum.v, static_cast<__mmask8>(bytes_equal(bytes, number, n)), sum.v, a.v)};
+}
 inline bool any_nan(VecF a) { return _mm512_cmp_ps_mask(a.v, a.v, _CMP_UNORD_Q) != 0; }
 inline bool any_nan(VecD a) { return _mm512_cmp_pd_mask(a.v, a.v, _CMP_UNORD_Q) != 0; }
 inline VecF round_nearest(VecF a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }

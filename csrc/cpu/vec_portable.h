@@ -108,6 +108,22 @@ template <typename A>
 inline Vec<A> where_greater(Vec<A> a, Vec<A> b, Vec<A> yes, Vec<A> no) {
   return {a.v > b.v ? yes.v : no.v};
 }
+// a > b or a is NaN ? yes : no
+template <typename A>
+inline Vec<A> where_greater_or_nan(Vec<A> a, Vec<A> b, Vec<A> yes, Vec<A> no) {
+  return {(a.v > b.v) | (a.v != a.v) ? yes.v : no.v};
+}
+// The first n lanes, whole numbers from 0 to 255, as bytes.
+template <typename A>
+inline void store_bytes(uint8_t* to, Vec<A> a, int n) {
+  for (int i = 0; i < n; i++) to[i] = static_cast<uint8_t>(a.v[i]);
+}
+// sum + (bytes == number ? a : 0) in the first n lanes
+template <typename A>
+inline Vec<A> add_where_byte(Vec<A> sum, Vec<A> a, const uint8_t* bytes, int number, int n) {
+  for (int i = 0; i < n; i++) sum.v[i] += bytes[i] == number ? a.v[i] : 0;
+  return sum;
+}
 template <typename A>
 inline bool any_nan(Vec<A> a) {
   for (int i = 0; i < Vec<A>::kLanes; i++)

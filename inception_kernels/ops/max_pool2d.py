@@ -1,0 +1,63 @@
+"""Max pooling of training steps on the CPU, which keeps one byte per output instead of an int64 index."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import _extension
+from ._autograd import gradient_operator, training_call
+from ._checks import Pair
+from ._common import empty_activations, refuse_double_backward
+
+_NAME = "inception_kernels::max_pool2d"
+
+
+def _output_size(H: int, W: int, kernel: Pair, stride: Pair, padding: Pair) -> Pair:
+    return (H + 2 * padding[0] - kernel[0]) // stride[0] + 1, (W + 2 * padding[1] - kernel[1]) // stride[1] + 1
+
+
+def _fake(x, kernel, stride, padding):
+    N, C, H, W = x.shape
+    sizes = (N, C, *_output_size(H, W, kernel, stride, padding))
+    return (
+        empty_activations(x, sizes, torch.channels_last),
+        empty_activations(x, sizes, torch.channels_last, torch.uint8),
+    )
+
+
+def _fake_backward(grad_y, taps, H, W, kernel, stride, padding):
+    return empty_activations(grad_y, (*grad_y.shape[:2], H, W), torch.channels_last)
+
+
+def _setup(ctx, inputs, output):
+    x, *ctx.options = inputs
+    ctx.save_for_backward(output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)  # of the taps: a tensor of zeros
+    ctx.size = x.shape[2:]
+
+
+def _backward(ctx, grad_y, _):
+    if grad_y is None:
+        return None, None, None, None
+    operator = torch.ops.inception_kernels.max_pool2d_backward
+    return gradient_operator(operator, grad_y, *ctx.saved_tensors, *ctx.size, *ctx.options), None, None, None
+
+
+if _extension.available:
+    torch.library.register_fake(f"{_NAME}_training", _fake)
+    torch.library.register_fake(f"{_NAME}_backward", _fake_backward)
+    torch.library.register_autograd(f"{_NAME}_training", _backward, setup_context=_setup)
+    torch.library.register_autograd(f"{_NAME}_backward", refuse_double_backward("max_pool2d"))
+    _call = training_call(torch.ops.inception_kernels.max_pool2d_training, _setup, _backward, weights=())
+
+
+def max_pool2d(x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
+    """``torch.nn.functional.max_pool2d`` of ``[N, C, H, W]`` on the CPU, to ``[N, C, P, Q]`` in channels-last.
+
+    Windows have at most 256 pixels and padding at most half of them. The results are PyTorch's bits; gradients are
+    gathered, so that each is added in float32 (float64 for float64) and rounded once.
+    """
+    y: Tensor = _call(x, kernel, stride, padding)[0]
+    return y

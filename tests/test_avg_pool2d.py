@@ -1,0 +1,130 @@
+"""Average pools of training steps: PyTorch's forward pass, and a gradient that is an average pool too."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import assert_as_accurate
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from inception_kernels.ops.avg_pool2d import avg_pool2d
+
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
+
+DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
+KERNELS = [(3, 3), (1, 1), (5, 3), (1, 7), (9, 9)]
+SIZES = [(1, 1, 7, 7), (2, 33, 17, 13), (1, 64, 8, 9), (3, 5, 1, 11), (2, 4, 2, 2)]
+
+
+def normal(*sizes: int, seed: int = 0) -> Tensor:
+    return torch.randn(sizes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def torchs(x: Tensor, kernel, count_include_pad: bool) -> Tensor:
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    return F.avg_pool2d(x, kernel, 1, padding, count_include_pad=count_include_pad)
+
+
+def check(x: Tensor, kernel, count_include_pad: bool, grad_y: Tensor | None = None) -> None:
+    leaf, own, exact = x.detach().requires_grad_(), x.detach().requires_grad_(), x.double().requires_grad_()
+    y, expected = avg_pool2d(leaf, kernel, count_include_pad), torchs(own, kernel, count_include_pad)
+    assert torch.equal(y, expected)
+    assert y.stride() == expected.stride()
+    grad_y = normal(*y.shape, seed=5).to(x.dtype) if grad_y is None else grad_y
+    y.backward(grad_y)
+    expected.backward(grad_y)
+    torchs(exact, kernel, count_include_pad).backward(grad_y.double())
+    assert_as_accurate(leaf.grad, own.grad, exact.grad, "grad_x")
+
+
+@pytest.mark.parametrize("count_include_pad", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kernel", KERNELS, ids=str)
+@pytest.mark.parametrize("size", SIZES, ids=lambda s: "x".join(map(str, s)))
+def test_core_geometry(size, kernel, dtype, count_include_pad):
+    if kernel[0] == 9 and min(size[2:]) == 1:
+        kernel = (1, 9)
+    x = normal(*size).to(DTYPES[dtype]).contiguous(memory_format=torch.channels_last)
+    check(x, kernel, count_include_pad)
+
+
+@pytest.mark.parametrize("count_include_pad", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["contiguous", "slice", "every_other", "expanded", "one_image"])
+def test_gradients_of_any_layout(layout, dtype, count_include_pad):
+    x = normal(2, 21, 5, 5).to(DTYPES[dtype]).contiguous(memory_format=torch.channels_last)
+    wide = normal(2, 42, 10, 5, seed=2).to(DTYPES[dtype])
+    grad_y = {
+        "contiguous": wide[:, :21, :5].contiguous(),
+        "slice": wide.contiguous(memory_format=torch.channels_last)[:, 7:28, 5:],
+        "every_other": wide[:, ::2, ::2],
+        "expanded": wide[:1, :1, :1, :1].expand(2, 21, 5, 5),
+        "one_image": wide[:1, :21, :5].expand(2, 21, 5, 5),
+    }[layout]
+    check(x, (3, 3), count_include_pad, grad_y)
+
+
+@pytest.mark.parametrize("count_include_pad", [True, False])
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+def test_a_16_bit_gradient_is_rounded_once(dtype, count_include_pad):
+    grad_y = normal(1, 40, 9, 9).to(DTYPES[dtype]).contiguous(memory_format=torch.channels_last)
+    x, exact = grad_y.clone().requires_grad_(), grad_y.double().requires_grad_()
+    avg_pool2d(x, (3, 3), count_include_pad).backward(grad_y)
+    torchs(exact, (3, 3), count_include_pad).backward(grad_y.double())
+    error = (x.grad.double() - exact.grad).abs()
+    # Half a unit in the last place, and what a sum of nine in float32 adds to that.
+    half_a_unit = exact.grad.abs() * torch.finfo(x.dtype).eps / 2
+    assert (error <= half_a_unit + 1e-6 * exact.grad.abs().max() + torch.finfo(x.dtype).tiny).all()
+
+
+@pytest.mark.parametrize("count_include_pad", [True, False])
+def test_pytorchs_gradient_does_not_run(count_include_pad):
+    x = normal(1, 8, 6, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        avg_pool2d(x, (3, 3), count_include_pad).sum().backward()
+    names = {event.key for event in profiled.key_averages()}
+    assert "aten::avg_pool2d" in names
+    assert "aten::avg_pool2d_backward" not in names
+
+
+@pytest.mark.parametrize("count_include_pad", [True, False])
+def test_gradcheck(count_include_pad):
+    x = normal(2, 3, 4, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: avg_pool2d(x, (3, 5), count_include_pad), (x,))
+    assert torch.autograd.gradgradcheck(lambda x: avg_pool2d(x, (3, 5), count_include_pad), (x,))
+
+
+@pytest.mark.parametrize("count_include_pad", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_empty_batch_and_thread_count(dtype, count_include_pad):
+    x = torch.empty(0, 5, 9, 9, dtype=DTYPES[dtype]).requires_grad_()
+    avg_pool2d(x, (3, 3), count_include_pad).sum().backward()
+    assert x.grad.shape == x.shape
+    x = normal(2, 96, 23, 19).to(DTYPES[dtype]).contiguous(memory_format=torch.channels_last).requires_grad_()
+    before, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            y = avg_pool2d(x, (3, 3), count_include_pad)
+            results.append(torch.autograd.grad(y, x, x.detach())[0])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*results)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    size=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 13), st.integers(1, 13)),
+    halves=st.tuples(st.integers(0, 4), st.integers(0, 4)),
+    dtype=st.sampled_from(list(DTYPES)),
+    count_include_pad=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_property_as_accurate_as_pytorch(size, halves, dtype, count_include_pad, seed):
+    x = normal(*size, seed=seed).to(DTYPES[dtype]).contiguous(memory_format=torch.channels_last)
+    kernel = tuple(2 * min(half, n // 2) + 1 for half, n in zip(halves, size[2:], strict=True))
+    check(x, kernel, count_include_pad)
