@@ -22,10 +22,11 @@ class _Pool(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
+        self.average = nn.AvgPool2d(3, stride=1, padding=1)
         self.point = ConvBNAct(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.point(F.avg_pool2d(x, 3, stride=1, padding=1))
+        return self.point(self.average(x))
 
 
 class _Concatenation(nn.Module):
@@ -204,10 +205,11 @@ class PoolThenExpand(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3) -> None:
         super().__init__()
         self.out_channels = out_channels
+        self.pool = nn.MaxPool2d(3, stride=2)
         self.expand = ConvBNAct(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.expand(F.max_pool2d(x, 3, stride=2))
+        return self.expand(self.pool(x))
 
 
 class ExpandThenPool(nn.Module):
@@ -223,9 +225,10 @@ class ExpandThenPool(nn.Module):
         super().__init__()
         self.out_channels = out_channels
         self.expand = ConvBNAct(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
+        self.pool = nn.MaxPool2d(3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(self.expand(x), 3, stride=2)
+        return self.pool(self.expand(x))
 
 
 class AuxiliaryClassifier(nn.Module):

@@ -41,14 +41,6 @@ class BasicConv2d(nn.Module):
         return F.relu(self.bn(self.conv(x)), inplace=True)
 
 
-def _average_3x3(x: torch.Tensor) -> torch.Tensor:
-    return F.avg_pool2d(x, kernel_size=3, stride=1, padding=1)
-
-
-def _max_3x3_stride_2(x: torch.Tensor) -> torch.Tensor:
-    return F.max_pool2d(x, kernel_size=3, stride=2)
-
-
 class InceptionA(nn.Module):
     """Module at 35x35 (figure 5): 1x1; 5x5; two 3x3; pool. Output 224 + `pool_features` channels at width 1."""
 
@@ -63,12 +55,13 @@ class InceptionA(nn.Module):
         self.branch3x3dbl_2 = BasicConv2d(c64, c96, 3, padding=1)
         self.branch3x3dbl_3 = BasicConv2d(c96, c96, 3, padding=1)
         self.branch_pool = BasicConv2d(in_channels, pool, 1)
+        self.pool = nn.AvgPool2d(3, stride=1, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         point = self.branch1x1(x)
         single = self.branch5x5_2(self.branch5x5_1(x))
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([point, single, double, self.branch_pool(_average_3x3(x))], 1)
+        return torch.cat([point, single, double, self.branch_pool(self.pool(x))], 1)
 
 
 class InceptionB(nn.Module):
@@ -82,11 +75,12 @@ class InceptionB(nn.Module):
         self.branch3x3dbl_1 = BasicConv2d(in_channels, c64, 1)
         self.branch3x3dbl_2 = BasicConv2d(c64, c96, 3, padding=1)
         self.branch3x3dbl_3 = BasicConv2d(c96, c96, 3, stride=2)
+        self.pool = nn.MaxPool2d(3, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         single = self.branch3x3(x)
         double = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
-        return torch.cat([single, double, _max_3x3_stride_2(x)], 1)
+        return torch.cat([single, double, self.pool(x)], 1)
 
 
 class InceptionC(nn.Module):
@@ -106,13 +100,14 @@ class InceptionC(nn.Module):
         self.branch7x7dbl_4 = BasicConv2d(narrow, narrow, (7, 1), padding=(3, 0))
         self.branch7x7dbl_5 = BasicConv2d(narrow, c192, (1, 7), padding=(0, 3))
         self.branch_pool = BasicConv2d(in_channels, c192, 1)
+        self.pool = nn.AvgPool2d(3, stride=1, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         point = self.branch1x1(x)
         single = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
         double = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
         double = self.branch7x7dbl_5(self.branch7x7dbl_4(double))
-        return torch.cat([point, single, double, self.branch_pool(_average_3x3(x))], 1)
+        return torch.cat([point, single, double, self.branch_pool(self.pool(x))], 1)
 
 
 class InceptionD(nn.Module):
@@ -128,11 +123,12 @@ class InceptionD(nn.Module):
         self.branch7x7x3_2 = BasicConv2d(c192, c192, (1, 7), padding=(0, 3))
         self.branch7x7x3_3 = BasicConv2d(c192, c192, (7, 1), padding=(3, 0))
         self.branch7x7x3_4 = BasicConv2d(c192, c192, 3, stride=2)
+        self.pool = nn.MaxPool2d(3, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         short = self.branch3x3_2(self.branch3x3_1(x))
         long = self.branch7x7x3_4(self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x))))
-        return torch.cat([short, long, _max_3x3_stride_2(x)], 1)
+        return torch.cat([short, long, self.pool(x)], 1)
 
 
 class InceptionE(nn.Module):
@@ -151,6 +147,7 @@ class InceptionE(nn.Module):
         self.branch3x3dbl_3a = BasicConv2d(c384, c384, (1, 3), padding=(0, 1))
         self.branch3x3dbl_3b = BasicConv2d(c384, c384, (3, 1), padding=(1, 0))
         self.branch_pool = BasicConv2d(in_channels, c192, 1)
+        self.pool = nn.AvgPool2d(3, stride=1, padding=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         point = self.branch1x1(x)
@@ -158,7 +155,7 @@ class InceptionE(nn.Module):
         singles = [self.branch3x3_2a(single), self.branch3x3_2b(single)]
         double = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
         doubles = [self.branch3x3dbl_3a(double), self.branch3x3dbl_3b(double)]
-        return torch.cat([point, *singles, *doubles, self.branch_pool(_average_3x3(x))], 1)
+        return torch.cat([point, *singles, *doubles, self.branch_pool(self.pool(x))], 1)
 
 
 class InceptionAux(nn.Module):

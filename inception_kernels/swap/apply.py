@@ -20,12 +20,14 @@ from .layers import (
     FunctionStep,
     FusedStep,
     LeadForward,
+    PoolSite,
     Swapped,
     behaviour_of,
     fused_class,
 )
 from .match import Site
 from .plan import Analysis, Plan, analyze
+from .pools import PoolForward
 from .probe import layer_of, parts_of
 from .records import LayerRecord
 from .report import SwapReport
@@ -56,7 +58,8 @@ def swap(
     one converts. In evaluation without gradients each layer keeps a folded copy of its weights, which is dropped when
     a parameter or statistic changes, on `train()`, `load_state_dict` and `to()`. A hook or parametrization added
     later turns the layers around it back into the original modules; `explain` says so. The operators have no second
-    derivative, and TorchScript cannot compile them: `unswap` first.
+    derivative, and TorchScript cannot compile them: `unswap` first. `nn.MaxPool2d` and `nn.AvgPool2d` of a model with
+    fused layers run operators of their own in training steps on the CPU, where those do exactly the same.
 
     Args:
         model: the module to change.
@@ -102,20 +105,26 @@ def swap(
     try:
         for site in analysis.sites:
             _apply_site(model, site, analysis, done)
+        for path in analysis.plan.pools:
+            pool = model.get_submodule(path)
+            if not isinstance(pool, Swapped):
+                _reassign(pool, PoolForward, PoolSite(path), [], done)
         verification = None if exact is None else verify_model(model, verify, exact)
         tuning = [] if tune is None else tune_layers(model, tune)
     except BaseException:
         for module in reversed(done):
             _restore(module)
         raise
-    return SwapReport(analysis.plan.model, analysis.plan.swapped, declined, verification=verification, tuning=tuning)
+    return SwapReport(
+        analysis.plan.model, analysis.plan.swapped, declined, verification, tuning, pools=analysis.plan.pools
+    )
 
 
 def _restrict(analysis: Analysis, plan: Plan) -> None:
     """Keep of a new analysis what the given plan lists as swapped."""
     wanted = {(tuple(record.convolutions), record.operator) for record in plan.swapped}
     present = {(tuple(record.convolutions), record.operator) for record in analysis.plan.swapped}
-    lost = wanted - present
+    lost = wanted - present | {((path,), "pool") for path in set(plan.pools) - set(analysis.plan.pools)}
     if lost:
         reasons = {record.path: record.reason for record in analysis.plan.declined}
         lines = "\n".join(
@@ -129,6 +138,7 @@ def _restrict(analysis: Analysis, plan: Plan) -> None:
             if (tuple(record.convolutions), record.operator) not in wanted:
                 site.groups.remove(group)
                 analysis.plan.swapped.remove(record)
+    analysis.plan.pools = list(plan.pools) if analysis.plan.swapped else []
     shapes = {tuple(record.convolutions): record for record in plan.swapped}
     for record in analysis.plan.swapped:
         planned = shapes.get(tuple(record.convolutions))
@@ -203,7 +213,7 @@ def _link(model: nn.Module, path: str) -> tuple[nn.Module, str, nn.Module]:
 def _reassign(
     module: nn.Module,
     behaviour: type[Swapped],
-    site: ChainSite | CallsSite,
+    site: ChainSite | CallsSite | PoolSite,
     records: list[LayerRecord],
     done: list[nn.Module],
 ) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 from rich.table import Table
 from torch import nn
 
-from .layers import FollowForward, Swapped
+from .layers import FollowForward, PoolSite, Swapped
 from .plan import analyze
+from .pools import KINDS
 from .records import LayerRecord, draw
 from .runtime import FusedLayer
 
@@ -35,11 +36,22 @@ class LayerState:
     configurations: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class PoolState:
+    """One pool. `ran`: "operator" (in a training step), "original" (`reason` says why), or "not called yet"."""
+
+    path: str
+    operator: str
+    ran: str
+    reason: str = ""
+
+
 @dataclass
 class Explanation:
     model: str
     layers: list[LayerState]
     declined: list[LayerRecord]
+    pools: list[PoolState] = field(default_factory=list)
 
     @property
     def conversions(self) -> int:
@@ -73,13 +85,16 @@ class Explanation:
                 "converted" if layer.converted else "",
                 "; ".join(why),
             )
+        for pool in self.pools:
+            backend = {"operator": "cpu", "original": "torch"}.get(pool.ran, "")
+            table.add_row(pool.path, pool.operator, pool.ran, backend, "", pool.reason)
         for record in self.declined:
             table.add_row(record.path, "declined", "original", "torch", "", record.reason)
         return draw(table)
 
 
 def explain(model: nn.Module) -> Explanation:
-    """Per fused layer of `model`: which backend ran in its last call, every fallback and its reason, conversions.
+    """Per fused layer and pool of `model`: what ran in its last call, every fallback and its reason, conversions.
 
     Calls under `torch.compile` leave no trace here; `backends.counters()` counts them. Raises TypeError where
     `model` is not a module.
@@ -91,7 +106,12 @@ def explain(model: nn.Module) -> Explanation:
         if isinstance(module, Swapped) and not isinstance(module, FollowForward)
         for layer in module.swapped_layers
     ]
-    return Explanation(type(model).__name__, layers, analysis.plan.declined)
+    pools = [
+        PoolState(module.swapped_site.path, KINDS[module._ik_base], *(module.swapped_site.last or ("not called yet",)))
+        for module in model.modules()
+        if isinstance(module, Swapped) and isinstance(module.swapped_site, PoolSite)
+    ]
+    return Explanation(type(model).__name__, layers, analysis.plan.declined, pools)
 
 
 def _state(layer: FusedLayer) -> LayerState:

@@ -8,6 +8,7 @@ keys, hooks on the outer module, `isinstance`, deep copies, pickles and DataPara
   calling them directly gives what it always gave.
 - `LeadForward`, `FollowForward`: the calling forward is arbitrary Python. The first module of a group computes all
   of it, the others hand their argument on if, and only if, it is the very tensor that their leader just made.
+- `PoolForward` (in `pools`): a pool that runs an operator in training steps.
 """
 
 from __future__ import annotations
@@ -139,6 +140,19 @@ class ChainSite:
         return [step.layer for step in self.steps if isinstance(step, FusedStep)]
 
 
+class PoolSite:
+    """Path and last call of a pool: ("operator" or "original", why). Copies and pickles carry the path only."""
+
+    layers: tuple[()] = ()
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.last: tuple[str, str] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "last": None}
+
+
 _thread = threading.local()  # .made: CallsSite -> [weak reference to the leader's last result, next follower]
 
 
@@ -241,7 +255,7 @@ class Swapped(nn.Module):
     _ik_base: type[nn.Module]
 
     @property
-    def swapped_site(self) -> ChainSite | CallsSite | None:
+    def swapped_site(self) -> ChainSite | CallsSite | PoolSite | None:
         """None in a module made from this class later, as slicing an `nn.Sequential` does: a plain `_ik_base`."""
         return self.__dict__.get(SITE)
 
@@ -249,7 +263,7 @@ class Swapped(nn.Module):
     def swapped_layers(self) -> list[FusedLayer]:
         """The fused layers that are executed here."""
         site = self.swapped_site
-        return [] if site is None else site.layers
+        return [] if site is None else list(site.layers)
 
     def swapped_members(self) -> Iterator[nn.Module]:
         """The modules that belong to the groups executed here."""

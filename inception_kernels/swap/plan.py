@@ -11,6 +11,7 @@ from torch import nn
 
 from .layers import Swapped
 from .match import Found, Matcher, Site
+from .pools import pools_of
 from .probe import probe, probe_key, size
 from .records import LayerRecord, declined_record, render, swapped_record
 from .shapes import convolution_shapes
@@ -20,12 +21,14 @@ from .shapes import convolution_shapes
 class Plan:
     """Every convolution of a model: in `swapped` (to be swapped, or swapped already) or in `declined`.
 
-    Take records out of `swapped` to leave those layers alone, and pass the plan to `swap`.
+    Take records out of `swapped` to leave those layers alone, and pass the plan to `swap`. `pools`: paths of the pools
+    that are to run an operator in training steps on the CPU.
     """
 
     model: str
     swapped: list[LayerRecord] = field(default_factory=list)
     declined: list[LayerRecord] = field(default_factory=list)
+    pools: list[str] = field(default_factory=list)
 
     @property
     def convolutions(self) -> int:
@@ -38,6 +41,7 @@ class Plan:
             "convolutions": self.convolutions,
             "swapped": [record.to_dict() for record in self.swapped],
             "declined": [record.to_dict() for record in self.declined],
+            "pools": list(self.pools),
         }
 
     def to_json(self) -> str:
@@ -109,6 +113,7 @@ def analyze(model: nn.Module, example_input: Any = None, probed: bool = True) ->
             records[id(group)] = record
             result.swapped.append(record)
     order = {path: index for index, (path, _) in enumerate(model.named_modules())}
+    result.pools = pools_of(model) if result.swapped else []
     result.swapped.sort(key=lambda record: order.get(record.convolutions[0], len(order)))
     for path, (unfused, reason) in found.declined.items():
         record = declined_record(path, unfused, reason)

@@ -15,13 +15,14 @@ from .verify import OutputError
 
 @dataclass
 class SwapReport:
-    """`swapped` and `declined` as in the plan; `verification` and `tuning` where they were asked for."""
+    """`swapped`, `declined` and `pools` as in the plan; `verification` and `tuning` where they were asked for."""
 
     model: str
     swapped: list[LayerRecord]
     declined: list[LayerRecord]
     verification: list[OutputError] | None = None
     tuning: list[TunedLayer] = field(default_factory=list)
+    pools: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -35,6 +36,8 @@ class SwapReport:
         total = covered + sum(len(record.convolutions) for record in self.declined)
         title = f"Swapped {self.model}: {covered} of {total} convolutions in {len(self.swapped)} fused layers"
         parts = [render(title, self.swapped, self.declined)]
+        if self.pools:
+            parts.append(f"Pools with an operator for training steps on the CPU: {', '.join(self.pools)}\n")
         if self.verification is not None:
             parts.append("Verified against float64: " + "; ".join(str(error) for error in self.verification) + "\n")
         if self.tuning:
