@@ -141,9 +141,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv2d_bn_act_backwar
   const bool needs_z = code != Activation::kNone || output_mask[2] || training;
   const OptionalTensor raw = z || !needs_z ? z : OptionalTensor(raw_convolution(device, shape, x, weight, bias));
   const bool needs_grad_z = output_mask[0] || output_mask[1];
-  BatchNormGradients bn = batch_norm_gradients(device, {grad_y, raw, residual, bn_weight, bn_bias, mean, var, code,
-                                                        training, eps, needs_grad_z, output_mask[5], output_mask[2] && bn_weight,
-                                                        output_mask[3] && bn_bias, output_mask[4] && bias});
+  BatchNormGradients bn = batch_norm_gradients(
+      device, {grad_y, raw, residual, bn_weight, bn_bias, mean, var, code, training, eps, needs_grad_z, output_mask[5],
+               output_mask[2] && bn_weight, output_mask[3] && bn_bias, output_mask[4] && bias});
   auto [grad_x, grad_weight] =
       convolution_gradients(device, shape, bn.grad_z, x, weight, output_mask[0], output_mask[1], weight_type);
   return {grad_x,

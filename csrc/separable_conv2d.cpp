@@ -168,10 +168,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
   const bool needs_z = act.output != Activation::kNone || output_mask[3] || training;
   const OptionalTensor raw = z || !needs_z ? z : OptionalTensor(raw_output());
   const bool needs_grad_z = output_mask[0] || output_mask[1] || output_mask[2] || output_mask[5];
-  BatchNormGradients bn = batch_norm_gradients(device, {grad_y, raw, residual, bn_weight, bn_bias, mean, var,
-                                                        act.output, training, eps, needs_grad_z, output_mask[7],
-                                                        output_mask[3] && bn_weight, output_mask[4] && bn_bias,
-                                                        output_mask[6] && bias});
+  BatchNormGradients bn = batch_norm_gradients(
+      device, {grad_y, raw, residual, bn_weight, bn_bias, mean, var, act.output, training, eps, needs_grad_z,
+               output_mask[7], output_mask[3] && bn_weight, output_mask[4] && bn_bias, output_mask[6] && bias});
 
   const auto unless_masked = [&](bool wanted, std::vector<int64_t> sizes, ScalarType type) {
     return empty_on(x, wanted ? sizes : std::vector<int64_t>{0}, type);
@@ -190,7 +189,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
                                weight_view(pointwise_weight), data_or_null(depthwise_offset), act.input, act.mid,
                                output_mask[0] ? output_view(grad_x) : NhwcOutput{},
                                wanted(output_mask[1], grad_depthwise), wanted(output_mask[2], grad_pointwise),
-                               wanted(output_mask[5] && depthwise_bias, grad_depthwise_bias), weight_type != x.scalar_type()});
+                               wanted(output_mask[5] && depthwise_bias, grad_depthwise_bias),
+                               weight_type != x.scalar_type()});
   }
   if (output_mask[0]) grad_x = in_memory_format(grad_x, suggests_channels_last(x));
   return {grad_x,

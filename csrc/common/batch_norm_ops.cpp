@@ -39,13 +39,13 @@ BatchNormGradients batch_norm_gradients(const Device& device, const BatchNormGra
   // Where z is not needed its values do not matter: grad_y stands in so that the kernel has something to read.
   const OptionalTensor z = args.z ? OptionalTensor(with_adjacent_channels(*args.z)) : OptionalTensor(grad_y);
   const auto wanted = [](bool flag, const Tensor& tensor) { return flag ? tensor.mutable_data_ptr() : nullptr; };
-  device.bn_act_backward(
-      {N, P, Q, K, dtype, input_view(grad_y), input_view(z), input_view(added), data_or_null(mean), data_or_null(rstd),
-       data_or_null(gamma), data_or_null(beta), args.training && args.mean.has_value(), args.activation,
-       args.needs_grad_z ? output_view(out.grad_z) : NhwcOutput{},
-       args.needs_grad_residual ? output_view(out.grad_residual) : NhwcOutput{},
-       wanted(args.needs_grad_gamma, out.grad_gamma), wanted(args.needs_grad_beta, out.grad_beta),
-       wanted(args.needs_grad_bias, out.grad_bias)});
+  device.bn_act_backward({N, P, Q, K, dtype, input_view(grad_y), input_view(z), input_view(added), data_or_null(mean),
+                          data_or_null(rstd), data_or_null(gamma), data_or_null(beta),
+                          args.training && args.mean.has_value(), args.activation,
+                          args.needs_grad_z ? output_view(out.grad_z) : NhwcOutput{},
+                          args.needs_grad_residual ? output_view(out.grad_residual) : NhwcOutput{},
+                          wanted(args.needs_grad_gamma, out.grad_gamma), wanted(args.needs_grad_beta, out.grad_beta),
+                          wanted(args.needs_grad_bias, out.grad_bias)});
   return out;
 }
 

@@ -25,7 +25,7 @@ struct BatchNormGradientArgs {
   bool needs_grad_z, needs_grad_residual;
   bool needs_grad_gamma, needs_grad_beta, needs_grad_bias;
 };
-struct BatchNormGradients {  // empty where not needed
+struct BatchNormGradients {                 // empty where not needed
   Tensor grad_z, grad_residual;             // channels-last
   Tensor grad_gamma, grad_beta, grad_bias;  // [K], accumulation type
 };

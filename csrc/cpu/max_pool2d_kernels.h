@@ -41,7 +41,6 @@ struct MaxPoolKernels {
     for (; c + kLanes <= C; c += kLanes) body(std::integral_constant<int, 1>(), c, kLanes);
     if (c < C) body(std::integral_constant<int, 1>(), c, static_cast<int>(C - c));
   }
-  static V load_lanes(const T* from, int lanes) { return lanes < kLanes ? load(from, lanes) : load(from); }
   static void store_lanes(T* to, V value, int lanes) { lanes < kLanes ? store(to, value, lanes) : store(to, value); }
 
   static void forward(const MaxPoolForward& args, int64_t row_begin, int64_t row_end) {
@@ -67,7 +66,7 @@ struct MaxPoolKernels {
             for (int64_t s = columns.begin; s < columns.end; ++s, from += args.x.stride_w) {
               const V tap = broadcast(static_cast<A>(r * g.S + s));
               for (int v = 0; v < vectors; ++v) {
-                const V value = load_lanes(from + v * kLanes, lanes);
+                const V value = load_some(from + v * kLanes, lanes);
                 winner[v] = where_greater_or_nan(value, largest[v], tap, winner[v]);
                 largest[v] = where_greater_or_nan(value, largest[v], value, largest[v]);
               }
@@ -102,7 +101,7 @@ struct MaxPoolKernels {
               const T* grad_y = at<const T>(args.grad_y, n, p, q) + c;
               const uint8_t* taps = at<const uint8_t>(args.taps, n, p, q) + c;
               for (int v = 0; v < vectors; ++v) {
-                const V gradient = load_lanes(grad_y + v * kLanes, lanes);
+                const V gradient = load_some(grad_y + v * kLanes, lanes);
                 sum[v] = add_where_byte(sum[v], gradient, taps + v * kLanes, tap, lanes);
               }
             }

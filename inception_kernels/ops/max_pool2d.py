@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .. import _extension
-from ._autograd import gradient_operator, training_call
+from ._autograd import below_autograd, gradient_operator
 from ._checks import Pair
 from ._common import empty_activations, refuse_double_backward
 
@@ -30,15 +32,19 @@ def _fake_backward(grad_y, taps, H, W, kernel, stride, padding):
     return empty_activations(grad_y, (*grad_y.shape[:2], H, W), torch.channels_last)
 
 
-def _setup(ctx, inputs, output):
+def _save(ctx, inputs, output):
     x, *ctx.options = inputs
     ctx.save_for_backward(output[1])
-    ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)  # of the taps: a tensor of zeros
     ctx.size = x.shape[2:]
 
 
-def _backward(ctx, grad_y, _):
+def _setup(ctx, inputs, output):
+    _save(ctx, inputs, output)
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx, grad_y, *_):
     if grad_y is None:
         return None, None, None, None
     operator = torch.ops.inception_kernels.max_pool2d_backward
@@ -50,7 +56,19 @@ if _extension.available:
     torch.library.register_fake(f"{_NAME}_backward", _fake_backward)
     torch.library.register_autograd(f"{_NAME}_training", _backward, setup_context=_setup)
     torch.library.register_autograd(f"{_NAME}_backward", refuse_double_backward("max_pool2d"))
-    _call = training_call(torch.ops.inception_kernels.max_pool2d_training, _setup, _backward, weights=())
+
+
+class _MaxPool(torch.autograd.Function):
+    """Without the generic wrapper of register_autograd, as `training_call`."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        output = below_autograd(torch.ops.inception_kernels.max_pool2d_training, *inputs)
+        _save(ctx, inputs, output)
+        y: Tensor = output[0]
+        return y
+
+    backward = staticmethod(_backward)
 
 
 def max_pool2d(x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
@@ -59,5 +77,5 @@ def max_pool2d(x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
     Windows have at most 256 pixels and padding at most half of them. The results are PyTorch's bits; gradients are
     gathered, so that each is added in float32 (float64 for float64) and rounded once.
     """
-    y: Tensor = _call(x, kernel, stride, padding)[0]
+    y: Tensor = _MaxPool.apply(x, kernel, stride, padding)
     return y
