@@ -8,6 +8,7 @@ import torch
 from helpers import randomize_batch_norm
 from swap_models import BasicConv2d, Residual, Separable
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import inception_kernels as ik
 from inception_kernels import backends
@@ -261,3 +262,22 @@ def test_copies_check_their_own_first_step(copied_by, checked):
     assert len(checked) == checks(2)
     step(copied, x)
     assert len(checked) == checks(2) + 1
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("kind", [BasicConv2d, SeparableBN])
+def test_activation_checkpoints(kind, reentrant):
+    """Gradients and buffers are the unswapped model's, whose batch norm sees a batch again that is computed again."""
+    model = layer_of(kind)
+    plain = copy.deepcopy(model)
+    ik.unswap(plain)
+    for step in range(3):
+        gradients = []
+        for each in (plain, model):
+            x = image(seed=step).requires_grad_()
+            each.zero_grad()
+            checkpoint(each, x, use_reentrant=reentrant).square().sum().backward()
+            gradients.append([x.grad, *(parameter.grad for parameter in each.parameters())])
+        torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-4)
+    for (name, expected), found in zip(plain.named_buffers(), model.buffers(), strict=True):
+        torch.testing.assert_close(found, expected, msg=name)

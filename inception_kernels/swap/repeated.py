@@ -51,8 +51,7 @@ class RepeatedStep:
         else:
             activations = (layer.input_activation, layer.mid_activation, layer.activation)
             self._options = (*geometry, *activations, norm.eps)
-        count = y.numel() // y.shape[1]
-        self._use_statistics = partial(update_running_statistics, tensors[6], tensors[7], norm.momentum, count)
+        self._statistics = (tensors[6], tensors[7], norm.momentum, y.numel() // y.shape[1])
 
     @staticmethod
     def after(layer: FusedLayer, x: Tensor, y: Tensor, parts: Parts, backend: str) -> RepeatedStep | None:
@@ -89,10 +88,14 @@ class RepeatedStep:
         if self._cast is not None:
             x = x.to(self._cast)
         backends.record(self._operator, "cpu", {})
+        use = partial(self._use_statistics, parts)
         if depthwise is None:
             call = dense_calls["inception_kernels"]
-            return call(self._use_statistics, x, weight, bn_weight, bn_bias, bias, None, *self._options)
+            return call(use, x, weight, bn_weight, bn_bias, bias, None, *self._options)
         call = separable_calls["inception_kernels"]
-        return call(
-            self._use_statistics, x, depthwise, weight, bn_weight, bn_bias, depthwise_bias, bias, None, *self._options
-        )
+        return call(use, x, depthwise, weight, bn_weight, bn_bias, depthwise_bias, bias, None, *self._options)
+
+    def _use_statistics(self, parts: Parts, mean: Tensor, var: Tensor) -> None:
+        """Together: activation checkpointing leaves a layer that it computes again as soon as the call has saved."""
+        update_running_statistics(*self._statistics, mean, var)
+        parts.count_batch()

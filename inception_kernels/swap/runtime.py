@@ -58,6 +58,11 @@ class Parts:
             statistics.get("running_var"),
         )
 
+    def count_batch(self) -> None:
+        counter = None if self.norm is None else _batch_counter(self.norm)
+        if counter is not None:
+            counter.add_(1)
+
 
 @dataclass(frozen=True)
 class LastCall:
@@ -190,7 +195,6 @@ class FusedLayer:
         repeated = self._repeated
         if repeated is not None and not by_triton and repeated.holds(x, parts):
             y = repeated(x, parts)
-            self._count_batch(parts)
             self.last = _RAN_OPERATOR[converted]
             return y
         prepared = None if by_triton else self._prepare(x, parts)
@@ -276,15 +280,8 @@ class FusedLayer:
                 input_activation=self.input_activation, mid_activation=self.mid_activation,
                 activation=self.activation, **arguments,
             )  # fmt: skip
-        self._count_batch(parts)
+        parts.count_batch()  # after the call: a refused batch is not counted
         return y
-
-    @staticmethod
-    def _count_batch(parts: Parts) -> None:
-        """After the call: a refused batch is not counted."""
-        counter = None if parts.norm is None else _batch_counter(parts.norm)
-        if counter is not None:
-            counter.add_(1)
 
 
 def _batch_counter(norm: nn.BatchNorm2d) -> Tensor | None:
