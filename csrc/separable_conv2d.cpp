@@ -29,14 +29,14 @@ Packed pack(const Device& device, const ConvShape& shape, const Tensor& depthwis
   return packed;
 }
 
-SeparableForward arguments(const ConvShape& shape, const Tensor& input, const Packed& packed,
+SeparableForward arguments(const ConvShape& shape, const Tensor& input, const void* depthwise, const void* pointwise,
                            const OptionalTensor& depthwise_bias, const ScaleShift& bn, const OptionalTensor& added,
                            const Activations& act, const Tensor& y) {
   return {shape,
           dtype_of(input, "x"),
           input_view(input),
-          packed.depthwise.const_data_ptr(),
-          packed.pointwise.const_data_ptr(),
+          depthwise,
+          pointwise,
           data_or_null(depthwise_bias),
           data_or_null(bn.scale),
           data_or_null(bn.shift),
@@ -54,7 +54,8 @@ Tensor forward(const Device& device, const ConvShape& shape, const Tensor& x, co
   if (shape.N == 0) return y;
   const Tensor input = with_adjacent_channels(x);
   const OptionalTensor added = residual ? OptionalTensor(with_adjacent_channels(*residual)) : std::nullopt;
-  device.separable_forward(arguments(shape, input, packed, depthwise_bias, bn, added, act, y));
+  device.separable_forward(arguments(shape, input, packed.depthwise.const_data_ptr(), packed.pointwise.const_data_ptr(),
+                                     depthwise_bias, bn, added, act, y));
   return y;
 }
 
@@ -125,11 +126,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> separable_conv2d_training(
          var = empty_on(x, {shape.K}, accumulation_type(dtype));
   if (shape.N > 0) {
     const Tensor input = with_adjacent_channels(x);
-    const Packed packed = pack(device, shape, depthwise_weight, pointwise_weight);
     const OptionalTensor depthwise_offset = channel_vector(depthwise_bias, shape.C, dtype, "depthwise_bias");
     const ScaleShift offset{std::nullopt, channel_vector(bias, shape.K, dtype, "bias")};
-    device.separable_forward_statistics(arguments(shape, input, packed, depthwise_offset, offset, std::nullopt,
-                                                  {act.input, act.mid, Activation::kNone}, z),
+    device.separable_forward_statistics(arguments(shape, input, nullptr, nullptr, depthwise_offset, offset,
+                                                  std::nullopt, {act.input, act.mid, Activation::kNone}, z),
+                                        weight_view(depthwise_weight), weight_view(pointwise_weight),
                                         mean.mutable_data_ptr(), var.mutable_data_ptr());
   } else {
     for (Tensor* statistic : {&mean, &var}) torch::stable::zero_(*statistic);

@@ -55,7 +55,9 @@ class Device {
   void separable_pack(const ConvShape& shape, DType dtype, const WeightView& depthwise, const WeightView& pointwise,
                       void* packed_depthwise, void* packed_pointwise) const;
   void separable_forward(const SeparableForward& args) const;
-  void separable_forward_statistics(const SeparableForward& args, void* mean, void* var) const;
+  // With weights that are not packed (those of args are not read); also the statistics of y as above.
+  void separable_forward_statistics(const SeparableForward& args, const WeightView& depthwise,
+                                    const WeightView& pointwise, void* mean, void* var) const;
   void separable_backward(const SeparableBackward& args) const;
 
   void asymmetric_pair_forward(const PairForward& args) const;

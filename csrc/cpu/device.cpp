@@ -4,6 +4,7 @@
 
 #include "cpu/channel_values.h"
 #include "cpu/run_conv.h"
+#include "cpu/run_separable.h"
 
 namespace ik {
 
@@ -105,8 +106,9 @@ void Device::separable_pack(const ConvShape& shape, DType dtype, const WeightVie
 
 void Device::separable_forward(const SeparableForward& args) const { cpu::separable_forward(args); }
 
-void Device::separable_forward_statistics(const SeparableForward& args, void* mean, void* var) const {
-  cpu::separable_forward(args);
+void Device::separable_forward_statistics(const SeparableForward& args, const WeightView& depthwise,
+                                          const WeightView& pointwise, void* mean, void* var) const {
+  cpu::separable_forward_unpacked(args, depthwise, pointwise);
   statistics(args.shape, args.dtype, args.y, mean, var);
 }
 

@@ -3,9 +3,39 @@
 #include "common/counters.h"
 #include "common/parallel.h"
 #include "cpu/packed_weight.h"
+#include "cpu/run_separable.h"
+#include "cpu/scratch.h"
 #include "cpu/tiling.h"
 
 namespace ik::cpu {
+namespace {
+
+void pack(const KernelTable& table, const Geometry& geometry, const WeightView& depthwise, const WeightView& pointwise,
+          void* packed_depthwise, void* packed_pointwise) {
+  table.depthwise_pack(geometry, depthwise, packed_depthwise);
+  parallel_for(0, panels_of(table, geometry.K), 1, [&](int64_t begin, int64_t end) {
+    table.pointwise_pack(geometry, pointwise, packed_pointwise, begin, end);
+  });
+}
+
+// packed_depthwise and packed_pointwise: without headers.
+void run(const KernelTable& table, const SeparableForward& args, const void* packed_depthwise,
+         const void* packed_pointwise) {
+  SeparableTask task;
+  task.geometry = geometry_of(args.shape);
+  task.x = args.x;
+  task.depthwise = packed_depthwise;
+  task.pointwise = packed_pointwise;
+  task.depthwise_bias = args.depthwise_bias;
+  task.input_activation = args.input_activation;
+  task.mid_activation = args.mid_activation;
+  task.epilogue = {args.scale, args.shift, args.residual, args.activation, args.y};
+  count_kernel(table.separable_counter);
+  for_each_tile(separable_work(table, task.geometry), num_threads(),
+                [&](const Tile& tile) { table.separable_tile(task, tile); });
+}
+
+}  // namespace
 
 size_t separable_packed_depthwise_bytes(const ConvShape& shape, DType dtype) {
   return kPackedHeaderBytes + kernel_table(dtype).depthwise_weight_bytes(geometry_of(shape));
@@ -18,29 +48,26 @@ size_t separable_packed_pointwise_bytes(const ConvShape& shape, DType dtype) {
 void separable_pack(const ConvShape& shape, DType dtype, const WeightView& depthwise, const WeightView& pointwise,
                     void* packed_depthwise, void* packed_pointwise) {
   const KernelTable& table = kernel_table(dtype);
-  const Geometry geometry = geometry_of(shape);
   write_packed_header(table, PackedKind::kDepthwise, shape, packed_depthwise);
   write_packed_header(table, PackedKind::kPointwise, shape, packed_pointwise);
-  table.depthwise_pack(geometry, depthwise, packed_payload(packed_depthwise));
-  parallel_for(0, panels_of(table, shape.K), 1, [&](int64_t begin, int64_t end) {
-    table.pointwise_pack(geometry, pointwise, packed_payload(packed_pointwise), begin, end);
-  });
+  pack(table, geometry_of(shape), depthwise, pointwise, packed_payload(packed_depthwise),
+       packed_payload(packed_pointwise));
 }
 
 void separable_forward(const SeparableForward& args) {
   const KernelTable& table = kernel_table(args.dtype);
-  SeparableTask task;
-  task.geometry = geometry_of(args.shape);
-  task.x = args.x;
-  task.depthwise = packed_payload(table, PackedKind::kDepthwise, args.shape, args.packed_depthwise);
-  task.pointwise = packed_payload(table, PackedKind::kPointwise, args.shape, args.packed_pointwise);
-  task.depthwise_bias = args.depthwise_bias;
-  task.input_activation = args.input_activation;
-  task.mid_activation = args.mid_activation;
-  task.epilogue = {args.scale, args.shift, args.residual, args.activation, args.y};
-  count_kernel(table.separable_counter);
-  for_each_tile(separable_work(table, task.geometry), num_threads(),
-                [&](const Tile& tile) { table.separable_tile(task, tile); });
+  run(table, args, packed_payload(table, PackedKind::kDepthwise, args.shape, args.packed_depthwise),
+      packed_payload(table, PackedKind::kPointwise, args.shape, args.packed_pointwise));
+}
+
+void separable_forward_unpacked(const SeparableForward& args, const WeightView& depthwise,
+                                const WeightView& pointwise) {
+  const KernelTable& table = kernel_table(args.dtype);
+  const Geometry geometry = geometry_of(args.shape);
+  void* const packed_depthwise = scratch(Scratch::kDepthwise, table.depthwise_weight_bytes(geometry));
+  void* const packed_pointwise = scratch(Scratch::kPacked, table.pointwise_weight_bytes(geometry));
+  pack(table, geometry, depthwise, pointwise, packed_depthwise, packed_pointwise);
+  run(table, args, packed_depthwise, packed_pointwise);
 }
 
 }  // namespace ik::cpu

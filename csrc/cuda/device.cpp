@@ -144,7 +144,15 @@ void Device::separable_forward(const SeparableForward& args) const {
   cuda::separable_forward(args, workspace.data(), context_);
 }
 
-void Device::separable_forward_statistics(const SeparableForward& args, void* mean, void* var) const {
+void Device::separable_forward_statistics(const SeparableForward& given, const WeightView& depthwise,
+                                          const WeightView& pointwise, void* mean, void* var) const {
+  const Workspace packed_depthwise(*this, cuda::separable_packed_depthwise_bytes(given.shape, given.dtype));
+  const Workspace packed_pointwise(*this, cuda::separable_packed_pointwise_bytes(given.shape, given.dtype));
+  cuda::separable_pack(given.shape, given.dtype, depthwise, pointwise, packed_depthwise.data(), packed_pointwise.data(),
+                       context_);
+  SeparableForward args = given;
+  args.packed_depthwise = packed_depthwise.data();
+  args.packed_pointwise = packed_pointwise.data();
   refuse(cuda::separable_unsupported(args, context_), "separable_conv2d");
   const Workspace workspace(*this, cuda::separable_workspace_bytes(args, true, context_));
   cuda::separable_forward_statistics(args, floats(mean), floats(var), workspace.data(), context_);
