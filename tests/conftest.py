@@ -1,13 +1,14 @@
 """Fixtures and settings of every test."""
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from instruction_sets import runs_here
 
-from inception_kernels import roofline
+from inception_kernels import backends, roofline
 from inception_kernels.models.loading import make_torchvision_importable
 
 make_torchvision_importable()  # before any test imports torchvision or what is built on it
@@ -95,6 +96,23 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             if item.config.getoption("--require-third-party"):
                 pytest.fail(message)
             pytest.skip(message)
+
+
+@pytest.fixture
+def use_isa() -> Iterator[Callable[[str], None]]:
+    """Call it to make an instruction set the one in force; a test that asks for more than the processor has is skipped.
+
+    What the processor has is read from the system, so that kernels which wrongly refuse to run fail the test.
+    """
+    before = backends.cpu_isa()
+
+    def use(name: str) -> None:
+        if not runs_here(name):
+            pytest.skip(f"this processor has no {name}")
+        backends.set_cpu_isa(name)
+
+    yield use
+    backends.set_cpu_isa(before)
 
 
 @pytest.fixture

@@ -1,8 +1,14 @@
 """Shared by the tests: random models with sane activations, and the one tolerance rule."""
 
+import pytest
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from inception_kernels import _extension
+
+# For an installation without them, which is supported. CI does not start without them (conftest.pytest_configure).
+needs_kernels = pytest.mark.skipif(not _extension.available, reason=f"no compiled operators: {_extension.reason}")
 
 
 def randomize_batch_norm(model: nn.Module, seed: int = 0, example_input: torch.Tensor | None = None) -> nn.Module:
@@ -73,3 +79,23 @@ def assert_as_accurate(actual: torch.Tensor, baseline: torch.Tensor, exact: torc
     assert error <= max(allowed, floor), (
         f"{name}: error {error:.3e}, PyTorch's own x 2 {allowed:.3e}, floor {floor:.3e}"
     )
+
+
+def normal(*sizes: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(sizes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def gradient_layouts(wide: torch.Tensor, C: int, P: int, Q: int) -> dict[str, torch.Tensor]:
+    """Gradients `[N, C, P, Q]` in every layout that autograd may hand to a backward pass; wide: `[N, 2 C, 2 P, Q]`."""
+    N = wide.shape[0]
+    return {
+        "contiguous": wide[:, :C, :P].contiguous(),
+        "slice": wide.contiguous(memory_format=torch.channels_last)[:, C // 3 : C // 3 + C, P:],
+        "every_other": wide[:, ::2, ::2],
+        "expanded": wide[:1, :1, :1, :1].expand(N, C, P, Q),
+        "one_image": wide[:1, :C, :P].expand(N, C, P, Q),
+        "pixels": wide[:, :C, :1, :1].expand(N, C, P, Q),
+    }
+
+
+GRADIENT_LAYOUTS = tuple(gradient_layouts(torch.empty(1, 2, 2, 1), 1, 1, 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_as_accurate
+from helpers import GRADIENT_LAYOUTS, assert_as_accurate, gradient_layouts, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -18,10 +18,6 @@ pytestmark = pytest.mark.usefixtures("poisoned_memory")
 DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
 KERNELS = [(3, 3), (1, 1), (5, 3), (1, 7), (9, 9)]
 SIZES = [(1, 1, 7, 7), (2, 33, 17, 13), (1, 64, 8, 9), (3, 5, 1, 11), (2, 4, 2, 2)]
-
-
-def normal(*sizes: int, seed: int = 0) -> Tensor:
-    return torch.randn(sizes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def torchs(x: Tensor, kernel, count_include_pad: bool) -> Tensor:
@@ -54,17 +50,10 @@ def test_core_geometry(size, kernel, dtype, count_include_pad):
 
 @pytest.mark.parametrize("count_include_pad", [True, False])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", ["contiguous", "slice", "every_other", "expanded", "one_image"])
+@pytest.mark.parametrize("layout", GRADIENT_LAYOUTS)
 def test_gradients_of_any_layout(layout, dtype, count_include_pad):
     x = normal(2, 21, 5, 5).to(DTYPES[dtype]).contiguous(memory_format=torch.channels_last)
-    wide = normal(2, 42, 10, 5, seed=2).to(DTYPES[dtype])
-    grad_y = {
-        "contiguous": wide[:, :21, :5].contiguous(),
-        "slice": wide.contiguous(memory_format=torch.channels_last)[:, 7:28, 5:],
-        "every_other": wide[:, ::2, ::2],
-        "expanded": wide[:1, :1, :1, :1].expand(2, 21, 5, 5),
-        "one_image": wide[:1, :21, :5].expand(2, 21, 5, 5),
-    }[layout]
+    grad_y = gradient_layouts(normal(2, 42, 10, 5, seed=2).to(DTYPES[dtype]), 21, 5, 5)[layout]
     check(x, (3, 3), count_include_pad, grad_y)
 
 

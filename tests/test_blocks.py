@@ -8,6 +8,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from helpers import needs_kernels
 from oracle import assert_as_accurate_as_torch
 from torch import Tensor, nn
 
@@ -27,7 +28,6 @@ from inception_kernels.models.inception_blocks import (
 from inception_kernels.models.xception_blocks import ExtremeInception, SegmentedConv2d, SimplifiedInception
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-needs_kernels = pytest.mark.skipif(not _extension.available, reason="the compiled operators are not built")
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 C = 12  # input channels of every block below

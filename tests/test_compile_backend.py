@@ -6,15 +6,15 @@ import logging
 
 import pytest
 import torch
-from helpers import assert_as_accurate, randomize_batch_norm
+from helpers import assert_as_accurate, needs_kernels, randomize_batch_norm
 from swap_models import Branches, Residual
 from torch import nn
 
-from inception_kernels import _extension, backends
+from inception_kernels import backends
 from inception_kernels.graph import compiled_graphs
 from inception_kernels.graph.compile_backend import NAME, register
 
-pytestmark = pytest.mark.skipif(not _extension.available, reason="the compiled operators are not built")
+pytestmark = needs_kernels
 
 
 @pytest.fixture(autouse=True)

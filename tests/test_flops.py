@@ -9,16 +9,15 @@ from fractions import Fraction
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import needs_kernels
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import inception_kernels as ik
-from inception_kernels import _extension, flops, models
+from inception_kernels import flops, models
 from inception_kernels.flops.formulas import FORMULAS
 from inception_kernels.ops.prepared import PreparedConv2dBNAct, PreparedSeparableConv2d
 from inception_kernels.swap import swapped
-
-compiled = pytest.mark.skipif(not _extension.available, reason=f"no compiled operators: {_extension.reason}")
 
 
 def counted(function) -> int:
@@ -111,7 +110,7 @@ def test_pytorch_counts_depthwise_weight_gradients_too_high():
 # Registration with torch.utils.flop_counter ---------------------------------------------------------------------------
 
 
-@compiled
+@needs_kernels
 def test_every_operator_that_computes_has_a_formula():
     for name, formula in FORMULAS.items():
         packet = getattr(torch.ops.inception_kernels, name)
@@ -135,7 +134,7 @@ def test_every_operator_that_computes_has_a_formula():
     assert {name for name in computing if not name.endswith("_pack")} - no_products == set(FORMULAS)
 
 
-@compiled
+@needs_kernels
 @pytest.mark.parametrize(
     "imports",
     [
@@ -165,7 +164,7 @@ def batch_norm(channels: int) -> list[torch.Tensor]:
     return [torch.ones(channels), torch.zeros(channels), torch.zeros(channels), torch.ones(channels)]
 
 
-@compiled
+@needs_kernels
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 def test_conv2d_bn_act_counts(training):
     x, weight = torch.randn(2, 8, 9, 9, requires_grad=True), torch.randn(16, 8, 1, 7, requires_grad=True)
@@ -182,7 +181,7 @@ def test_conv2d_bn_act_counts(training):
     assert counted(lambda: out[-1].sum().backward()) == 2 * macs
 
 
-@compiled
+@needs_kernels
 @pytest.mark.parametrize("training", [False, True], ids=["evaluation", "training"])
 def test_separable_conv2d_counts(training):
     x = torch.randn(2, 8, 9, 9, requires_grad=True)
@@ -197,7 +196,7 @@ def test_separable_conv2d_counts(training):
     assert counted(lambda: out[0].sum().backward()) == 4 * macs
 
 
-@compiled
+@needs_kernels
 def test_asymmetric_pair_counts():
     x, first, second = torch.randn(1, 8, 17, 17), torch.randn(12, 8, 1, 7), torch.randn(16, 12, 7, 1)
     macs = 17 * 17 * 7 * (8 * 12 + 12 * 16)
@@ -261,7 +260,7 @@ class Prepared(nn.Module):
         return PreparedConv2dBNAct(self.conv.weight, *batch_norm(4), padding=(0, 3))(separable(x))
 
 
-@compiled
+@needs_kernels
 def test_prepacked_operators_by_hand():
     report = flops.count(Prepared(), torch.randn(2, 8, 9, 9), name="prepared")
     separable, conv = [row for row in report.rows if row.macs]
@@ -288,7 +287,7 @@ def test_reference_models(name, macs, parameters):
     assert report.params == (23_834_568 if name == "inception_v3" else parameters)
 
 
-@compiled
+@needs_kernels
 @pytest.mark.parametrize("name", ["inception_v3", "xception"])
 def test_a_swapped_model_does_the_same_work_and_moves_less(name):
     torch.manual_seed(0)
@@ -370,7 +369,7 @@ def run(*arguments: str) -> int:
     return flops.run(parser.parse_args(arguments))
 
 
-@compiled
+@needs_kernels
 @pytest.mark.parametrize("name", ["inception_v3", "xception"])
 def test_an_optimised_network_counts_as_the_network(name):
     model, x = models.load(name).eval(), torch.randn(2, 3, 107, 107)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_as_accurate
+from helpers import assert_as_accurate, needs_kernels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instruction_sets import without_bf16_products
@@ -25,8 +25,6 @@ DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f
 BACKENDS = ["cpu", "reference"] if _extension.available else ["reference"]
 REDUCTIONS = ("mean", "sum", "none")
 SIZES = [(1, 1), (4, 7), (5, 16), (3, 17), (6, 1000), (2, 1024), (2, 1025), (3, 5000)]
-
-needs_kernels = pytest.mark.skipif(not _extension.available, reason="the compiled operators are not built")
 
 
 def problem(N: int, K: int, dtype: torch.dtype = torch.float32, scale: float = 4.0, seed: int = 0):
@@ -341,21 +339,11 @@ def test_counters_say_what_ran():
     assert backends.last_choice() == backends.Choice("label_smoothing_cross_entropy", "cpu")
 
 
-@pytest.fixture
-def restored_isa() -> Iterator[None]:
-    before = backends.cpu_isa()
-    yield
-    backends.set_cpu_isa(before)
-
-
 @needs_kernels
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_every_instruction_set(isa, dtype, restored_isa):
-    try:
-        backends.set_cpu_isa(isa)
-    except RuntimeError as error:
-        pytest.skip(str(error))
+def test_every_instruction_set(isa, dtype, use_isa):
+    use_isa(isa)
     weight = torch.rand(1043, generator=torch.Generator().manual_seed(3)) + 0.1
     check(*problem(3, 1043, DTYPES[dtype], scale=2.0))
     check(*problem(3, 1043, DTYPES[dtype], scale=2.0), weight.to(DTYPES[dtype]), reduction="sum")

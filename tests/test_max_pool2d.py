@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_as_accurate
+from helpers import GRADIENT_LAYOUTS, assert_as_accurate, gradient_layouts, needs_kernels, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from instruction_sets import without_bf16_products
 from torch import Tensor
 
-from inception_kernels import _extension, backends
+from inception_kernels import backends
 from inception_kernels.ops.max_pool2d import max_pool2d
 
-pytestmark = [
-    pytest.mark.usefixtures("poisoned_memory"),
-    pytest.mark.skipif(not _extension.available, reason="the compiled operators are not built"),
-]
+pytestmark = [pytest.mark.usefixtures("poisoned_memory"), needs_kernels]
 
 INF, NAN = float("inf"), float("nan")
 DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -37,10 +32,6 @@ WINDOWS = {
 }
 APART = ("2x2_s2", "1x1_s2")  # windows that share no pixel: nothing is added
 SIZES = [(1, 1, 7, 7), (2, 3, 17, 13), (1, 64, 8, 9), (2, 131, 7, 11), (3, 72, 1, 30)]
-
-
-def normal(*sizes: int, seed: int = 0) -> Tensor:
-    return torch.randn(sizes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def whole(*sizes: int, seed: int = 0) -> Tensor:
@@ -88,20 +79,6 @@ def check(x: Tensor, grad_y: Tensor | None = None, window=WINDOWS["3x3_s2_p1"], 
     assert_as_accurate(grad_x, baseline, exact.view(x.shape), "grad_x")
 
 
-@pytest.fixture
-def restored_isa() -> Iterator[None]:
-    before = backends.cpu_isa()
-    yield
-    backends.set_cpu_isa(before)
-
-
-def use_isa(name: str) -> None:
-    try:
-        backends.set_cpu_isa(name)
-    except RuntimeError as error:
-        pytest.skip(str(error))
-
-
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("window", WINDOWS)
@@ -120,7 +97,7 @@ def test_core_geometry(size, window, dtype, layout):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("window", WINDOWS)
 @pytest.mark.parametrize("C", [1, 15, 67, 128])
-def test_ties_and_special_values_on_every_instruction_set(C, window, dtype, isa, restored_isa):
+def test_ties_and_special_values_on_every_instruction_set(C, window, dtype, isa, use_isa):
     use_isa(isa)
     size = (2, C, 13, 10)
     kernel, stride, padding = WINDOWS[window]
@@ -173,19 +150,10 @@ def test_views(layout, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("layout", ["contiguous", "slice", "every_other", "expanded", "one_image", "pixels"])
+@pytest.mark.parametrize("layout", GRADIENT_LAYOUTS)
 def test_gradients_of_any_layout(layout, dtype):
     x = normal(2, 21, 9, 9).to(DTYPES[dtype]).contiguous(memory_format=torch.channels_last)
-    wide = normal(2, 42, 10, 5, seed=2).to(DTYPES[dtype])
-    grad_y = {
-        "contiguous": wide[:, :21, :5].contiguous(),
-        "slice": wide.contiguous(memory_format=torch.channels_last)[:, 7:28, 5:],
-        "every_other": wide[:, ::2, ::2],
-        "expanded": wide[:1, :1, :1, :1].expand(2, 21, 5, 5),
-        "one_image": wide[:1, :21, :5].expand(2, 21, 5, 5),
-        "pixels": wide[:, :21, :1, :1].expand(2, 21, 5, 5),
-    }[layout]
-    check(x, grad_y)
+    check(x, gradient_layouts(normal(2, 42, 10, 5, seed=2).to(DTYPES[dtype]), 21, 5, 5)[layout])
 
 
 def test_other_layouts_are_converted_and_counted():

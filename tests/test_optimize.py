@@ -10,17 +10,17 @@ from collections import Counter
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_as_accurate, randomize_batch_norm
+from helpers import assert_as_accurate, needs_kernels, randomize_batch_norm
 from swap_models import Branches, Residual
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import inception_kernels as ik
-from inception_kernels import _extension, backends, models
+from inception_kernels import backends, models
 from inception_kernels.graph import CaptureError
 from inception_kernels.graph.module import KEPT_SHAPES
 
-pytestmark = pytest.mark.skipif(not _extension.available, reason="the compiled operators are not built")
+pytestmark = needs_kernels
 
 
 def evaluate(model: nn.Module, x: Tensor):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import assert_as_accurate
+from helpers import assert_as_accurate, needs_kernels
 from operator_cases import LAYOUTS, in_layout
 from torch import Tensor
 
 import inception_kernels as ik
-from inception_kernels import _extension, backends, reference
+from inception_kernels import backends, reference
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),
-    pytest.mark.skipif(not _extension.available, reason="the compiled operators are not built"),
+    needs_kernels,
 ]
 
 DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -102,19 +102,12 @@ def test_thread_count_and_batch_do_not_matter(name, dtype):
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("stride", [1, 2])
-def test_every_instruction_set(stride, dtype, isa):
-    before = backends.cpu_isa()
-    try:
-        backends.set_cpu_isa(isa)
-    except RuntimeError as error:
-        pytest.skip(str(error))
-    try:
-        tensors, options = case(**{**GEOMETRIES["vectors_and_tails"], "stride": stride}, dtype=DTYPES[dtype])
-        backends.reset_counters()
-        check(tensors, mid_activation="relu", **options)
-        assert backends.counters()[f"pointwise_depthwise_conv2d.forward.cpu_{isa}_{dtype}"] == 1
-    finally:
-        backends.set_cpu_isa(before)
+def test_every_instruction_set(stride, dtype, isa, use_isa):
+    use_isa(isa)
+    tensors, options = case(**{**GEOMETRIES["vectors_and_tails"], "stride": stride}, dtype=DTYPES[dtype])
+    backends.reset_counters()
+    check(tensors, mid_activation="relu", **options)
+    assert backends.counters()[f"pointwise_depthwise_conv2d.forward.cpu_{isa}_{dtype}"] == 1
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -10,12 +10,12 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import assert_as_accurate
+from helpers import assert_as_accurate, needs_kernels
 from instruction_sets import runs_here, without_bf16_products
 from operator_cases import LAYOUTS, in_layout
 from torch import Tensor, fx, nn
 
-from inception_kernels import _extension, backends
+from inception_kernels import backends
 from inception_kernels.graph.encode import Constants, encode
 from inception_kernels.graph.layout import CACHE_BYTES, schedule
 from inception_kernels.graph.partition import partition
@@ -23,7 +23,7 @@ from inception_kernels.graph.steps import AveragePool, Concatenate, Convolution,
 
 pytestmark = [
     pytest.mark.usefixtures("poisoned_memory"),
-    pytest.mark.skipif(not _extension.available, reason="the compiled operators are not built"),
+    needs_kernels,
 ]
 
 DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}

@@ -11,18 +11,19 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import assert_as_accurate, needs_kernels
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import inception_kernels as ik
-from inception_kernels import _extension, backends
+from inception_kernels import backends
 from inception_kernels.models.inception_v3 import inception_v3
 from inception_kernels.models.xception import xception
 from inception_kernels.swap.layers import Swapped
 from inception_kernels.swap.pools import PoolForward, pools_of
 from inception_kernels.swap.runtime import FusedLayer
 
-pytestmark = pytest.mark.skipif(not _extension.available, reason="the compiled operators are not built")
+pytestmark = needs_kernels
 
 
 def block(in_channels: int, out_channels: int, kernel: int) -> list[nn.Module]:
@@ -86,7 +87,7 @@ def test_a_training_step_has_the_gradients_of_the_unswapped_model(net, autocast)
         ):
             y = model(x)
             F.cross_entropy(y.float() if autocast else y, torch.tensor([1, 3])).backward()
-        results.append({name: parameter.grad.double() for name, parameter in model.named_parameters()})
+        results.append({name: parameter.grad for name, parameter in model.named_parameters()})
         names = {event.key for event in profiled.key_averages()}
         theirs = {"aten::avg_pool2d_backward", "aten::max_pool2d_with_indices"}
         assert pool_kernels() == ({"max_pool2d.forward", "max_pool2d.backward"} if model is net else set())
@@ -94,8 +95,7 @@ def test_a_training_step_has_the_gradients_of_the_unswapped_model(net, autocast)
     assert ran(net) == dict.fromkeys(POOLS, "operator")
     ours, theirs, expected = results
     for name, gradient in expected.items():
-        allowed = 2 * (theirs[name] - gradient).abs().max() + (2e-2 if autocast else 1e-5) * gradient.abs().max() + 1e-6
-        assert (ours[name] - gradient).abs().max() <= allowed, name
+        assert_as_accurate(ours[name], theirs[name], gradient, name)
 
 
 def test_evaluation_and_no_grad_run_pytorchs(swapped_net):
@@ -236,9 +236,18 @@ SETTINGS = {
 }
 
 
-def stepped(model: nn.Module) -> tuple[Tensor, list[Tensor]]:
-    y = model(images())
-    return y, list(torch.autograd.grad(y.square().sum(), list(model.parameters())))
+def stepped(model: nn.Module) -> tuple[Tensor, ...]:
+    y = model(images().to(next(model.parameters()).dtype))
+    return y, *torch.autograd.grad(y.square().sum(), list(model.parameters()))
+
+
+def assert_steps_as_accurate(net: nn.Module, plain: nn.Module) -> None:
+    """Output and gradients of `net` have at most twice the error of the unswapped model's."""
+    exact = copy.deepcopy(plain).double()
+    names = ["output", *(name for name, _ in plain.named_parameters())]
+    results = zip(names, stepped(net), stepped(plain), stepped(exact), strict=True)
+    for name, result, baseline, truth in results:
+        assert_as_accurate(result, baseline, truth, name)
 
 
 @pytest.mark.parametrize("case", SETTINGS)
@@ -251,7 +260,7 @@ def test_settings_are_read_at_each_call(net, case):
     for model in (net, plain):
         for name, value in changed.items():
             setattr(model.get_submodule(path), name, value)
-    torch.testing.assert_close(stepped(net), stepped(plain), rtol=1e-4, atol=1e-5)
+    assert_steps_as_accurate(net, plain)
     assert ran(net) == {**dict.fromkeys(POOLS, "operator"), path: "original"}
     assert reason in reasons(net)[path]
 
@@ -263,7 +272,7 @@ def test_other_settings_still_run_the_operator(net, changed):
     for model in (net, plain):
         for name, value in changed.items():
             setattr(model.branch[0], name, value)
-    torch.testing.assert_close(stepped(net), stepped(plain), rtol=1e-4, atol=1e-5)
+    assert_steps_as_accurate(net, plain)
     assert ran(net) == dict.fromkeys(POOLS, "operator")
 
 
@@ -330,15 +339,7 @@ def test_symbolic_traces_see_the_pool(swapped_net):
 def test_compiled_models_train(net):
     plain = copy.deepcopy(net)
     ik.swap(net)
-    compiled = torch.compile(net, fullgraph=True)
-    x = images()
-    loss = compiled(x).square().sum()
-    loss.backward()
-    expected = plain(x).square().sum()
-    expected.backward()
-    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
-    for ours, theirs in zip(net.parameters(), plain.parameters(), strict=True):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-3, atol=1e-4)
+    assert_steps_as_accurate(torch.compile(net, fullgraph=True), plain)
 
 
 @pytest.mark.parametrize(("make", "count"), [(inception_v3, 13), (xception, 4)], ids=["inception_v3", "xception"])

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import randomize_batch_norm
+from helpers import needs_kernels, randomize_batch_norm
 
 import inception_kernels as ik
-from inception_kernels import _extension, models
+from inception_kernels import models
 from inception_kernels.models.xception import SeparableConv2d
 
 
@@ -44,7 +44,7 @@ def test_fully_connected_layers():
     assert model(torch.randn(2, 3, 32, 32)).shape == (2, 10)
 
 
-@pytest.mark.skipif(not _extension.available, reason="the compiled operators are not built")
+@needs_kernels
 @pytest.mark.parametrize(
     "options",
     [

@@ -17,6 +17,7 @@ from ..ops._checks import DTYPES, Pair
 from ..ops.avg_pool2d import avg_pool2d
 from ..ops.max_pool2d import max_pool2d
 from .layers import SITE, Swapped
+from .runtime import not_eager
 
 KINDS = {nn.MaxPool2d: "max_pool2d", nn.AvgPool2d: "avg_pool2d"}
 
@@ -61,10 +62,9 @@ def _pair(value: Any) -> Pair:
 
 def _elsewhere(x: Any) -> str:
     """Why this call is not one of a training step on the CPU that the operators take; "" where it is."""
-    if type(x) is not Tensor and type(x) is not nn.Parameter:
-        return f"the input is a {type(x).__name__}, not a plain tensor"
-    if torch._C._get_tracing_state() is not None:  # first: reading a size would be recorded
-        return "torch.jit.trace records the original module"
+    reason = not_eager(x)
+    if reason is not None:
+        return reason
     if not x.is_cpu or x.layout != torch.strided:
         return f"the input is a {x.layout} tensor on {x.device}"
     if not (x.requires_grad and torch.is_grad_enabled()):
@@ -73,8 +73,6 @@ def _elsewhere(x: Any) -> str:
         return f"the input is {x.dtype} {list(x.shape)}"
     if not x.is_contiguous(memory_format=torch.channels_last):
         return "the input is not channels-last"
-    if torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0:
-        return "a function transform or forward-mode differentiation is active"
     if not _extension.available:
         return "the compiled operators are not there"
     if backends.forced() not in (None, "cpu"):

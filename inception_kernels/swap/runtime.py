@@ -102,8 +102,18 @@ def record_inputs() -> Iterator[list[tuple[FusedLayer, Tensor]]]:
         _recording.seen = before
 
 
-def _forward_mode_or_transform() -> bool:
-    return torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0
+def not_eager(x: Any) -> str | None:
+    """Why a call with x is not one that eager PyTorch makes on a plain tensor, as the operators need it; None if it is.
+
+    First what a look at x's sizes would be recorded by.
+    """
+    if type(x) is not Tensor and type(x) is not nn.Parameter:
+        return f"the input is a {type(x).__name__}, not a plain tensor"
+    if torch._C._get_tracing_state() is not None:
+        return "torch.jit.trace records the original modules"
+    if torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0:
+        return "a function transform or forward-mode differentiation is active"
+    return None
 
 
 class FusedLayer:
@@ -151,14 +161,11 @@ class FusedLayer:
             return "padding_mode is no longer 'zeros'"
         if torch.compiler.is_compiling():
             return None
-        if type(x) is not Tensor and type(x) is not nn.Parameter:
-            return f"the input is a {type(x).__name__}, not a plain tensor"
-        if torch._C._get_tracing_state() is not None:
-            return "torch.jit.trace records the original modules"
+        reason = not_eager(x)
+        if reason is not None:
+            return reason
         if any(_GLOBAL_HOOKS):
             return "a global module hook wants to see every module"
-        if _forward_mode_or_transform():
-            return "a function transform or forward-mode differentiation is active"
         if x.dim() != 4:
             return f"the input has {x.dim()} dimensions"
         weight = conv.weight
