@@ -20,8 +20,8 @@ from build_backend import ninja_build, sources, toolchain, torch_lookup
 ROOT = Path(__file__).resolve().parent.parent
 CPU, CUDA = "inception_kernels._C", "inception_kernels._C_cuda"
 
-# The oldest LibTorch whose stable ABI the sources use (2.10) and the oldest Python (3.10).
-DEFINES = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DPy_LIMITED_API=0x030a0000", "-DNDEBUG"]
+# The oldest LibTorch whose stable ABI the sources use (2.11) and the oldest Python (3.10).
+DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DPy_LIMITED_API=0x030a0000", "-DNDEBUG"]
 CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 

@@ -2,8 +2,12 @@
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 
+#include <tuple>
+
 #include "common/counters.h"
+#include "cpu/empty.h"
 #include "cpu/isa.h"
+#include "cpu/memory.h"
 
 STABLE_TORCH_LIBRARY(inception_kernels, m) {
   m.def(
@@ -88,6 +92,11 @@ STABLE_TORCH_LIBRARY(inception_kernels, m) {
   m.def("_cpu_isa() -> str");
   m.def("_best_cpu_isa() -> str");
   m.def("_set_cpu_isa(str name) -> ()");
+  m.def("_memory_use() -> (int taken, int kept)");
+  m.def("_release_memory() -> ()");
+  m.def("_keep_memory(bool enabled) -> ()");
+  m.def("_fill_memory(bool enabled) -> ()");
+  m.def("_empty_bytes(int size) -> Tensor");
 
   // Implemented by the CUDA extension.
   m.def("_counted_cuda_kernels() -> str");
@@ -102,6 +111,17 @@ std::string cpu_isa() { return ik::cpu::isa_name(ik::cpu::isa()); }
 std::string best_cpu_isa() { return ik::cpu::isa_name(ik::cpu::best_isa()); }
 void set_cpu_isa(std::string name) { ik::cpu::set_isa(ik::cpu::isa_from_name(name)); }
 
+std::tuple<int64_t, int64_t> memory_use() {
+  const ik::cpu::MemoryUse use = ik::cpu::memory_use();
+  return {use.taken, use.kept};
+}
+
+torch::stable::Tensor empty_bytes(int64_t size) {
+  using torch::headeronly::MemoryFormat, torch::headeronly::ScalarType;
+  STD_TORCH_CHECK(size >= 0, "size: expected at least 0, got ", size);
+  return ik::cpu::empty({size}, ScalarType::Byte, MemoryFormat::Contiguous);
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(inception_kernels, CompositeExplicitAutograd, m) {
@@ -110,6 +130,11 @@ STABLE_TORCH_LIBRARY_IMPL(inception_kernels, CompositeExplicitAutograd, m) {
   m.impl("_cpu_isa", TORCH_BOX(&cpu_isa));
   m.impl("_best_cpu_isa", TORCH_BOX(&best_cpu_isa));
   m.impl("_set_cpu_isa", TORCH_BOX(&set_cpu_isa));
+  m.impl("_memory_use", TORCH_BOX(&memory_use));
+  m.impl("_release_memory", TORCH_BOX(&ik::cpu::release_memory));
+  m.impl("_keep_memory", TORCH_BOX(&ik::cpu::keep_memory));
+  m.impl("_fill_memory", TORCH_BOX(&ik::cpu::fill_memory));
+  m.impl("_empty_bytes", TORCH_BOX(&empty_bytes));
 }
 
 // Importing the module loads the library, whose static initialisers register the operators.

@@ -3,7 +3,7 @@
 The operators are autograd functions over hand-written kernels; :func:`swap` puts them into a model that already exists.
 """
 
-from . import backends, flops, models, nn, reference
+from . import backends, flops, memory, models, nn, reference
 from ._version import __version__
 from .backends import BackendUnavailableError, use_backend
 from .graph import CaptureError, Optimized, optimize
@@ -29,6 +29,7 @@ __all__ = [
     "explain",
     "flops",
     "label_smoothing_cross_entropy",
+    "memory",
     "models",
     "nn",
     "optimize",

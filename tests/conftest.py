@@ -8,7 +8,7 @@ import pytest
 import torch
 from instruction_sets import runs_here
 
-from inception_kernels import backends, roofline
+from inception_kernels import _extension, backends, roofline
 from inception_kernels.models.loading import make_torchvision_importable
 
 make_torchvision_importable()  # before any test imports torchvision or what is built on it
@@ -26,8 +26,6 @@ _THIRD_PARTY = (
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    from inception_kernels import _extension
-
     if config.getoption("--require-third-party") and not _extension.available:
         raise pytest.UsageError(f"CI tests the compiled kernels, and they are not there: {_extension.reason}")
     config.addinivalue_line(
@@ -127,8 +125,12 @@ def poisoned_memory() -> Iterator[None]:
     fill = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
+    if _extension.available:
+        torch.ops.inception_kernels._fill_memory(True)
     assert torch.empty(3).isnan().all(), "this torch does not fill new memory"
     yield
+    if _extension.available:
+        torch.ops.inception_kernels._fill_memory(False)
     torch.utils.deterministic.fill_uninitialized_memory = fill
     torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
 

@@ -30,6 +30,9 @@ class Device {
 
   static const char* name();
   static bool holds(const Tensor& tensor);
+  // Uninitialised, on the neighbour's device.
+  static Tensor empty(const Tensor& neighbour, const std::vector<int64_t>& sizes, torch::headeronly::ScalarType dtype,
+                      torch::headeronly::MemoryFormat format);
 
   // y = scale * conv + shift for BN with these statistics over conv + bias; without statistics just the bias.
   ScaleShift fold_batch_norm(DType dtype, int64_t K, const OptionalTensor& bn_weight, const OptionalTensor& bn_bias,

@@ -70,13 +70,12 @@ Tensor empty_activations(const Tensor& like, int64_t N, int64_t C, int64_t H, in
 
 Tensor empty_activations(const Tensor& like, int64_t N, int64_t C, int64_t H, int64_t W, bool channels_last,
                          ScalarType dtype) {
-  const std::vector<int64_t> sizes{N, C, H, W};
-  return torch::stable::empty(sizes, dtype, std::nullopt, like.device(), std::nullopt,
-                              channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  return Device::empty(like, {N, C, H, W}, dtype,
+                       channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
 Tensor empty_on(const Tensor& neighbour, std::vector<int64_t> sizes, ScalarType dtype) {
-  return torch::stable::empty(sizes, dtype, std::nullopt, neighbour.device());
+  return Device::empty(neighbour, sizes, dtype, MemoryFormat::Contiguous);
 }
 
 Tensor empty_cpu(std::vector<int64_t> sizes, ScalarType dtype) { return torch::stable::empty(sizes, dtype); }

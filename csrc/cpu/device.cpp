@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "cpu/channel_values.h"
+#include "cpu/empty.h"
 #include "cpu/run_conv.h"
 #include "cpu/run_separable.h"
 
@@ -13,6 +14,11 @@ Device::Device(const Tensor&) {}
 const char* Device::name() { return "CPU"; }
 
 bool Device::holds(const Tensor& tensor) { return tensor.is_cpu(); }
+
+Tensor Device::empty(const Tensor&, const std::vector<int64_t>& sizes, torch::headeronly::ScalarType dtype,
+                     torch::headeronly::MemoryFormat format) {
+  return cpu::empty(sizes, dtype, format);
+}
 
 ScaleShift Device::fold_batch_norm(DType dtype, int64_t K, const OptionalTensor& bn_weight,
                                    const OptionalTensor& bn_bias, const OptionalTensor& mean, const OptionalTensor& var,

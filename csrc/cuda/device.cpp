@@ -56,6 +56,11 @@ const char* Device::name() { return cuda::device_name(); }
 
 bool Device::holds(const Tensor& tensor) { return cuda::holds(tensor); }
 
+Tensor Device::empty(const Tensor& neighbour, const std::vector<int64_t>& sizes, ScalarType dtype,
+                     torch::headeronly::MemoryFormat format) {
+  return torch::stable::empty(sizes, dtype, std::nullopt, neighbour.device(), std::nullopt, format);
+}
+
 ScaleShift Device::fold_batch_norm(DType dtype, int64_t K, const OptionalTensor& bn_weight,
                                    const OptionalTensor& bn_bias, const OptionalTensor& mean, const OptionalTensor& var,
                                    const OptionalTensor& bias, double eps) const {

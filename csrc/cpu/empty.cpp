@@ -1,0 +1,59 @@
+#include "cpu/empty.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <atomic>
+#include <cstring>
+
+#include "cpu/memory.h"
+
+namespace ik::cpu {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+namespace {
+
+constexpr size_t kSmallest = 16384;  // bytes; malloc keeps smaller blocks itself
+
+#if defined(__SANITIZE_ADDRESS__)
+constexpr bool kKeepsAtFirst = false;  // an access beyond a tensor must meet the sanitizer's allocator
+#else
+constexpr bool kKeepsAtFirst = true;
+#endif
+std::atomic<bool> keeps{kKeepsAtFirst}, fills{false};
+
+size_t bytes_of(ScalarType dtype) {
+  const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  return aoti_torch_dtype_element_size(type);
+}
+
+std::vector<int64_t> strides_of(const std::vector<int64_t>& sizes, MemoryFormat format) {
+  if (format == MemoryFormat::ChannelsLast) {
+    return {sizes[1] * sizes[2] * sizes[3], 1, sizes[1] * sizes[3], sizes[1]};
+  }
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  for (size_t d = sizes.size(); d-- > 0; stride *= sizes[d]) strides[d] = stride;
+  return strides;
+}
+
+}  // namespace
+
+void keep_memory(bool enabled) { keeps = enabled; }
+void fill_memory(bool enabled) { fills = enabled; }
+
+Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype, MemoryFormat format) {
+  size_t bytes = bytes_of(dtype);
+  for (const int64_t size : sizes) bytes *= static_cast<size_t>(size);
+  if (!keeps || bytes < kSmallest) {
+    return torch::stable::empty(sizes, dtype, std::nullopt, std::nullopt, std::nullopt, format);
+  }
+  void* data = take_memory(bytes);
+  if (fills) std::memset(data, 0xff, bytes);
+  return torch::stable::from_blob(data, sizes, strides_of(sizes, format),
+                                  torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype, &give_memory);
+}
+
+}  // namespace ik::cpu
