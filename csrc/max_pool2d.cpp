@@ -12,35 +12,32 @@ namespace {
 
 using torch::headeronly::ScalarType;
 
-std::string pair_text(const Pair& pair) {
-  std::string text = "[";
-  for (size_t i = 0; i < pair.size(); ++i) text += (i ? ", " : "") + std::to_string(pair[i]);
-  return text + "]";
-}
-
-PoolShape pool_shape(int64_t N, int64_t C, int64_t H, int64_t W, const Pair& kernel, const Pair& stride,
-                     const Pair& padding) {
-  STD_TORCH_CHECK(C > 0 && H > 0 && W > 0, "expected C, H and W of at least 1, got ", C, ", ", H, ", ", W);
-  STD_TORCH_CHECK(kernel.size() == 2 && kernel[0] >= 1 && kernel[1] >= 1 && kernel[0] <= 256 && kernel[1] <= 256 &&
-                      kernel[0] * kernel[1] <= 256,
-                  "kernel: expected a window of 1 to 256 pixels, got ", pair_text(kernel));
-  STD_TORCH_CHECK(stride.size() == 2 && stride[0] >= 1 && stride[1] >= 1, "stride: expected two integers >= 1, got ",
-                  pair_text(stride));
-  STD_TORCH_CHECK(padding.size() == 2 && padding[0] >= 0 && padding[1] >= 0 && padding[0] <= kernel[0] / 2 &&
-                      padding[1] <= kernel[1] / 2,
-                  "padding: expected 0 to half of the window ", pair_text(kernel), ", got ", pair_text(padding));
-  STD_TORCH_CHECK(kernel[0] <= H + 2 * padding[0] && kernel[1] <= W + 2 * padding[1],
-                  "expected a window no larger than the padded input, got a window of ", kernel[0], " x ", kernel[1],
-                  " over ", H + 2 * padding[0], " x ", W + 2 * padding[1]);
-  return {N, C, H, W, kernel[0], kernel[1], stride[0], stride[1], padding[0], padding[1]};
+PoolShape window_of_bytes(int64_t N, int64_t C, int64_t H, int64_t W, const Pair& kernel, const Pair& stride,
+                          const Pair& padding) {
+  const PoolShape shape = pool_shape(N, C, H, W, kernel, stride, padding);
+  constexpr int64_t kMost = 256;
+  STD_TORCH_CHECK(shape.R <= kMost && shape.S <= kMost && shape.R * shape.S <= kMost,
+                  "kernel: expected a window of 1 to 256 pixels, got ", describe(kernel));
+  return shape;
 }
 
 }  // namespace
 
+// y [N, C, P, Q], channels-last.
+Tensor max_pool2d(const Tensor& x, Pair kernel, Pair stride, Pair padding) {
+  check_activations(x, "x");
+  const PoolShape shape = pool_shape(x.size(0), x.size(1), x.size(2), x.size(3), kernel, stride, padding);
+  Tensor y = empty_activations(x, shape.N, shape.C, shape.P(), shape.Q(), true);
+  if (shape.N == 0) return y;
+  const Tensor input = with_adjacent_channels(x);
+  cpu::max_pool2d(shape, dtype_of(x, "x"), input_view(input), output_view(y));
+  return y;
+}
+
 // y [N, C, P, Q] and taps [N, C, P, Q] uint8, both channels-last.
 std::tuple<Tensor, Tensor> max_pool2d_training(const Tensor& x, Pair kernel, Pair stride, Pair padding) {
   check_activations(x, "x");
-  const PoolShape shape = pool_shape(x.size(0), x.size(1), x.size(2), x.size(3), kernel, stride, padding);
+  const PoolShape shape = window_of_bytes(x.size(0), x.size(1), x.size(2), x.size(3), kernel, stride, padding);
   Tensor y = empty_activations(x, shape.N, shape.C, shape.P(), shape.Q(), true);
   Tensor taps = empty_activations(x, shape.N, shape.C, shape.P(), shape.Q(), true, ScalarType::Byte);
   if (shape.N == 0) return {y, taps};
@@ -53,7 +50,7 @@ std::tuple<Tensor, Tensor> max_pool2d_training(const Tensor& x, Pair kernel, Pai
 Tensor max_pool2d_backward(const Tensor& grad_y, const Tensor& taps, int64_t H, int64_t W, Pair kernel, Pair stride,
                            Pair padding) {
   check_activations(grad_y, "grad_y");
-  const PoolShape shape = pool_shape(grad_y.size(0), grad_y.size(1), H, W, kernel, stride, padding);
+  const PoolShape shape = window_of_bytes(grad_y.size(0), grad_y.size(1), H, W, kernel, stride, padding);
   STD_TORCH_CHECK(grad_y.size(2) == shape.P() && grad_y.size(3) == shape.Q(), "grad_y: expected ", shape.P(), " x ",
                   shape.Q(), " pixels for an input of ", H, " x ", W, ", got ", describe(grad_y));
   bool same = taps.is_cpu() && taps.scalar_type() == ScalarType::Byte && taps.dim() == 4;
@@ -68,6 +65,7 @@ Tensor max_pool2d_backward(const Tensor& grad_y, const Tensor& taps, int64_t H, 
 }
 
 STABLE_TORCH_LIBRARY_IMPL(inception_kernels, CPU, m) {
+  m.impl("max_pool2d", TORCH_BOX(&max_pool2d));
   m.impl("max_pool2d_training", TORCH_BOX(&max_pool2d_training));
   m.impl("max_pool2d_backward", TORCH_BOX(&max_pool2d_backward));
 }

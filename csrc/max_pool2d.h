@@ -1,24 +1,15 @@
-// Max pooling of training steps: which pixel of its window won is kept as one byte, and the gradient is gathered.
+// Max pooling. In training steps which pixel of its window won is kept as one byte, and the gradient is gathered.
 #pragma once
 #include <cstdint>
 
+#include "common/pool_shape.h"
 #include "common/types.h"
 
 namespace ik {
 
-struct PoolShape {
-  int64_t N, C, H, W;
-  int64_t R, S;  // R * S <= 256
-  int64_t stride_h, stride_w;
-  int64_t pad_h, pad_w;  // at most half of the window: every window has a pixel
-
-  int64_t P() const { return (H + 2 * pad_h - R) / stride_h + 1; }
-  int64_t Q() const { return (W + 2 * pad_w - S) / stride_w + 1; }
-};
-
 // Padding never wins, the first of equal pixels does, and so does the last NaN: as in PyTorch.
 struct MaxPoolForward {
-  PoolShape shape;
+  PoolShape shape;  // R * S <= 256
   DType dtype;
   NhwcInput x;      // [N, H, W, C]
   NhwcOutput y;     // [N, P, Q, C]
@@ -35,6 +26,8 @@ struct MaxPoolBackward {
 
 namespace cpu {
 
+// The maximum alone; NaN where a window has one.
+void max_pool2d(const PoolShape& shape, DType dtype, const NhwcInput& x, const NhwcOutput& y);
 void max_pool2d_forward(const MaxPoolForward& args);
 void max_pool2d_backward(const MaxPoolBackward& args);
 

@@ -79,6 +79,8 @@ STABLE_TORCH_LIBRARY(inception_kernels, m) {
       "label_smoothing_cross_entropy_backward(Tensor grad_loss, Tensor logits, Tensor target, Tensor? weight, "
       "Tensor statistics, float smoothing, int ignore_index, str reduction) -> Tensor grad_logits");
 
+  m.def("avg_pool2d(Tensor x, int[2] kernel, int[2] stride, int[2] padding, bool count_include_pad) -> Tensor");
+  m.def("max_pool2d(Tensor x, int[2] kernel, int[2] stride, int[2] padding) -> Tensor");
   m.def("max_pool2d_training(Tensor x, int[2] kernel, int[2] stride, int[2] padding) -> (Tensor y, Tensor taps)");
   m.def(
       "max_pool2d_backward(Tensor grad_y, Tensor taps, int H, int W, int[2] kernel, int[2] stride, int[2] padding) "

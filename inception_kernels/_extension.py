@@ -14,6 +14,7 @@ OPERATORS = frozenset(
     {
         "asymmetric_pair",
         "asymmetric_pair_prepacked",
+        "avg_pool2d",
         "conv2d_bn_act",
         "conv2d_bn_act_backward",
         "conv2d_bn_act_pack",
@@ -21,6 +22,7 @@ OPERATORS = frozenset(
         "conv2d_bn_act_training",
         "label_smoothing_cross_entropy",
         "label_smoothing_cross_entropy_backward",
+        "max_pool2d",
         "max_pool2d_backward",
         "max_pool2d_training",
         "pointwise_depthwise_conv2d",

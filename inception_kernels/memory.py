@@ -39,7 +39,7 @@ def release() -> None:
 
 
 def keep(enabled: bool) -> None:
-    """Whether tensors to come are from the pool (as at the start) or from PyTorch's allocator, for the whole process."""
+    """Whether tensors to come are from the pool (as at the start) or from PyTorch's allocator, in the whole process."""
     if not isinstance(enabled, bool):
         raise TypeError(f"enabled: expected True or False, got {enabled!r}")
     if _extension.available:

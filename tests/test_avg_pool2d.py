@@ -1,19 +1,20 @@
-"""Average pools of training steps: PyTorch's forward pass, and a gradient that is an average pool too."""
+"""Average pools: PyTorch's bits, and a gradient that is an average pool too."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import GRADIENT_LAYOUTS, assert_as_accurate, gradient_layouts, normal
+from helpers import GRADIENT_LAYOUTS, assert_as_accurate, gradient_layouts, needs_kernels, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from inception_kernels import backends
 from inception_kernels.ops.avg_pool2d import avg_pool2d
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory")
+pytestmark = [pytest.mark.usefixtures("poisoned_memory"), needs_kernels]
 
 DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
 KERNELS = [(3, 3), (1, 1), (5, 3), (1, 7), (9, 9)]
@@ -29,7 +30,7 @@ def check(x: Tensor, kernel, count_include_pad: bool, grad_y: Tensor | None = No
     leaf, own, exact = x.detach().requires_grad_(), x.detach().requires_grad_(), x.double().requires_grad_()
     y, expected = avg_pool2d(leaf, kernel, count_include_pad), torchs(own, kernel, count_include_pad)
     assert torch.equal(y, expected)
-    assert y.stride() == expected.stride()
+    assert y.is_contiguous(memory_format=torch.channels_last)
     grad_y = normal(*y.shape, seed=5).to(x.dtype) if grad_y is None else grad_y
     y.backward(grad_y)
     expected.backward(grad_y)
@@ -71,13 +72,15 @@ def test_a_16_bit_gradient_is_rounded_once(dtype, count_include_pad):
 
 
 @pytest.mark.parametrize("count_include_pad", [True, False])
-def test_pytorchs_gradient_does_not_run(count_include_pad):
+def test_pytorchs_pools_do_not_run(count_include_pad):
     x = normal(1, 8, 6, 6).contiguous(memory_format=torch.channels_last).requires_grad_()
+    backends.reset_counters()
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         avg_pool2d(x, (3, 3), count_include_pad).sum().backward()
     names = {event.key for event in profiled.key_averages()}
-    assert "aten::avg_pool2d" in names
-    assert "aten::avg_pool2d_backward" not in names
+    assert not names & {"aten::avg_pool2d", "aten::avg_pool2d_backward"}
+    counted = sum(count for name, count in backends.counters().items() if name.startswith("avg_pool2d.forward.cpu_"))
+    assert counted == (2 if count_include_pad else 3)
 
 
 @pytest.mark.parametrize("count_include_pad", [True, False])
@@ -103,6 +106,51 @@ def test_empty_batch_and_thread_count(dtype, count_include_pad):
     finally:
         torch.set_num_threads(before)
     assert torch.equal(*results)
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("C", [1, 15, 67, 131])
+def test_every_instruction_set(C, dtype, isa, use_isa):
+    use_isa(isa)
+    x = normal(2, C, 9, 7).to(DTYPES[dtype]).contiguous(memory_format=torch.channels_last)
+    backends.reset_counters()
+    check(x, (3, 5), True)
+    assert backends.counters().get(f"avg_pool2d.forward.cpu_{isa}_{dtype}") == 2
+
+
+@pytest.mark.parametrize("count_include_pad", [True, False])
+@pytest.mark.parametrize(
+    "window", [((2, 3), (2, 1), (1, 0)), ((5, 5), (3, 3), (0, 0)), ((4, 4), (1, 2), (2, 2))], ids=str
+)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_the_operator_takes_any_window(layout, window, count_include_pad):
+    x = normal(2, 21, 11, 10).contiguous(memory_format=layout)
+    operator = torch.ops.inception_kernels.avg_pool2d.default
+    y = operator(x, *window, count_include_pad)
+    assert torch.equal(y, F.avg_pool2d(x, *window, count_include_pad=count_include_pad))
+    torch.library.opcheck(operator, (x, *window, count_include_pad))
+
+
+BAD = {
+    "three_dimensions": (dict(x=torch.zeros(3, 8, 8)), r"x: expected \[N, C, H, W\]"),
+    "integers": (dict(x=torch.zeros(1, 3, 8, 8, dtype=torch.int64)), "x: expected float32"),
+    "no_channels": (dict(x=torch.zeros(1, 0, 8, 8)), "C, H and W of at least 1"),
+    "no_window": (dict(kernel=(0, 3)), r"kernel: .* got \[0, 3\]"),
+    "window_beyond_the_image": (dict(x=torch.zeros(1, 1, 2, 8)), "no larger than the padded input"),
+    "no_stride": (dict(stride=(0, 1)), r"stride: expected two integers >= 1, got \[0, 1\]"),
+    "too_much_padding": (dict(padding=(0, 2)), r"padding: expected 0 to half of the window \[3, 3\], got \[0, 2\]"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_arguments(case):
+    changed, message = BAD[case]
+    given = {"x": torch.zeros(1, 3, 8, 8), "kernel": (3, 3), "stride": (1, 1), "padding": (0, 0), **changed}
+    backends.reset_counters()
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.inception_kernels.avg_pool2d(**given, count_include_pad=True)
+    assert not backends.counters()
 
 
 @settings(max_examples=100, deadline=None)

@@ -128,6 +128,8 @@ def test_every_operator_that_computes_has_a_formula():
     no_products = {
         "label_smoothing_cross_entropy",
         "label_smoothing_cross_entropy_backward",
+        "avg_pool2d",
+        "max_pool2d",
         "max_pool2d_backward",
         "max_pool2d_training",
     }
@@ -296,7 +298,8 @@ def test_a_swapped_model_does_the_same_work_and_moves_less(name):
     with swapped(model):
         fused = flops.count(model, x)
     fused_layers = [row for row in fused.rows if row.operator.startswith("inception_kernels.")]
-    assert len(fused_layers) == {"inception_v3": 94, "xception": 40}[name]
+    pools = [row for row in fused_layers if row.operator.endswith("_pool2d")]
+    assert (len(fused_layers) - len(pools), len(pools)) == {"inception_v3": (94, 13), "xception": (40, 4)}[name]
     assert all(row.path for row in fused_layers)
     assert not any(row.operator == "aten.convolution" for row in fused.rows)
     assert (fused.macs, fused.params, fused.parameters) == (plain.macs, plain.params, plain.parameters)

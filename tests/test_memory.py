@@ -5,13 +5,13 @@ from __future__ import annotations
 import ctypes
 import gc
 import io
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -31,12 +31,11 @@ empty_bytes = torch.ops.inception_kernels._empty_bytes
 
 
 @pytest.fixture(autouse=True)
-def kept() -> Iterator[None]:
+def kept() -> None:
     """The pool is on, also where a build (AddressSanitizer) starts without, and nothing of other tests waits in it."""
     gc.collect()
     memory.release()
     memory.keep(True)
-    yield
 
 
 def taken() -> int:
@@ -87,7 +86,7 @@ def test_living_tensors_never_share_memory(sizes, random):
         else:
             alive.append((empty_bytes(size).fill_(number), number))
     spans = sorted((tensor.data_ptr(), tensor.data_ptr() + tensor.numel()) for tensor, _ in alive)
-    assert all(end <= begin for (_, end), (begin, _) in zip(spans, spans[1:], strict=False))
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
     assert all(bool((tensor == value).all()) for tensor, value in alive)
     tensor = None
     alive.clear()

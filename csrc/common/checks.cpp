@@ -6,8 +6,6 @@
 
 namespace ik {
 
-namespace {
-
 std::string describe(const std::vector<int64_t>& sizes) {
   std::ostringstream out;
   out << "[";
@@ -21,8 +19,6 @@ void check_pair(const Pair& pair, int64_t smallest, const char* name) {
                   ": expected two integers >= ", smallest, ", got ", describe(pair));
 }
 
-}  // namespace
-
 Activation activation_code(const std::string& name) {
   static const char* const kNames[] = {"none", "relu", "relu6", "elu", "silu"};
   for (int code = 0; code < 5; ++code) {
@@ -33,7 +29,7 @@ Activation activation_code(const std::string& name) {
 
 void check_activations(const Tensor& x, const char* name) {
   STD_TORCH_CHECK(Device::holds(x), name, ": expected a ", Device::name(), " tensor");
-  STD_TORCH_CHECK(x.dim() == 4, name, ": expected [N, C, H, W], got ", ik::describe(x));
+  STD_TORCH_CHECK(x.dim() == 4, name, ": expected [N, C, H, W], got ", describe(x));
   dtype_of(x, name);
 }
 
@@ -43,20 +39,20 @@ void check_like(const OptionalTensor& tensor, const Tensor& x, const std::vector
   bool same = tensor->scalar_type() == x.scalar_type() && is_beside(*tensor, x);
   for (int64_t i = 0; i < 4; ++i) same = same && tensor->size(i) == sizes[i];
   STD_TORCH_CHECK(same, name, ": expected ", describe(sizes), " of the input's dtype on its device, got ",
-                  ik::describe(*tensor));
+                  describe(*tensor));
 }
 
 void check_weight(const Tensor& weight, const Tensor& x, int64_t C, const char* name) {
   STD_TORCH_CHECK(is_beside(weight, x) && weight.dim() == 4 && weight.scalar_type() == x.scalar_type() &&
                       weight.size(1) == C && weight.numel() > 0,
                   name, ": expected [K, ", C, ", R, S] on the ", Device::name(), " with the dtype of the input ",
-                  ik::describe(x), ", got ", ik::describe(weight));
+                  describe(x), ", got ", describe(weight));
 }
 
 torch::headeronly::ScalarType weight_gradient_type(const Tensor& x, bool float32_weights) {
   if (!float32_weights) return x.scalar_type();
   STD_TORCH_CHECK(x.is_cpu() && x.element_size() == 2, "float32_weights: expected an input of 16 bits on the CPU, got ",
-                  ik::describe(x));
+                  describe(x));
   return torch::headeronly::ScalarType::Float;
 }
 
@@ -70,14 +66,14 @@ void check_accumulation_vector(const OptionalTensor& vector, const Tensor& x, in
   STD_TORCH_CHECK(!vector || (is_beside(*vector, x) && vector->dim() == 1 && vector->size(0) == K &&
                               vector->is_contiguous() && vector->scalar_type() == accumulation_type(dtype_of(x, "x"))),
                   name, ": expected a contiguous ", Device::name(), " vector of ", K,
-                  " values in the accumulation type, got ", ik::describe(*vector));
+                  " values in the accumulation type, got ", describe(*vector));
 }
 
 void check_packed(const Tensor& packed, const Tensor& x, size_t bytes, const char* name) {
   STD_TORCH_CHECK(is_beside(packed, x) && packed.is_contiguous() &&
                       packed.scalar_type() == torch::headeronly::ScalarType::Byte &&
                       static_cast<size_t>(packed.numel()) == bytes,
-                  name, ": expected ", bytes, " packed bytes for this layer and dtype, got ", ik::describe(packed),
+                  name, ": expected ", bytes, " packed bytes for this layer and dtype, got ", describe(packed),
                   "; pack the weight again");
 }
 
@@ -88,8 +84,7 @@ ConvShape conv_shape(const Tensor& x, int64_t K, int64_t R, int64_t S, const Pai
   check_pair(dilation, 1, "dilation");
   const ConvShape shape{x.size(0), x.size(1), x.size(2),  x.size(3),  K,           R,          S,
                         stride[0], stride[1], padding[0], padding[1], dilation[0], dilation[1]};
-  STD_TORCH_CHECK(shape.C > 0 && shape.H > 0 && shape.W > 0, "x: expected C, H and W of at least 1, got ",
-                  ik::describe(x));
+  STD_TORCH_CHECK(shape.C > 0 && shape.H > 0 && shape.W > 0, "x: expected C, H and W of at least 1, got ", describe(x));
   const int64_t window_h = shape.dilation_h * (R - 1) + 1, window_w = shape.dilation_w * (S - 1) + 1;
   STD_TORCH_CHECK(window_h <= shape.H + 2 * shape.pad_h && window_w <= shape.W + 2 * shape.pad_w,
                   "expected a window no larger than the padded input, got a window of ", window_h, " x ", window_w,

@@ -25,7 +25,10 @@ void check_batch_norm(const OptionalTensor& mean, const OptionalTensor& var, con
 void check_accumulation_vector(const OptionalTensor& vector, const Tensor& x, int64_t K, const char* name);
 void check_packed(const Tensor& packed, const Tensor& x, size_t bytes, const char* name);
 
+std::string describe(const std::vector<int64_t>& sizes);  // "[3, 3]"
+
 using Pair = std::vector<int64_t>;
+void check_pair(const Pair& pair, int64_t smallest, const char* name);
 // Geometry with every parameter checked; the output has at least one pixel.
 ConvShape conv_shape(const Tensor& x, int64_t K, int64_t R, int64_t S, const Pair& stride, const Pair& padding,
                      const Pair& dilation);

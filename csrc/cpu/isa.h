@@ -18,3 +18,13 @@ const char* isa_name(Isa);
 Isa isa_from_name(const std::string& name);  // throws std::runtime_error for a name that is none
 
 }  // namespace ik::cpu
+
+// table(dtype) of the instruction set in force; those with products of bfloat16 have the table of avx512.
+#if defined(__x86_64__)
+#define IK_TABLE_BY_ISA(table, dtype)                                 \
+  (::ik::cpu::isa() >= ::ik::cpu::Isa::kAvx512 ? avx512::table(dtype) \
+   : ::ik::cpu::isa() == ::ik::cpu::Isa::kAvx2 ? avx2::table(dtype)   \
+                                               : portable::table(dtype))
+#else
+#define IK_TABLE_BY_ISA(table, dtype) portable::table(dtype)
+#endif

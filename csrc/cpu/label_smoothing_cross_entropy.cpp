@@ -9,14 +9,7 @@ namespace ik::cpu {
 
 namespace {
 
-const LabelSmoothingTable& table(DType dtype) {
-#if defined(__x86_64__)
-  const Isa level = isa();
-  if (level >= Isa::kAvx512) return avx512::label_smoothing_table(dtype);
-  if (level == Isa::kAvx2) return avx2::label_smoothing_table(dtype);
-#endif
-  return portable::label_smoothing_table(dtype);
-}
+const LabelSmoothingTable& table(DType dtype) { return IK_TABLE_BY_ISA(label_smoothing_table, dtype); }
 
 // Rows that make waking a thread worthwhile. A row is never shared, so no sum depends on the number of threads.
 int64_t rows_per_thread(const LabeledRows& rows) {

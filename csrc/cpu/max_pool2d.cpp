@@ -6,19 +6,13 @@
 #include "common/parallel.h"
 #include "cpu/isa.h"
 #include "cpu/max_pool2d_table.h"
+#include "cpu/run_pool.h"
 
 namespace ik::cpu {
 
 namespace {
 
-const MaxPoolTable& table(DType dtype) {
-#if defined(__x86_64__)
-  const Isa level = isa();
-  if (level >= Isa::kAvx512) return avx512::max_pool2d_table(dtype);
-  if (level == Isa::kAvx2) return avx2::max_pool2d_table(dtype);
-#endif
-  return portable::max_pool2d_table(dtype);
-}
+const MaxPoolTable& table(DType dtype) { return IK_TABLE_BY_ISA(max_pool2d_table, dtype); }
 
 // Rows that make waking a thread worthwhile.
 int64_t rows_per_thread(int64_t elements_per_row) {
@@ -27,6 +21,12 @@ int64_t rows_per_thread(int64_t elements_per_row) {
 }
 
 }  // namespace
+
+void max_pool2d(const PoolShape& shape, DType dtype, const NhwcInput& x, const NhwcOutput& y) {
+  const ProgramTable& kernels = program_table(dtype);
+  count_kernel(kernels.max_pool2d_counter);
+  run_pool(pool_task(shape, x, y), kernels.max_pool);
+}
 
 void max_pool2d_forward(const MaxPoolForward& args) {
   const PoolShape& shape = args.shape;

@@ -18,14 +18,7 @@ namespace {
 
 constexpr int64_t kIntermediateBytes = 1 << 20;  // of one thread: a share of L2
 
-const DepthwiseTable& depthwise_table(DType dtype) {
-#if defined(__x86_64__)
-  const Isa level = isa();
-  if (level >= Isa::kAvx512) return avx512::depthwise_table(dtype);
-  if (level == Isa::kAvx2) return avx2::depthwise_table(dtype);
-#endif
-  return portable::depthwise_table(dtype);
-}
+const DepthwiseTable& depthwise_table(DType dtype) { return IK_TABLE_BY_ISA(depthwise_table, dtype); }
 
 int64_t element_bytes(DType dtype) { return dtype == DType::kFloat64 ? 8 : dtype == DType::kFloat32 ? 4 : 2; }
 

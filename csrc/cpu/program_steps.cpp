@@ -218,13 +218,6 @@ class Decoder {
 
 std::vector<Step> decode_steps(const ProgramRun& run, void* arena) { return Decoder(run, arena).run(); }
 
-const ProgramTable& program_table(DType dtype) {
-#if defined(__x86_64__)
-  const Isa level = isa();
-  if (level >= Isa::kAvx512) return avx512::program_table(dtype);
-  if (level == Isa::kAvx2) return avx2::program_table(dtype);
-#endif
-  return portable::program_table(dtype);
-}
+const ProgramTable& program_table(DType dtype) { return IK_TABLE_BY_ISA(program_table, dtype); }
 
 }  // namespace ik::cpu

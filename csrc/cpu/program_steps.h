@@ -19,6 +19,4 @@ struct Step {
 // Throws std::runtime_error where a step is malformed or leaves its memory. `arena` has header.arena_bytes bytes.
 std::vector<Step> decode_steps(const ProgramRun& run, void* arena);
 
-const ProgramTable& program_table(DType dtype);
-
 }  // namespace ik::cpu

@@ -159,13 +159,16 @@ struct ProgramKernels {
       for (int64_t w = 0; w < W; w++) to[w * stride_w + c] = from[c * t.x_stride_c + w * t.x.stride_w];
   }
 
-  static constexpr ProgramTable table(const char* max_pool, const char* average_pool, const char* elementwise_name) {
-    return {max_pool, average_pool, elementwise_name, pool<MaxOf<T>>, pool<SumOf<T>>, elementwise};
+  static constexpr ProgramTable table(const char* max_pool2d, const char* avg_pool2d, const char* max_pool,
+                                      const char* average_pool, const char* elementwise_name) {
+    return {max_pool2d,       avg_pool2d,     max_pool,       average_pool,
+            elementwise_name, pool<MaxOf<T>>, pool<SumOf<T>>, elementwise};
   }
 };
 
 #define IK_PROGRAM_TABLE(type, variant)                                                                     \
-  ProgramKernels<type>::table("run_program.max_pool.cpu_" variant, "run_program.average_pool.cpu_" variant, \
+  ProgramKernels<type>::table("max_pool2d.inference.cpu_" variant, "avg_pool2d.forward.cpu_" variant,       \
+                              "run_program.max_pool.cpu_" variant, "run_program.average_pool.cpu_" variant, \
                               "run_program.elementwise.cpu_" variant)
 
 }  // namespace ik::cpu::IK_ISA

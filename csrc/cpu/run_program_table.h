@@ -25,7 +25,9 @@ struct ElementwiseTask {
 constexpr int64_t kPoolChunk = 128;
 
 struct ProgramTable {
-  const char* max_pool_counter;
+  const char* max_pool2d_counter;  // of the operators
+  const char* avg_pool2d_counter;
+  const char* max_pool_counter;  // of programs
   const char* average_pool_counter;
   const char* elementwise_counter;
   void (*max_pool)(const PoolTask&, int64_t unit_begin, int64_t unit_end);
@@ -42,5 +44,7 @@ const ProgramTable& program_table(DType dtype);
 namespace avx512 {
 const ProgramTable& program_table(DType dtype);
 }
+
+const ProgramTable& program_table(DType dtype);  // of the instruction set in force
 
 }  // namespace ik::cpu

@@ -1,7 +1,8 @@
-"""Max pooling of training steps on the CPU, which keeps one byte per output instead of an int64 index."""
+"""Max pooling on the CPU, which in training steps keeps one byte per output instead of an int64 index."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,17 +16,19 @@ from ._common import empty_activations, refuse_double_backward
 _NAME = "inception_kernels::max_pool2d"
 
 
-def _output_size(H: int, W: int, kernel: Pair, stride: Pair, padding: Pair) -> Pair:
-    return (H + 2 * padding[0] - kernel[0]) // stride[0] + 1, (W + 2 * padding[1] - kernel[1]) // stride[1] + 1
+def output_size(size: Sequence[int], kernel: Pair, stride: Pair, padding: Pair) -> Pair:
+    """(P, Q) of a pool over (H, W)."""
+    P, Q = ((n + 2 * p - k) // s + 1 for n, k, s, p in zip(size, kernel, stride, padding, strict=True))
+    return P, Q
 
 
 def _fake(x, kernel, stride, padding):
-    N, C, H, W = x.shape
-    sizes = (N, C, *_output_size(H, W, kernel, stride, padding))
-    return (
-        empty_activations(x, sizes, torch.channels_last),
-        empty_activations(x, sizes, torch.channels_last, torch.uint8),
-    )
+    return empty_activations(x, (*x.shape[:2], *output_size(x.shape[2:], kernel, stride, padding)), torch.channels_last)
+
+
+def _fake_training(x, kernel, stride, padding):
+    y = _fake(x, kernel, stride, padding)
+    return y, empty_activations(x, y.shape, torch.channels_last, torch.uint8)
 
 
 def _fake_backward(grad_y, taps, H, W, kernel, stride, padding):
@@ -52,7 +55,8 @@ def _backward(ctx, grad_y, *_):
 
 
 if _extension.available:
-    torch.library.register_fake(f"{_NAME}_training", _fake)
+    torch.library.register_fake(_NAME, _fake)
+    torch.library.register_fake(f"{_NAME}_training", _fake_training)
     torch.library.register_fake(f"{_NAME}_backward", _fake_backward)
     torch.library.register_autograd(f"{_NAME}_training", _backward, setup_context=_setup)
     torch.library.register_autograd(f"{_NAME}_backward", refuse_double_backward("max_pool2d"))
@@ -74,8 +78,11 @@ class _MaxPool(torch.autograd.Function):
 def max_pool2d(x: Tensor, kernel: Pair, stride: Pair, padding: Pair) -> Tensor:
     """``torch.nn.functional.max_pool2d`` of ``[N, C, H, W]`` on the CPU, to ``[N, C, P, Q]`` in channels-last.
 
-    Windows have at most 256 pixels and padding at most half of them. The results are PyTorch's bits; gradients are
-    gathered, so that each is added in float32 (float64 for float64) and rounded once.
+    Windows have at most 256 pixels where a gradient is wanted, and padding at most half of them. The results are
+    PyTorch's (of zeros of both signs either one, where no gradient is wanted); gradients are gathered, so that each is
+    added in float32 (float64 for float64) and rounded once.
     """
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return torch.ops.inception_kernels.max_pool2d(x, kernel, stride, padding)
     y: Tensor = _MaxPool.apply(x, kernel, stride, padding)
     return y

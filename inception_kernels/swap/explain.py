@@ -38,7 +38,7 @@ class LayerState:
 
 @dataclass(frozen=True)
 class PoolState:
-    """One pool. `ran`: "operator" (in a training step), "original" (`reason` says why), or "not called yet"."""
+    """One pool. `ran`: "operator" (the CPU's), "original" (`reason` says why), or "not called yet"."""
 
     path: str
     operator: str

@@ -8,7 +8,7 @@ keys, hooks on the outer module, `isinstance`, deep copies, pickles and DataPara
   calling them directly gives what it always gave.
 - `LeadForward`, `FollowForward`: the calling forward is arbitrary Python. The first module of a group computes all
   of it, the others hand their argument on if, and only if, it is the very tensor that their leader just made.
-- `PoolForward` (in `pools`): a pool that runs an operator in training steps.
+- `PoolForward` (in `pools`): a pool that runs an operator on the CPU.
 """
 
 from __future__ import annotations

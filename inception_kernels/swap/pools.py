@@ -1,7 +1,7 @@
-"""Pools of a model that has fused layers: in training steps on the CPU they run this package's operators.
+"""Pools of a model that has fused layers: on the CPU they run this package's operators.
 
 A pool decides at each call, from its settings as they are then, whether an operator does exactly what PyTorch does;
-evaluation, other devices and layouts, `torch.compile` and function transforms stay PyTorch's.
+other devices and layouts, `torch.compile` and function transforms stay PyTorch's.
 """
 
 from __future__ import annotations
@@ -61,14 +61,12 @@ def _pair(value: Any) -> Pair:
 
 
 def _elsewhere(x: Any) -> str:
-    """Why this call is not one of a training step on the CPU that the operators take; "" where it is."""
+    """Why this call is not one that the CPU's operators take; "" where it is."""
     reason = not_eager(x)
     if reason is not None:
         return reason
     if not x.is_cpu or x.layout != torch.strided:
         return f"the input is a {x.layout} tensor on {x.device}"
-    if not (x.requires_grad and torch.is_grad_enabled()):
-        return "no gradient is recorded"
     if x.dim() != 4 or x.numel() == 0 or x.dtype not in DTYPES:
         return f"the input is {x.dtype} {list(x.shape)}"
     if not x.is_contiguous(memory_format=torch.channels_last):

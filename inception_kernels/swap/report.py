@@ -37,7 +37,7 @@ class SwapReport:
         title = f"Swapped {self.model}: {covered} of {total} convolutions in {len(self.swapped)} fused layers"
         parts = [render(title, self.swapped, self.declined)]
         if self.pools:
-            parts.append(f"Pools with an operator for training steps on the CPU: {', '.join(self.pools)}\n")
+            parts.append(f"Pools with an operator on the CPU: {', '.join(self.pools)}\n")
         if self.verification is not None:
             parts.append("Verified against float64: " + "; ".join(str(error) for error in self.verification) + "\n")
         if self.tuning:
