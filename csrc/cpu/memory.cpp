@@ -1,5 +1,6 @@
 #include "cpu/memory.h"
 
+#include <cstdlib>
 #include <list>
 #include <mutex>
 #include <new>
@@ -139,9 +140,19 @@ class Pool {
   size_t taken_ = 0, held_ = 0;
 };
 
+// glibc gives every block back that is larger than any that was freed before, up to 32 MiB. Activations used to raise
+// that bound for all other tensors of the process, and do not pass through malloc any more.
+void raise_mmap_threshold() {
+#if defined(__GLIBC__)
+  void* volatile block = std::malloc((size_t{32} << 20) - 8192);
+  std::free(block);
+#endif
+}
+
 Pool& pool() {
   // Never destroyed: tensors may die after the static objects.
   static Pool& pool = *[] {
+    raise_mmap_threshold();
     auto* made = new Pool;
 #if defined(__unix__) || defined(__APPLE__)
     pthread_atfork([] { ik::cpu::pool().mutex().lock(); }, [] { ik::cpu::pool().mutex().unlock(); },
