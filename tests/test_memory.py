@@ -219,8 +219,10 @@ def test_a_fork_while_other_threads_allocate():
     stop = threading.Event()
 
     def work() -> None:
-        while not stop.is_set():
-            empty_bytes(100_000)
+        while not stop.is_set():  # most of the time behind the pool's lock: the system gives and takes segments there
+            tensors = [empty_bytes(40 * MIB) for _ in range(16)]
+            del tensors
+            memory.release()
 
     thread = threading.Thread(target=work)
     thread.start()
