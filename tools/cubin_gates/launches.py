@@ -1,6 +1,6 @@
 """The most dynamic shared memory that kernels are launched with, as the launchers asked for it on the host:
 
-pytest tests -k "cuda and layers" --all-layers --record-launches tools/cubin_gates/launches.json
+python -m pytest tests -k "cuda and layers" --all-layers --record-launches tools/cubin_gates/launches.json
 
 The kernels are not executed then, and what compares their results is expected to fail.
 """
