@@ -35,7 +35,8 @@ def library() -> Path:
     files = [file.path for file in sources.cuda_sources(host_cuda.ROOT) if file.path.name not in _REPLACED]
     kernels = [host_cuda.ROOT / path for path in files if path.suffix == ".cu"]
     glue = [host_cuda.ROOT / path for path in files if path.suffix == ".cpp"]
-    glue += [host_cuda.CSRC / name for name in ("ops.cpp", "cpu/isa.cpp", "host_cuda/operators/module.cpp")]
+    of_ops = ("ops.cpp", "cpu/isa.cpp", "cpu/empty.cpp", "cpu/memory.cpp")
+    glue += [host_cuda.CSRC / name for name in (*of_ops, "host_cuda/operators/module.cpp")]
     host_cuda.BUILD.mkdir(parents=True, exist_ok=True)
     jobs = [
         *((path, ["-x", "c++", *_FLAGS, "-ffp-contract=off", "-O2", *host_cuda.vector_flags()]) for path in kernels),

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <cstring>
+#include <new>
 
 #include "cpu/memory.h"
 
@@ -15,7 +16,7 @@ using torch::stable::Tensor;
 
 namespace {
 
-constexpr size_t kSmallest = 16384;  // bytes; malloc keeps smaller blocks itself
+constexpr int64_t kSmallest = 16384;  // bytes; malloc keeps smaller blocks itself
 
 #if defined(__SANITIZE_ADDRESS__)
 constexpr bool kKeepsAtFirst = false;  // an access beyond a tensor must meet the sanitizer's allocator
@@ -24,9 +25,22 @@ constexpr bool kKeepsAtFirst = true;
 #endif
 std::atomic<bool> keeps{kKeepsAtFirst}, fills{false};
 
-size_t bytes_of(ScalarType dtype) {
+// Negative where 64 bits do not hold it.
+int64_t bytes_of(const std::vector<int64_t>& sizes, ScalarType dtype) {
   const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
-  return aoti_torch_dtype_element_size(type);
+  int64_t bytes = static_cast<int64_t>(aoti_torch_dtype_element_size(type));
+  for (const int64_t size : sizes)
+    if (__builtin_mul_overflow(bytes, size, &bytes)) return -1;
+  return bytes;
+}
+
+// Null where there is none.
+void* kept_memory(int64_t bytes) {
+  try {
+    return keeps && bytes >= kSmallest ? take_memory(static_cast<size_t>(bytes)) : nullptr;
+  } catch (const std::bad_alloc&) {
+    return nullptr;
+  }
 }
 
 std::vector<int64_t> strides_of(const std::vector<int64_t>& sizes, MemoryFormat format) {
@@ -45,12 +59,10 @@ void keep_memory(bool enabled) { keeps = enabled; }
 void fill_memory(bool enabled) { fills = enabled; }
 
 Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype, MemoryFormat format) {
-  size_t bytes = bytes_of(dtype);
-  for (const int64_t size : sizes) bytes *= static_cast<size_t>(size);
-  if (!keeps || bytes < kSmallest) {
-    return torch::stable::empty(sizes, dtype, std::nullopt, std::nullopt, std::nullopt, format);
-  }
-  void* data = take_memory(bytes);
+  const int64_t bytes = bytes_of(sizes, dtype);
+  void* data = kept_memory(bytes);
+  // PyTorch's allocator, which also says what is wrong where there is no memory.
+  if (!data) return torch::stable::empty(sizes, dtype, std::nullopt, std::nullopt, std::nullopt, format);
   if (fills) std::memset(data, 0xff, bytes);
   return torch::stable::from_blob(data, sizes, strides_of(sizes, format),
                                   torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype, &give_memory);
