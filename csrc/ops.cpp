@@ -96,7 +96,7 @@ STABLE_TORCH_LIBRARY(inception_kernels, m) {
   m.def("_set_cpu_isa(str name) -> ()");
   m.def("_memory_use() -> (int taken, int kept)");
   m.def("_release_memory() -> ()");
-  m.def("_keep_memory(bool enabled) -> ()");
+  m.def("_keep_memory(bool enabled) -> bool");
   m.def("_fill_memory(bool enabled) -> ()");
   m.def("_empty_bytes(int size) -> Tensor");
 

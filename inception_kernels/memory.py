@@ -38,9 +38,11 @@ def release() -> None:
         torch.ops.inception_kernels._release_memory()
 
 
-def keep(enabled: bool) -> None:
-    """Whether tensors to come are from the pool (as at the start) or from PyTorch's allocator, in the whole process."""
+def keep(enabled: bool) -> bool:
+    """Whether tensors to come are from the pool (as at the start) or from PyTorch's allocator, in the whole process.
+
+    Returns what held before (False without the compiled operators, whatever was asked for).
+    """
     if not isinstance(enabled, bool):
         raise TypeError(f"enabled: expected True or False, got {enabled!r}")
-    if _extension.available:
-        torch.ops.inception_kernels._keep_memory(enabled)
+    return torch.ops.inception_kernels._keep_memory(enabled) if _extension.available else False

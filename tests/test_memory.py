@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -31,11 +32,13 @@ empty_bytes = torch.ops.inception_kernels._empty_bytes
 
 
 @pytest.fixture(autouse=True)
-def kept() -> None:
+def kept() -> Iterator[None]:
     """The pool is on, also where a build (AddressSanitizer) starts without, and nothing of other tests waits in it."""
     gc.collect()
     memory.release()
-    memory.keep(True)
+    before = memory.keep(True)
+    yield
+    memory.keep(before)
 
 
 def taken() -> int:
@@ -136,14 +139,37 @@ def test_a_segment_that_is_not_needed_goes_back_by_itself():
     del small
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_waits_goes_back_where_the_system_has_no_more():
+    code = """
+import resource, torch, inception_kernels as ik
+empty_bytes = torch.ops.inception_kernels._empty_bytes
+empty_bytes(20_000)
+pages = int(open("/proc/self/statm").read().split()[0])
+limit = pages * resource.getpagesize() + 700 * 2**20
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+first = empty_bytes(400 * 2**20)
+del first
+assert ik.memory.use().kept > 400 * 2**20
+second = empty_bytes(500 * 2**20)
+assert ik.memory.use().taken >= 500 * 2**20
+try:
+    empty_bytes(2**40)
+except RuntimeError as error:
+    print("not enough memory for an output [1099511627776] of 1099511627776 bytes" in str(error), second.numel())
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (result.stdout.split(), result.stderr) == (["True", str(500 * MIB)], "")
+
+
 def test_small_tensors_and_a_pool_that_is_off_are_pytorchs():
     before = memory.use()
     small = empty_bytes(16383)
-    memory.keep(False)
+    assert memory.keep(False)
     large = empty_bytes(MIB)
     assert memory.use() == before
     assert large.untyped_storage().resize_(2 * MIB).nbytes() == 2 * MIB
-    memory.keep(True)
+    assert not memory.keep(True)
     again = empty_bytes(MIB)
     assert taken() == before.taken + MIB + 64
     assert (small.numel(), again.numel()) == (16383, MIB)

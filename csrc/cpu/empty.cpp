@@ -4,8 +4,8 @@
 
 #include <atomic>
 #include <cstring>
-#include <new>
 
+#include "common/checks.h"
 #include "cpu/memory.h"
 
 namespace ik::cpu {
@@ -34,15 +34,6 @@ int64_t bytes_of(const std::vector<int64_t>& sizes, ScalarType dtype) {
   return bytes;
 }
 
-// Null where there is none.
-void* kept_memory(int64_t bytes) {
-  try {
-    return keeps && bytes >= kSmallest ? take_memory(static_cast<size_t>(bytes)) : nullptr;
-  } catch (const std::bad_alloc&) {
-    return nullptr;
-  }
-}
-
 std::vector<int64_t> strides_of(const std::vector<int64_t>& sizes, MemoryFormat format) {
   if (format == MemoryFormat::ChannelsLast) {
     return {sizes[1] * sizes[2] * sizes[3], 1, sizes[1] * sizes[3], sizes[1]};
@@ -55,14 +46,17 @@ std::vector<int64_t> strides_of(const std::vector<int64_t>& sizes, MemoryFormat 
 
 }  // namespace
 
-void keep_memory(bool enabled) { keeps = enabled; }
+bool keep_memory(bool enabled) { return keeps.exchange(enabled); }
 void fill_memory(bool enabled) { fills = enabled; }
 
 Tensor empty(const std::vector<int64_t>& sizes, ScalarType dtype, MemoryFormat format) {
   const int64_t bytes = bytes_of(sizes, dtype);
-  void* data = kept_memory(bytes);
-  // PyTorch's allocator, which also says what is wrong where there is no memory.
-  if (!data) return torch::stable::empty(sizes, dtype, std::nullopt, std::nullopt, std::nullopt, format);
+  STD_TORCH_CHECK(bytes >= 0, "expected an output of less than 2^63 bytes, got ", describe(sizes));
+  if (!keeps || bytes < kSmallest) {
+    return torch::stable::empty(sizes, dtype, std::nullopt, std::nullopt, std::nullopt, format);
+  }
+  void* data = take_memory(static_cast<size_t>(bytes));
+  STD_TORCH_CHECK(data, "not enough memory for an output ", describe(sizes), " of ", bytes, " bytes");
   if (fills) std::memset(data, 0xff, bytes);
   return torch::stable::from_blob(data, sizes, strides_of(sizes, format),
                                   torch::stable::Device(torch::headeronly::DeviceType::CPU), dtype, &give_memory);

@@ -7,8 +7,8 @@
 namespace ik::cpu {
 
 // Whether empty() takes memory that is kept (as at the start, but for builds with AddressSanitizer), or PyTorch's
-// allocator gives it. Of the process, as the next.
-void keep_memory(bool enabled);
+// allocator gives it; returns what held before. Of the process, as the next.
+bool keep_memory(bool enabled);
 // Whether kept memory is filled with bytes of ones, which are NaN in every floating dtype: for tests, as
 // torch.utils.deterministic.fill_uninitialized_memory does not reach it.
 void fill_memory(bool enabled);

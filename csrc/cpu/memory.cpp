@@ -56,6 +56,7 @@ class Pool {
     if (++takes_ % kWindow == 0) release(takes_ - kWindow);
     auto found = free_.lower_bound(size);
     Block* block = found != free_.end() ? *found : new_segment(size);
+    if (!block) return nullptr;
     if (found != free_.end()) free_.erase(found);
     if (block->size - size >= kRest) split(block, size);
     block->free = false;
@@ -96,7 +97,12 @@ class Pool {
  private:
   Block* new_segment(size_t size) {
     size = round_up(size < kSegment ? kSegment : size, kHugePage);
-    void* data = ::operator new(size, std::align_val_t{kHugePage});
+    void* data = from_system(size);
+    if (!data) {
+      release(takes_ + 1);
+      data = from_system(size);
+      if (!data) return nullptr;
+    }
 #if defined(__linux__)
     madvise(data, size, MADV_HUGEPAGE);
 #endif
@@ -104,6 +110,8 @@ class Pool {
     held_ += size;
     return new (data) Block{size, nullptr, nullptr, segments_.begin(), true};
   }
+
+  static void* from_system(size_t size) { return ::operator new(size, std::align_val_t{kHugePage}, std::nothrow); }
 
   void split(Block* block, size_t size) {
     Block* rest = new (block->begin() + size) Block{block->size - size, block, block->after, block->segment, true};

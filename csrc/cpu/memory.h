@@ -7,7 +7,7 @@
 
 namespace ik::cpu {
 
-// At least `bytes` bytes on a 64-byte boundary, from any thread. Throws std::bad_alloc.
+// At least `bytes` bytes on a 64-byte boundary, from any thread; null where the system has no more.
 void* take_memory(size_t bytes);
 // What take_memory() returned, from any thread.
 void give_memory(void* data);
