@@ -7,7 +7,9 @@ import os
 import pytest
 import torch
 from bench_cases import BUILDERS, CONFIG, IMAGE_BUILDERS, LOSS, Broken, Missing, Wrong, measured, small_case
+from helpers import needs_kernels
 
+import inception_kernels as ik
 from inception_kernels import backends, source_hash
 from inception_kernels.bench import Config, harness, memory, report
 from inception_kernels.bench.cases import cases
@@ -202,6 +204,19 @@ def test_peak_is_what_is_alive_at_once() -> None:
     assert profiled.method == memory.TORCH_ALLOCATOR
     assert 2 * 2**20 <= profiled.peak_bytes < 2.1 * 2**20
     assert "aten::add" in profiled.ran
+
+
+@needs_kernels
+def test_peak_counts_what_the_operators_return() -> None:
+    x = torch.ones(1, 16, 128, 128).contiguous(memory_format=torch.channels_last)
+    weight = torch.ones(16, 16, 1, 1)
+    before = ik.memory.use()
+    profiled = memory.profile(lambda: ik.conv2d_bn_act(x, weight), "cpu")
+    assert 2**20 <= profiled.peak_bytes < 1.1 * 2**20
+    assert ik.memory.use() == before
+    y = ik.conv2d_bn_act(x, weight)  # from the pool again
+    assert ik.memory.use().taken == before.taken + 2**20 + 64
+    del y
 
 
 def test_profiling_is_silent_and_other_messages_pass(capfd: pytest.CaptureFixture[str]) -> None:

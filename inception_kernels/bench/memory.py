@@ -2,8 +2,9 @@
 
 Weights and inputs exist before the call and do not count; activations, gradients, workspaces and outputs do.
 
-- "torch allocator": every allocation and release that torch's profiler records, exact. What a kernel takes from the
-  system itself, past torch, is not seen.
+- "torch allocator": every allocation and release that torch's profiler records, exact. This package's operators allocate
+  through torch for this one call, not from their pool. What a kernel takes from the system itself, past torch, is not
+  seen.
 - "cuda allocator": `torch.cuda.max_memory_allocated`.
 - "resident set, first call": growth of the process's resident high-water mark over the first call of a library that has
   its own allocator; includes what that library sets up once. Linux only.
@@ -23,6 +24,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+
+from ..memory import keep
 
 TORCH_ALLOCATOR = "torch allocator"
 CUDA_ALLOCATOR = "cuda allocator"
@@ -53,7 +56,7 @@ def profile(call: Callable[[], object], device: str) -> Profile:
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
     watch = torch.autograd.profiler.profile(profile_memory=True, use_device="cuda" if cuda else None)
-    with _without_chatter(), watch as recorded:
+    with _through_torch(), _without_chatter(), watch as recorded:
         call()
         if cuda:
             torch.cuda.synchronize()
@@ -67,6 +70,15 @@ def profile(call: Callable[[], object], device: str) -> Profile:
         alive += change.nbytes()
         peak = max(peak, alive)
     return Profile(peak, TORCH_ALLOCATOR, ran)
+
+
+@contextlib.contextmanager
+def _through_torch() -> Iterator[None]:
+    before = keep(False)
+    try:
+        yield
+    finally:
+        keep(before)
 
 
 @contextlib.contextmanager
