@@ -2,8 +2,8 @@
 
 Weights and inputs exist before the call and do not count; activations, gradients, workspaces and outputs do.
 
-- "torch allocator": every allocation and release that torch's profiler records, exact. This package's operators allocate
-  through torch for this one call, not from their pool. What a kernel takes from the system itself, past torch, is not
+- "torch allocator": every allocation and release that torch's profiler records, exact. For this one call the package's
+  operators allocate through torch, not from their pool. What a kernel takes from the system itself, past torch, is not
   seen.
 - "cuda allocator": `torch.cuda.max_memory_allocated`.
 - "resident set, first call": growth of the process's resident high-water mark over the first call of a library that has
