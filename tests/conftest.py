@@ -100,7 +100,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def use_isa() -> Iterator[Callable[[str], None]]:
     """Call it to make an instruction set the one in force; a test that asks for more than the processor has is skipped.
 
-    What the processor has is read from the system, so that kernels which wrongly refuse to run fail the test.
+    Such instructions would end the process; their kernels are compiled all the same. What the processor has is read
+    from the system, so that kernels which wrongly refuse to run fail the test.
     """
     before = backends.cpu_isa()
 

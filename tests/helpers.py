@@ -7,7 +7,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from inception_kernels import _extension
 
-# For an installation without them, which is supported. CI does not start without them (conftest.pytest_configure).
+# For an installation without them, which is supported: what a marked test calls does not exist there. CI does not start
+# without them (conftest.pytest_configure).
 needs_kernels = pytest.mark.skipif(not _extension.available, reason=f"no compiled operators: {_extension.reason}")
 
 

@@ -292,10 +292,25 @@ def test_other_settings_still_run_the_operator(net, changed):
     assert ran(net) == dict.fromkeys(POOLS, "operator")
 
 
-def test_settings_that_pytorch_refuses_are_refused_by_pytorch(swapped_net):
-    swapped_net.largest.padding = 2
-    with pytest.raises(RuntimeError, match="pad should be at most half"):
-        swapped_net(images())
+@pytest.mark.parametrize(
+    ("path", "changed", "error", "message"),
+    [
+        ("largest", dict(padding=2), RuntimeError, "pad should be at most half"),
+        ("largest", dict(padding="1"), TypeError, "padding"),
+        ("largest", dict(padding=-1), RuntimeError, "pad"),
+        ("largest", dict(stride=2**31), RuntimeError, "overflow"),
+        ("branch.0", dict(kernel_size=2**31 + 1, padding=2**30), RuntimeError, "overflow"),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("gradient", [False, True])
+def test_settings_that_pytorch_refuses_are_refused_by_pytorch(swapped_net, path, changed, error, message, gradient):
+    for name, value in changed.items():
+        setattr(swapped_net.get_submodule(path), name, value)
+    backends.reset_counters()
+    with torch.set_grad_enabled(gradient), pytest.raises(error, match=message):
+        swapped_net.get_submodule(path)(images().requires_grad_(gradient))
+    assert not pool_kernels()
 
 
 def test_return_indices(swapped_net):

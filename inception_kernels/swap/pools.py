@@ -52,12 +52,11 @@ class PoolForward(Swapped):
 
 
 def _pair(value: Any) -> Pair:
-    """(height, width); two zeros, which no check lets through, where it is neither an integer nor two."""
-    if type(value) is int:
-        return value, value
-    if isinstance(value, (tuple, list)) and len(value) == 2 and all(type(each) is int for each in value):
-        return value[0], value[1]
-    return 0, 0
+    """(height, width); where PyTorch does not read them as two of C's int, -1 twice, which no check lets through."""
+    pair = (value, value) if type(value) is int else value
+    if isinstance(pair, (tuple, list)) and len(pair) == 2 and all(type(n) is int and 0 <= n < 2**31 for n in pair):
+        return pair[0], pair[1]
+    return -1, -1
 
 
 def _elsewhere(x: Any) -> str:
