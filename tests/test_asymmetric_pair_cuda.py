@@ -1,44 +1,18 @@
 """The CUDA kernel of asymmetric_pair, executed on the host, and the two kernels that run where it does not fit."""
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import host_cuda
 import pytest
 import torch
-import torch.nn.functional as F
-from oracle import ACTIVATIONS, activate, assert_as_accurate_as_torch
+from oracle import ACTIVATIONS
+from pair_cases import KERNELS, Half, Problem, Shape, dense, pair
 from torch import Tensor
 
 from inception_kernels.models.layers import distinct_pairs
 
-KERNELS = {"bf16": torch.bfloat16, "fp16": torch.float16, "tf32": torch.float32, "fp32": torch.float32}
 ALSO = ("conv2d_bn_act", "batch_norm")
-
-
-@dataclass(frozen=True)
-class Half:
-    channels: int
-    window: tuple[int, int]
-    padding: tuple[int, int] = (0, 0)
-    stride: tuple[int, int] = (1, 1)
-
-
-@dataclass(frozen=True)
-class Shape:
-    N: int
-    C: int
-    H: int
-    W: int
-    first: Half
-    second: Half
-
-
-def pair(N: int, C: int, H: int, W: int, K1: int, K2: int, n: int, columns_first: bool = False) -> Shape:
-    """1 x n -> n x 1, or n x 1 -> 1 x n, of the same size as the input."""
-    row, column = Half(K1, (1, n), (0, n // 2)), Half(K1, (n, 1), (n // 2, 0))
-    first, second = (column, row) if columns_first else (row, column)
-    return Shape(N, C, H, W, first, replace(second, channels=K2))
 
 
 SHAPES = {
@@ -60,81 +34,6 @@ SHAPES = {
 @pytest.fixture(scope="module")
 def host():
     return host_cuda.load("asymmetric_pair", checked=True, also=ALSO)
-
-
-def dense(t: Tensor, more: int = 0, first: int = 0) -> Tensor:
-    """The values of `t` as channels first.. of a channels-last tensor with `more` channels, the others NaN."""
-    N, K, P, Q = t.shape
-    whole = torch.full((N, K + more, P, Q), float("nan"), dtype=t.dtype).contiguous(memory_format=torch.channels_last)
-    part = whole[:, first : first + K]
-    part.copy_(t)
-    return part
-
-
-def to_tf32(t: Tensor) -> Tensor:
-    return ((t.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
-
-
-@dataclass
-class Layer:
-    half: Half
-    weight: Tensor
-    scale: Tensor
-    shift: Tensor
-    activation: str
-
-    def compute(self, x: Tensor) -> Tensor:
-        def channels(v: Tensor) -> Tensor:
-            return v.to(x.dtype).view(1, -1, 1, 1)
-
-        z = F.conv2d(x, self.weight.to(x.dtype), None, self.half.stride, self.half.padding)
-        return activate(z * channels(self.scale) + channels(self.shift), self.activation)
-
-    def arguments(self, packed: Tensor) -> dict[str, Any]:
-        return dict(
-            packed=packed, scale=self.scale, shift=self.shift, activation=self.activation,
-            channels=self.half.channels, window=self.half.window, stride=self.half.stride, padding=self.half.padding,
-        )  # fmt: skip
-
-
-@dataclass
-class Problem:
-    x: Tensor
-    first: Layer
-    second: Layer
-    tf32: bool
-
-    @staticmethod
-    def random(shape: Shape, kernel: str, activations: tuple[str, str] = ("relu", "relu")) -> "Problem":
-        generator = torch.Generator().manual_seed(0)
-        dtype, tf32 = KERNELS[kernel], kernel == "tf32"
-
-        def normal(*sizes: int) -> Tensor:
-            return torch.randn(*sizes, generator=generator)
-
-        def layer(half: Half, channels: int, activation: str) -> Layer:
-            fan_in = channels * half.window[0] * half.window[1]
-            weight = (normal(half.channels, channels, *half.window) / fan_in**0.5).to(dtype)
-            weight = to_tf32(weight) if tf32 else weight
-            return Layer(half, weight, normal(half.channels).abs() + 0.5, normal(half.channels), activation)
-
-        x = dense(normal(shape.N, shape.C, shape.H, shape.W).to(dtype))
-        return Problem(
-            to_tf32(x) if tf32 else x,
-            layer(shape.first, shape.C, activations[0]),
-            layer(shape.second, shape.first.channels, activations[1]),
-            tf32,
-        )
-
-    def compute(self, dtype: torch.dtype) -> Tensor:
-        """In float64 the truth; in the problem's dtype PyTorch's answer, whose intermediate is of that dtype."""
-        intermediate = self.first.compute(self.x.to(dtype))
-        if self.tf32 and dtype == torch.float32:
-            intermediate = to_tf32(intermediate)
-        return self.second.compute(intermediate)
-
-    def check(self, y: Tensor, name: str) -> None:
-        assert_as_accurate_as_torch(y, self.compute(torch.float64), [self.compute(y.dtype)], name=name)
 
 
 def pack(host, weight: Tensor) -> Tensor:
@@ -252,9 +151,26 @@ def test_two_kernels_where_they_are_expected_to_be_faster(host):
     use_kernel(host, "bf16", multiprocessors=1000)
     assert split_reason(host, problem) == "too few lines to occupy the device"
     use_kernel(host, "bf16", sm=90)
-    assert split_reason(host, problem) == "two kernels use Hopper's tensor cores, one does not"
+    strided = Problem.random(replace(pair(2, 64, 9, 8, 64, 64, 3), first=Half(64, (1, 3), (0, 1), (2, 1))), "bf16")
+    assert split_reason(host, strided) == "two kernels use Hopper's tensor cores, one does not"
     use_kernel(host, "fp32", sm=90)
     assert split_reason(host, Problem.random(pair(2, 64, 9, 8, 64, 64, 3), "fp32")) == ""
+
+
+@pytest.mark.parametrize("kernel", ["bf16", "fp16"])
+@pytest.mark.parametrize("channels", [192, 160], ids=["wide", "narrow"])
+def test_bits_of_hopper_kernels(host, channels, kernel):
+    """One kernel where it is expected to be faster, and the bits of two."""
+    problem = Problem.random(pair(3, channels, 6, 4, channels, channels, 5), kernel)
+    use_kernel(host, kernel, sm=90)
+    assert split_reason(host, problem) == ""
+    together = forward(host, problem)
+    problem.check(together, "hopper")
+    assert host.counted_kernels() == f"asymmetric_pair.forward.cuda_sm90_{kernel}=1\n"
+    use_kernel(host, kernel, sm=90, multiprocessors=1000)
+    assert split_reason(host, problem) == "two kernels are expected to be faster"
+    assert torch.equal(forward(host, problem), together)
+    assert host.counted_kernels() == f"conv2d_bn_act.forward.cuda_sm90_{kernel}=2\n"
 
 
 def test_nothing_to_do(host):

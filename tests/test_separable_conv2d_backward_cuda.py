@@ -271,18 +271,32 @@ def tf32(t: torch.Tensor) -> torch.Tensor:
     return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "f16"])
-def test_the_data_gradient_of_the_pointwise_part_on_hopper(host, dtype):
-    case = Case(**{**SMALL, "C": 72, "K": 64}, dtype=DTYPES[dtype], input_activation="relu", mid_activation="relu")
+def counted_on_hopper(host, case: Case) -> str:
     host.context(sm=90, multiprocessors=2)
     host.reset_counted_kernels()
     try:
         check(case, host)
-        counted = host.counted_kernels()
+        return host.counted_kernels()
     finally:
         host.context(sm=80, multiprocessors=2)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+def test_the_pointwise_part_on_hopper(host, dtype):
+    """The data gradient is a convolution, the weight's gradient has a kernel of its own."""
+    case = Case(**{**SMALL, "C": 72, "K": 64}, dtype=DTYPES[dtype], input_activation="relu", mid_activation="relu")
+    counted = counted_on_hopper(host, case)
     assert f"separable_conv2d.backward.cuda_{dtype}=1" in counted
+    assert f"separable_conv2d.backward.cuda_sm90_{dtype}=1" in counted
     assert "conv2d_bn_act.forward.cuda_sm90" in counted
+
+
+def test_an_unaligned_gradient_on_hopper(host):
+    """Hopper's kernel declines; the workspace has room for the parts of either."""
+    case = Case(N=2, C=24, H=20, W=21, K=20, window=(3, 3), padding=1, dtype=torch.bfloat16)
+    counted = counted_on_hopper(host, case)
+    assert "separable_conv2d.backward.cuda_bf16=1" in counted
+    assert "sm90" not in counted
 
 
 def test_what_cannot_run_says_why(host):

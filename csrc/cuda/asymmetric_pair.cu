@@ -4,6 +4,8 @@
 #include "common/counters.h"
 #include "conv2d_bn_act.h"
 #include "cuda/asymmetric_pair.cuh"
+#include "cuda/asymmetric_pair_lines.h"
+#include "cuda/asymmetric_pair_sm90.h"
 #include "cuda/conv2d_bn_act_sm90.h"
 #include "cuda/conv2d_geometry.h"
 #include "cuda/launch.h"
@@ -15,24 +17,11 @@ namespace {
 
 constexpr int64_t kWorkspaceAlignment = 256;
 
-bool is_vertical(const ConvShape& second) { return second.S == 1 && second.stride_w == 1 && second.pad_w == 0; }
-bool is_horizontal(const ConvShape& second) { return second.R == 1 && second.stride_h == 1 && second.pad_h == 0; }
-
-// The lines that the second window runs along, in pixels of the intermediate and of the output.
-struct Lines {
-  int64_t of_image, length, out_length;
-
-  explicit Lines(const ConvShape& second)
-      : of_image(is_vertical(second) ? second.W : second.H),
-        length(is_vertical(second) ? second.H : second.W),
-        out_length(is_vertical(second) ? second.P() : second.Q()) {}
-
-  int64_t per_tile() const { return PairTile::kRows / std::max(length, out_length); }
-};
+int64_t lines_per_tile(const PairLines& lines) { return PairTile::kRows / std::max(lines.length, lines.out_length); }
 
 int64_t tile_count(const PairForward& args) {
-  const Lines lines(args.second);
-  return divide_up(args.second.N * lines.of_image, lines.per_tile());
+  const PairLines lines(args.second);
+  return divide_up(args.second.N * lines.of_image, lines_per_tile(lines));
 }
 
 int64_t channel_blocks(const PairForward& args) {
@@ -79,22 +68,32 @@ Conv2dForward second_convolution(const PairForward& args, const void* intermedia
           args.y};
 }
 
-bool runs_on_sm90(const PairForward& args, const Context& context) {
-  return context.sm == 90 && !conv2d_sm90_unsupported(first_convolution(args, nullptr), context) &&
+bool both_run_on_sm90(const PairForward& args, const Context& context) {
+  return !conv2d_sm90_unsupported(first_convolution(args, nullptr), context) &&
          !conv2d_sm90_unsupported(second_convolution(args, nullptr), context);
 }
 
+bool runs_on_sm90(const PairForward& args, const Context& context) {
+  return !asymmetric_pair_sm90_unsupported(args, context);
+}
+
+// By what Hopper's kernels are predicted to take.
+bool is_faster_split_on_sm90(const PairForward& args, const Context& context) {
+  if (!both_run_on_sm90(args, context)) return false;
+  return conv2d_sm90_clocks(first_convolution(args, nullptr), context) +
+             conv2d_sm90_clocks(second_convolution(args, nullptr), context) <
+         asymmetric_pair_sm90_clocks(args, context);
+}
+
 LineGeometry line_geometry(const PairForward& args) {
-  const ConvShape& second = args.second;
-  const bool vertical = is_vertical(second);
-  const Lines lines(second);
-  return {vertical,
-          static_cast<int>(second.N * lines.of_image),
-          static_cast<int>(lines.per_tile()),
-          static_cast<int>(vertical ? second.R : second.S),
-          static_cast<int>(vertical ? second.stride_h : second.stride_w),
-          static_cast<int>(vertical ? second.pad_h : second.pad_w),
-          static_cast<int>(vertical ? second.dilation_h : second.dilation_w),
+  const PairLines lines(args.second);
+  return {lines.vertical,
+          static_cast<int>(args.second.N * lines.of_image),
+          static_cast<int>(lines_per_tile(lines)),
+          static_cast<int>(lines.taps),
+          static_cast<int>(lines.stride),
+          static_cast<int>(lines.pad),
+          static_cast<int>(lines.dilation),
           FastDivide(lines.length),
           FastDivide(lines.out_length),
           FastDivide(lines.of_image)};
@@ -145,15 +144,19 @@ const char* asymmetric_pair_unsupported(const PairForward& args, const Context& 
 }
 
 const char* asymmetric_pair_split_reason(const PairForward& args, const Context& context) {
+  if (is_empty(args)) return nullptr;
+  if (runs_on_sm90(args, context)) {
+    return is_faster_split_on_sm90(args, context) ? "two kernels are expected to be faster" : nullptr;
+  }
   if (!has_vectors(args.x, args.first.C, args.dtype)) return "the channels of x are not read 16 bytes at a time";
   if (!is_vertical(args.second) && !is_horizontal(args.second)) return "the second window runs along both axes";
-  if (Lines(args.second).per_tile() == 0) return "lines of more than 128 pixels";
+  if (lines_per_tile(PairLines(args.second)) == 0) return "lines of more than 128 pixels";
   if (static_cast<int64_t>(shared_bytes(args)) > shared_limit(context.sm)) {
     return "an intermediate of too many channels for shared memory";
   }
   // The next two are expectations, not limits.
   if (2 * tile_count(args) < context.multiprocessors) return "too few lines to occupy the device";
-  if (runs_on_sm90(args, context)) return "two kernels use Hopper's tensor cores, one does not";
+  if (both_run_on_sm90(args, context)) return "two kernels use Hopper's tensor cores, one does not";
   return nullptr;
 }
 
@@ -165,7 +168,9 @@ size_t asymmetric_pair_workspace_bytes(const PairForward& args, const Context& c
 
 void asymmetric_pair_forward(const PairForward& args, void* workspace, const Context& context) {
   if (is_empty(args)) return;
-  if (!asymmetric_pair_split_reason(args, context)) return run_one(args, context);
+  if (!asymmetric_pair_split_reason(args, context)) {
+    return runs_on_sm90(args, context) ? asymmetric_pair_sm90_forward(args, context) : run_one(args, context);
+  }
   void* rest = static_cast<char*>(workspace) + intermediate_bytes(args);
   conv2d_forward(first_convolution(args, workspace), rest, context);
   conv2d_forward(second_convolution(args, workspace), rest, context);

@@ -4,34 +4,14 @@
 #include "common/counters.h"
 #include "cuda/conv2d_bn_act_sm90.h"
 #include "cuda/conv2d_bn_act_sm90_kernels.h"
+#include "cuda/conv2d_bn_act_sm90_plan.h"
 
 namespace ik::cuda {
 
 namespace {
 
-constexpr int64_t kVectorBytes = 16;
-constexpr int64_t kVectorElements = 8;
 constexpr int64_t kSmallestRows = 128;
 constexpr int64_t kSmallestColumns = 64;
-
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % kVectorBytes == 0; }
-
-// The stride of a dimension of size 1 is never used, and may be anything: here it is what a dense tensor has.
-template <typename View>
-View with_plain_strides(View view, int64_t N, int64_t H, int64_t W, int64_t C) {
-  if (W == 1) view.stride_w = H > 1 ? view.stride_h : N > 1 ? view.stride_n : C;
-  if (H == 1) view.stride_h = W * view.stride_w;
-  if (N == 1) view.stride_n = H * view.stride_h;
-  return view;
-}
-
-template <typename View>
-bool has_aligned_pixels(const View& view) {
-  return is_aligned(view.data) && view.stride_n % kVectorElements == 0 && view.stride_h % kVectorElements == 0 &&
-         view.stride_w % kVectorElements == 0;
-}
 
 // One stride leads from every pixel to the next.
 template <typename View>
@@ -43,35 +23,11 @@ int64_t output_pixels(const ConvShape& shape) { return shape.N * shape.P() * sha
 
 const ConvSm90Table& table_of(DType dtype) { return dtype == DType::kFloat16 ? conv2d_sm90_fp16 : conv2d_sm90_bf16; }
 
-// Channels of a slice: the narrow one where it saves stages.
-struct Depth {
-  int channels;
-  int iterations;
-};
-
-Depth depth_of(const ConvShape& shape) {
-  constexpr int kWide = kConvStageDepth;
-  constexpr int kNarrow = kConvStageDepth / 2;
-  const int64_t taps = shape.R * shape.S;
-  const int64_t wide = taps * ceil_div(shape.C, kWide);
-  const int64_t narrow = ceil_div(taps * ceil_div(shape.C, kNarrow), kWide / kNarrow);
-  return narrow < wide ? Depth{kNarrow, static_cast<int>(narrow)} : Depth{kWide, static_cast<int>(wide)};
-}
-
-// Predicted clocks. What a wave of blocks takes is set by the tensor cores or by the copies from L2.
 double predicted_clocks(const ConvSm90Kernel& kernel, const ConvShape& shape, int multiprocessors) {
-  constexpr double kL2BytesPerClock = 36;     // of one multiprocessor when all of them copy
-  constexpr double kCopyBytesPerClock = 64;   // of one alone
-  constexpr double kProductsPerClock = 2048;  // 16-bit, dense
-  constexpr double kStartClocks = 1500;       // until the first stage is full
-  constexpr double kOutputsPerClock = 24;
   const int64_t tiles = ceil_div(output_pixels(shape), kernel.rows) * ceil_div(shape.K, kernel.columns);
-  const double waves = static_cast<double>(ceil_div(tiles, multiprocessors));
-  const double busy = std::min<double>(1, static_cast<double>(tiles) / multiprocessors);
   const double outputs = static_cast<double>(kernel.rows) * kernel.columns;
-  const double copy = kernel.stage_bytes * std::max(busy / kL2BytesPerClock, 1 / kCopyBytesPerClock);
-  const double stage = std::max(outputs * kConvStageDepth / kProductsPerClock, copy);
-  return kStartClocks + waves * (depth_of(shape).iterations * stage + outputs / kOutputsPerClock);
+  const double stage = predicted_stage_clocks(outputs, kernel.stage_bytes, tiles, multiprocessors);
+  return predicted_kernel_clocks(tiles, multiprocessors, depth_of(shape).iterations * stage, outputs);
 }
 
 struct Prepared {
@@ -82,8 +38,8 @@ struct Prepared {
 Prepared prepare(const Conv2dForward& args, const ConvSm90Kernel& kernel, float* partial) {
   const ConvShape& shape = args.shape;
   const int64_t P = shape.P(), Q = shape.Q();
-  const Depth depth = depth_of(shape);
-  const Swizzle swizzle = depth.channels == kConvStageDepth ? Swizzle::k128 : Swizzle::k64;
+  const SliceDepth depth = depth_of(shape);
+  const Swizzle swizzle = depth.swizzle();
   const NhwcInput x = with_plain_strides(args.x, shape.N, shape.H, shape.W, shape.C);
   const NhwcOutput y = with_plain_strides(args.y, shape.N, P, Q, shape.K);
   const NhwcInput residual = with_plain_strides(args.residual, shape.N, P, Q, shape.K);
@@ -139,7 +95,7 @@ StatisticsTiles statistics_tiles(const Conv2dForward& args, int tile, const floa
 
 size_t partial_bytes(const StatisticsTiles& tiles) {
   const size_t bytes = static_cast<size_t>(ceil_div(tiles.Q, tiles.tile_q) * 2 * tiles.K) * sizeof(float);
-  return static_cast<size_t>(ceil_div(static_cast<int64_t>(bytes), kVectorBytes) * kVectorBytes);
+  return static_cast<size_t>(ceil_div(static_cast<int64_t>(bytes), kCopyBytes) * kCopyBytes);
 }
 
 }  // namespace
@@ -149,7 +105,7 @@ const char* conv2d_sm90_unsupported(const Conv2dForward& args, const Context& co
   const int64_t P = shape.P(), Q = shape.Q();
   if (context.sm != 90) return "the Hopper kernel needs compute capability 9.0";
   if (args.dtype != DType::kBFloat16 && args.dtype != DType::kFloat16) return "the Hopper kernel is for 16-bit types";
-  if (shape.C % kVectorElements || shape.K % kVectorElements) return "channels are not multiples of 8";
+  if (shape.C % kCopyElements || shape.K % kCopyElements) return "channels are not multiples of 8";
   if (!im2col_fits(shape)) return "padding, window or stride are beyond the copy engine's im2col mode";
   constexpr int64_t kMost = (int64_t{1} << 31) - (int64_t{1} << 20);  // tiles and pixels are counted past the last one
   if (output_pixels(shape) > kMost) return "more than 2^31 output pixels";
@@ -168,7 +124,7 @@ const char* conv2d_sm90_unsupported(const Conv2dForward& args, const Context& co
     if (!has_aligned_pixels(residual)) return "pixels of the residual do not begin at multiples of 16 bytes";
     if (!has_joined_pixels(residual, P, Q)) return "the rows of the residual do not follow each other";
   }
-  if (!is_aligned(args.packed_weight) || !is_aligned(args.scale) || !is_aligned(args.shift)) {
+  if (!is_copy_aligned(args.packed_weight) || !is_copy_aligned(args.scale) || !is_copy_aligned(args.shift)) {
     return "weights, scale or shift do not begin at a multiple of 16 bytes";
   }
   return nullptr;
@@ -193,6 +149,11 @@ int conv2d_sm90_choice(const Conv2dForward& args, bool statistics, const Context
     fewest = clocks;
   }
   return best;
+}
+
+double conv2d_sm90_clocks(const Conv2dForward& args, const Context& context) {
+  const ConvSm90Kernel& kernel = table_of(args.dtype)[conv2d_sm90_choice(args, false, context)];
+  return predicted_clocks(kernel, args.shape, context.multiprocessors);
 }
 
 size_t conv2d_sm90_workspace_bytes(const Conv2dForward& args, bool statistics, const Context& context) {

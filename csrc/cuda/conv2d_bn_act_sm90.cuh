@@ -57,6 +57,7 @@ struct ConvSm90Args {
 };
 
 // Walks the slices of the product's depth. Past the last tap there are only channels past C, which are zeros.
+// `Depth`: anything with C and channels, S and taps.
 class ConvSlice {
  public:
   IK_DEVICE int c() const { return c_; }
@@ -64,12 +65,13 @@ class ConvSlice {
   IK_DEVICE int s() const { return s_; }
   IK_DEVICE int tap() const { return tap_; }
 
-  IK_DEVICE void advance(const ConvSm90Args& args) {
-    c_ += args.channels;
-    if (c_ < args.C || tap_ + 1 == args.taps) return;
+  template <typename Depth>
+  IK_DEVICE void advance(const Depth& depth) {
+    c_ += depth.channels;
+    if (c_ < depth.C || tap_ + 1 == depth.taps) return;
     c_ = 0;
     ++tap_;
-    if (++s_ < args.S) return;
+    if (++s_ < depth.S) return;
     s_ = 0;
     ++r_;
   }

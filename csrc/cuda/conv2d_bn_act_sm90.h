@@ -23,6 +23,8 @@ struct ConvSm90Tile {
 int conv2d_sm90_tiles();
 ConvSm90Tile conv2d_sm90_tile(int index);
 int conv2d_sm90_choice(const Conv2dForward& args, bool statistics, const Context& context);
+// Predicted, of a forward pass without statistics.
+double conv2d_sm90_clocks(const Conv2dForward& args, const Context& context);
 // partial: null, or [runs of half a tile's pixels][2][K] for mean and squared deviations of y.
 void conv2d_sm90_forward_tiled(const Conv2dForward& args, int tile, float* partial, const Context& context);
 

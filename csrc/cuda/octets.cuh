@@ -152,6 +152,16 @@ IK_DEVICE void add_residual_octets(float (&acc)[kSlabs][kN / 2], const OctetPlac
   }
 }
 
+template <typename T, int kCount>
+IK_DEVICE uint4 pack_octet(const float (&acc)[kCount], int group, int half) {
+  uint32_t bits[4];
+#pragma unroll
+  for (int i = 0; i < kOctet; i += 2) {
+    bits[i / 2] = Pair<T>::pack(acc[octet_register(group, half, i)], acc[octet_register(group, half, i + 1)]);
+  }
+  return make_uint4(bits[0], bits[1], bits[2], bits[3]);
+}
+
 template <typename T, int kSlabs, int kN>
 IK_DEVICE void write_octets(const float (&acc)[kSlabs][kN / 2], const OctetPlace& place, const OctetEpilogue& args) {
   T* const first = static_cast<T*>(args.y) + place.row0 * args.y_stride + place.column0;
@@ -163,14 +173,9 @@ IK_DEVICE void write_octets(const float (&acc)[kSlabs][kN / 2], const OctetPlace
 #pragma unroll
       for (int group = 0; group < kN / kOctetGroup; ++group) {
         const int column = group * kOctetGroup;
-        uint32_t bits[4];
-#pragma unroll
-        for (int i = 0; i < kOctet; i += 2) {
-          bits[i / 2] =
-              Pair<T>::pack(acc[slab][octet_register(group, half, i)], acc[slab][octet_register(group, half, i + 1)]);
-        }
+        const uint4 octet = pack_octet<T>(acc[slab], group, half);
         if (place.row0 + row < args.rows && place.column0 + column < args.K) {
-          stg128(first + row * args.y_stride + column, make_uint4(bits[0], bits[1], bits[2], bits[3]));
+          stg128(first + row * args.y_stride + column, octet);
         }
       }
     }

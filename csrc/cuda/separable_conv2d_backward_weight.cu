@@ -3,6 +3,7 @@
 #include "cuda/launch.h"
 #include "cuda/separable_conv2d_backward_weight.cuh"
 #include "cuda/separable_conv2d_backward_weight.h"
+#include "cuda/separable_conv2d_backward_weight_sm90.h"
 #include "cuda/storage_type.h"
 
 namespace ik::cuda {
@@ -65,21 +66,30 @@ void run_products(const PointwiseWeightGradient& args, const Splits& splits, flo
 }  // namespace
 
 size_t pointwise_weight_workspace_bytes(const PointwiseWeightGradient& args, const Context& context) {
-  const Splits splits(args, context);
-  return static_cast<size_t>(splits.count * args.K * args.pitch) * sizeof(float);
+  // Which kernel runs depends on addresses, which are not known yet.
+  int64_t splits = Splits(args, context).count;
+  if (context.sm == 90 && args.dtype != DType::kFloat32) {
+    splits = std::max(splits, pointwise_weight_sm90_plan(args, context).splits);
+  }
+  return static_cast<size_t>(splits * args.K * args.pitch) * sizeof(float);
 }
 
 void pointwise_weight_gradient(const PointwiseWeightGradient& args, void* workspace, const Context& context) {
-  const Splits splits(args, context);
   float* partial = static_cast<float*>(workspace);
-  run_products(args, splits, partial, context);
+  int64_t count;
+  if (pointwise_weight_sm90_unsupported(args, context)) {
+    const Splits splits(args, context);
+    run_products(args, splits, partial, context);
+    count = splits.count;
+  } else {
+    const PointwiseWeightSm90Plan plan = pointwise_weight_sm90_plan(args, context);
+    pointwise_weight_sm90(args, plan, partial, context);
+    count = plan.splits;
+  }
 
-  const WeightSums sums{partial,
-                        static_cast<int>(splits.count),
-                        static_cast<int>(args.C),
-                        static_cast<int>(args.pitch),
-                        args.K * args.C,
-                        args.grad_weight};
+  const WeightSums sums{
+      partial,         static_cast<int>(count), static_cast<int>(args.C), static_cast<int>(args.pitch),
+      args.K * args.C, args.grad_weight};
   with_storage_type(args.dtype, [&](auto type) {
     using T = typename decltype(type)::Type;
     const dim3 grid(static_cast<unsigned>(divide_up(sums.count, kWeightSumThreads)));

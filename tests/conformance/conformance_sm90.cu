@@ -79,6 +79,33 @@ __global__ void __launch_bounds__(kWarpgroup)
   for (int i = 0; i < kN / 2; ++i) output[thread * (kN / 2) + i] = d[i];
 }
 
+// A without a swizzle, in columns of 16 bytes of all rows, from any row on; B with one of 128 bytes.
+// numbers: words, bytes before A, leading bytes of A, offset of B.
+__global__ void __launch_bounds__(kWarpgroup) warpgroup_multiply_rows(const uint32_t* input, float* output, int words,
+                                                                      int offset_a, int leading_a, int offset_b) {
+  IK_DYNAMIC_SHARED(memory);
+  constexpr int kN = 64;
+  constexpr int kRowGroup = 128;
+  const uint32_t base = smem_u32(memory);
+  copy_in(base, input, words);
+  fence_proxy_async();
+  __syncthreads();
+  float d[kN / 2] = {};
+  wgmma_fence();
+  Wgmma<bf16, kN>::run(d, make_desc_none(base + offset_a, leading_a, kRowGroup), make_desc_sw128(base + offset_b), 0);
+  wgmma_commit();
+  wgmma_wait<0>();
+#pragma unroll
+  for (int i = 0; i < kN / 2; ++i) output[threadIdx.x * (kN / 2) + i] = d[i];
+}
+
+void run_wgmma_rows(const Request& request) {
+  const std::vector<int>& n = request.numbers;
+  IK_LAUNCH(warpgroup_multiply_rows, dim3(1), dim3(kWarpgroup), 4 * n.at(0), request.context,
+            static_cast<const uint32_t*>(request.input), static_cast<float*>(request.output), n.at(0), n.at(1), n.at(2),
+            n.at(3));
+}
+
 // numbers: type, N, swizzle, registers, transpose A, transpose B, accumulate, words, offset of B, then leading and
 // stride bytes of A and of B.
 using WgmmaKernel = void (*)(const uint32_t*, float*, WgmmaSizes, int);
@@ -365,6 +392,8 @@ bool run_sm90(const Request& request) {
     run_store_matrices(request);
   } else if (request.name == "wgmma") {
     run_wgmma(request);
+  } else if (request.name == "wgmma_rows") {
+    run_wgmma_rows(request);
   } else if (request.name == "load_tile") {
     run_load_tile(request);
   } else if (request.name == "store_tile") {

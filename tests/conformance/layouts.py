@@ -44,6 +44,14 @@ def k_major(matrix: Bits, mode: int) -> tuple[NDArray[np.uint8], int, int]:
     return _scatter(matrix, swizzled(row * span + column * 2, mode), rows * span), 16, 8 * span
 
 
+def columns_of_rows(matrix: Bits) -> tuple[NDArray[np.uint8], int]:
+    """[rows, K] as 16 bytes of every row, then the next 16 of every row: bytes, and the descriptor's leading bytes."""
+    rows, depth = matrix.shape
+    row, column = np.indices((rows, depth))
+    offset = column // 8 * rows * 16 + row * 16 + column % 8 * 2
+    return _scatter(matrix, offset, rows * depth * 2), rows * 16
+
+
 def mn_major(matrix: Bits) -> tuple[NDArray[np.uint8], int, int]:
     """[rows, K] with rows adjacent, 128-byte swizzle: spans of 64 rows x 8 of K, the next 8 of K, then the next span."""
     rows, depth = matrix.shape

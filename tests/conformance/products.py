@@ -121,6 +121,8 @@ def _wgmma(rng: Generator) -> Iterator[Case]:
     for key in _WGMMA:
         yield _one_wgmma(rng, key, _integers, 0.0)
     yield _one_wgmma(rng, (0, 64, 3, 0, 0, 0, 1), _normal, _ROUNDING)
+    for first_row in (1, 7, 21):
+        yield _wgmma_of_rows(rng, first_row)
 
 
 def _one_wgmma(rng: Generator, key: Sequence[int], draw: Callable[..., Floats], tolerance: float) -> Case:
@@ -150,4 +152,25 @@ def _one_wgmma(rng: Generator, key: Sequence[int], draw: Callable[..., Floats], 
         np.concatenate(parts),
         layouts.fragment_wgmma(result).ravel().view(np.uint32),
         tolerance=tolerance,
+    )
+
+
+def _wgmma_of_rows(rng: Generator, first_row: int) -> Case:
+    """64 rows of A from any row on, as the taps of an intermediate in shared memory see it."""
+    rows, N = 90, 64
+    a, b = _integers(rng, rows, _DEPTH), _integers(rng, N, _DEPTH)
+    a_image, leading = layouts.columns_of_rows(layouts.to_bf16(a))
+    b_image, *_ = layouts.k_major(layouts.to_bf16(b), 3)
+    offset_b = math.ceil(a_image.size / 1024) * 1024
+    image = np.zeros(offset_b + b_image.size, np.uint8)
+    image[: a_image.size] = a_image
+    image[offset_b:] = b_image
+    result = (a[first_row : first_row + 64].astype(np.float64) @ b.T.astype(np.float64)).astype(np.float32)
+    return Case(
+        f"wgmma bf16 n64, A from row {first_row} of {rows}",
+        "wgmma_rows",
+        SM90,
+        (image.size // 4, 16 * first_row, leading, offset_b),
+        image.view(np.uint32),
+        layouts.fragment_wgmma(result).ravel().view(np.uint32),
     )

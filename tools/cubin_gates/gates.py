@@ -27,7 +27,12 @@ class Ratio:
 # The first that matches counts. Kernels with tensor instructions that none of these names have no limit: on sm_90a the
 # mma.sync kernels are what runs where the Hopper kernels decline.
 RATIOS = (
-    Ratio(r"conv2d.*sm90|Hopper", SM90A, 1.0, "dense: tensor cores busy all the time, were there no latency"),
+    Ratio(
+        r"(conv2d|asymmetric_pair|weight_gradient).*sm90|Hopper",
+        SM90A,
+        1.0,
+        "dense: tensor cores busy all the time, were there no latency",
+    ),
     Ratio(r"conv2d_kernel<.*VectorLoader<TileShape<(128, 128|256, 64)", SM80, 1.0, "dense: the tiles of many pixels"),
     Ratio(
         r"conv2d_kernel<.*VectorLoader",
