@@ -20,10 +20,11 @@ constexpr int64_t kTileBytes = 1280 << 10;  // the intermediate's gradient in a 
 constexpr int64_t kTiles = 4;               // at least so many, and an even number while there are few
 constexpr int64_t kManyTiles = 16;
 constexpr int64_t kImageBytes = 2 << 20;  // the same of whole images, which need no halo: stays in L2 and L3
+constexpr double kIdle = 0.1;             // of the threads' time, where each takes whole images
 
 struct TilePlan {
-  bool whole;        // images are not cut: their panels of channels are the tasks
-  int64_t images;    // that go through both passes together, if whole
+  bool by_panels;    // images are not cut: their panels of channels are the tasks
+  int64_t images;    // that go through both passes together, if by panels
   int64_t segments;  // of an image's height
   int64_t tiles;
   int64_t most_rows;   // output rows of a tile, at most
@@ -55,12 +56,18 @@ TilePlan make_plan(const ConvShape& s, int64_t storage) {
   const int64_t halo = divide_up((s.R - 1) * s.dilation_h, s.stride_h);
   const int64_t rows = std::max<int64_t>(kTileBytes / row_bytes - halo, 1);
   TilePlan plan;
-  plan.whole = s.P() * row_bytes <= kImageBytes;
+  const bool whole = s.P() * row_bytes <= kImageBytes;
+  // A thread that has an image for itself waits for nobody. That is a matter of speed alone: sums are those of an
+  // image.
+  const int64_t places = divide_up(s.N, num_threads()) * num_threads();
+  plan.by_panels = whole && static_cast<double>(places - s.N) > kIdle * static_cast<double>(places);
   plan.images = std::clamp<int64_t>(kImageBytes / (s.P() * row_bytes), 1, s.N);
-  plan.segments = plan.whole ? 1 : std::clamp<int64_t>(divide_up(s.P(), rows), 1, s.H);
-  if (!plan.whole) plan.segments = std::max(plan.segments, std::min(divide_up(kTiles, s.N), divide_up(s.H, 8)));
-  if (!plan.whole && s.N * plan.segments < kManyTiles && s.N * plan.segments % 2 != 0 && plan.segments < s.H)
-    ++plan.segments;
+  plan.segments = 1;
+  if (!whole) {
+    plan.segments = std::clamp<int64_t>(divide_up(s.P(), rows), 1, s.H);
+    plan.segments = std::max(plan.segments, std::min(divide_up(kTiles, s.N), divide_up(s.H, 8)));
+    if (s.N * plan.segments < kManyTiles && s.N * plan.segments % 2 != 0 && plan.segments < s.H) ++plan.segments;
+  }
   plan.tiles = s.N * plan.segments;
   plan.most_rows = plan.most_strip = 1;
   for (int64_t i = 0; i < plan.segments; ++i) {
@@ -196,8 +203,8 @@ void tiled_pass(const DataPass& pass) {
   });
 }
 
-// The pointwise data gradient of whole images, then the rest of them by panels of channels.
-void whole_pass(const DataPass& pass) {
+// The pointwise data gradient of some images by all threads, then the rest of them by panels of channels.
+void panel_pass(const DataPass& pass) {
   const ConvShape& s = pass.args.shape;
   const int64_t panels = divide_up(s.C, pass.table.columns), image = s.P() * s.Q() * s.C;
   const int64_t storage = static_cast<int64_t>(storage_bytes(pass.args.dtype));
@@ -229,8 +236,8 @@ void data_gradients(const Kernels& table, const SeparableBackward& args, const v
   char* partial = static_cast<char*>(scratch(Scratch::kPartial, plan.tiles * stride * table.accumulator_bytes));
   const DataPass pass{table,   forward, args, {&args, packed_depthwise}, transposed, plan, buffer_sizes(table, s, plan),
                       partial, stride};
-  if (plan.whole)
-    whole_pass(pass);
+  if (plan.by_panels)
+    panel_pass(pass);
   else
     tiled_pass(pass);
   if (!args.grad_depthwise_weight && !args.grad_depthwise_bias) return;

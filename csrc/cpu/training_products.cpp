@@ -14,7 +14,7 @@ constexpr int64_t kGroups = 16;
 constexpr int64_t kTilePixels = 32;
 
 struct Plan {
-  int64_t rows;  // output rows of a chunk
+  int64_t rows;  // output rows of a chunk, at most
   int64_t chunks;
   int64_t groups;  // partial sums
   int64_t k_panels, c_panels;
@@ -71,9 +71,10 @@ Plan make_plan(const Kernels& table, const WeightGradient& args) {
   while (plan.rows > 1 && strip_pixels(args, plan.rows) * table.columns * element > kStripBytes)
     plan.rows = divide_up(plan.rows, 2);
   plan.chunks = divide_up(all_rows, plan.rows);
-  plan.rows = divide_up(all_rows, plan.chunks);
-  plan.chunks = divide_up(all_rows, plan.rows);
   plan.groups = std::clamp<int64_t>(all_rows * Q / kGroupPixels, 1, std::min(kGroups, plan.chunks));
+  // As many for every group, or threads would wait for the one with more.
+  plan.chunks = std::min(all_rows, divide_up(plan.chunks, plan.groups) * plan.groups);
+  plan.rows = divide_up(all_rows, plan.chunks);
   const Blocks blocks = share_channels(table, args, plan, args.columns ? window * s.C : s.C);
   plan.c_blocks = blocks.c;
   plan.k_blocks = blocks.k;
@@ -121,6 +122,7 @@ void weight_gradient(const Kernels& table, const WeightGradient& given, const We
   args.columns = !args.depthwise && s.C < table.columns / 2 && s.R * s.S > 1;
   const Plan plan = make_plan(table, args);
   const size_t element = table.accumulator_bytes;
+  const int64_t all_rows = s.N * s.P();
   const int64_t tile = table.rows * table.columns, window = args.depthwise || args.columns ? 1 : s.R * s.S;
   const bool in_place = plan.groups == 1 && can_sum_in_place(table, args, grad_weight, wide);
   WeightSums sums;
@@ -154,7 +156,7 @@ void weight_gradient(const Kernels& table, const WeightGradient& given, const We
       WeightSums own = sums;
       own.data = static_cast<char*>(sums.data) + group * plan.partial * element;
       for (int64_t chunk = chunk0; chunk < chunk1; ++chunk) {
-        block.row0 = chunk * plan.rows, block.row1 = std::min(s.N * s.P(), (chunk + 1) * plan.rows);
+        block.row0 = all_rows * chunk / plan.chunks, block.row1 = all_rows * (chunk + 1) / plan.chunks;
         table.weight_gradient(args, block, buffers, own, chunk == chunk0);
       }
     }
