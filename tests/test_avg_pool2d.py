@@ -138,6 +138,11 @@ BAD = {
     "no_channels": (dict(x=torch.zeros(1, 0, 8, 8)), "C, H and W of at least 1"),
     "no_window": (dict(kernel=(0, 3)), r"kernel: .* got \[0, 3\]"),
     "window_beyond_the_image": (dict(x=torch.zeros(1, 1, 2, 8)), "no larger than the padded input"),
+    "window_of_more_than_an_integer": (
+        dict(kernel=(2**32, 2**32), padding=(2**31, 2**31)),
+        r"expected kernel, stride and padding below 2\^31, got \[4294967296, 4294967296\]",
+    ),
+    "huge_stride": (dict(stride=(1, 2**31)), r"below 2\^31, got \[3, 3\], \[1, 2147483648\] and \[0, 0\]"),
     "no_stride": (dict(stride=(0, 1)), r"stride: expected two integers >= 1, got \[0, 1\]"),
     "too_much_padding": (dict(padding=(0, 2)), r"padding: expected 0 to half of the window \[3, 3\], got \[0, 2\]"),
 }

@@ -85,7 +85,11 @@ Plan make_plan(const Kernels& table, const WeightGradient& args) {
   // Pixels may be padded to whole tiles.
   const int64_t block = divide_up(plan.k_panels, plan.k_blocks) * table.rows * element;
   plan.grad_bytes = (plan.rows * Q + kTilePixels) * block;
-  plan.pairs_bytes = (strip_pixels(args, plan.rows) + plan.rows * Q + kTilePixels) * table.columns * 4;
+  constexpr int64_t kHalf = 2, kPair = 4;  // bytes
+  plan.pairs_bytes = 0;
+  if (table.storage_bytes == kHalf) {
+    plan.pairs_bytes = (strip_pixels(args, plan.rows) + plan.rows * Q + kTilePixels) * table.columns * kPair;
+  }
   return plan;
 }
 
