@@ -94,6 +94,10 @@ def test_every_tile(tile: int, dtype: str) -> None:
     check(pair(3, 24, 17, 5, 200, 200, 3), dtype, on=host(dtype == "bf16"), tile=tile)
 
 
+def test_many_passes() -> None:
+    check(pair(1, 8, 4, 3, 8, 584, 3), "bf16", on=host(True), tile=0)
+
+
 def test_tiles_are_all_tested() -> None:
     assert tuple(host(True).tiles()) == TILES
 
