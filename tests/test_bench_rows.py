@@ -84,3 +84,16 @@ def test_environment_names_the_machine() -> None:
     assert where.device_type == "cpu" and where.versions["onednn"]
     assert environment.slug(where).endswith(f"{where.cores}c")
     assert all(each.isalnum() or each == "-" for each in environment.slug(where))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"model name": "AMD EPYC", "cpu family": "25", "model": "17"}, "AMD EPYC (family 25, model 17)"),
+        ({"model name": "AMD EPYC 9654", "cpu family": "25", "model": "17"}, "AMD EPYC 9654"),
+        ({"model name": "Neoverse"}, "Neoverse"),
+    ],
+)
+def test_processors_of_one_name_are_told_apart(monkeypatch, fields, expected) -> None:
+    monkeypatch.setattr(environment, "_cpuinfo", lambda *keys: fields.get(keys[0], ""))
+    assert environment.cpu_model() == expected

@@ -108,7 +108,18 @@ def compute_capability(device: str) -> str:
 
 
 def cpu_model() -> str:
-    return _cpuinfo("model name") or platform.processor() or platform.machine()
+    """The processor's name; where that names no processor, as on many virtual machines, its family and model too."""
+    name = _cpuinfo("model name")
+    if not name:
+        return platform.processor() or platform.machine()
+    if any(each.isdigit() for each in name):
+        return name
+    numbers = [
+        f"{key} {number}"
+        for key, number in (("family", _cpuinfo("cpu family")), ("model", _cpuinfo("model")))
+        if number
+    ]
+    return f"{name} ({', '.join(numbers)})" if numbers else name
 
 
 def slug(environment: Environment) -> str:
