@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from cuda_tensors import dense, to_tf32
 from oracle import activate, assert_as_accurate_as_torch
 from torch import Tensor
 
@@ -35,19 +36,6 @@ def pair(N: int, C: int, H: int, W: int, K1: int, K2: int, n: int, columns_first
     row, column = Half(K1, (1, n), (0, n // 2)), Half(K1, (n, 1), (n // 2, 0))
     first, second = (column, row) if columns_first else (row, column)
     return Shape(N, C, H, W, first, replace(second, channels=K2))
-
-
-def dense(t: Tensor, more: int = 0, first: int = 0) -> Tensor:
-    """The values of `t` as channels first.. of a channels-last tensor with `more` channels, the others NaN."""
-    N, K, P, Q = t.shape
-    whole = torch.full((N, K + more, P, Q), float("nan"), dtype=t.dtype).contiguous(memory_format=torch.channels_last)
-    part = whole[:, first : first + K]
-    part.copy_(t)
-    return part
-
-
-def to_tf32(t: Tensor) -> Tensor:
-    return ((t.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 @dataclass

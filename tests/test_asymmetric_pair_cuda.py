@@ -6,8 +6,9 @@ from typing import Any
 import host_cuda
 import pytest
 import torch
+from cuda_tensors import dense, in_slice
 from oracle import ACTIVATIONS
-from pair_cases import KERNELS, Half, Problem, Shape, dense, pair
+from pair_cases import KERNELS, Half, Problem, Shape, pair
 from torch import Tensor
 
 from inception_kernels.models.layers import distinct_pairs
@@ -102,7 +103,7 @@ def test_activations(host, kernel, activation):
 def test_output_slices(host, more, first):
     use_kernel(host, "bf16")
     problem = Problem.random(SHAPES["1x7_7x1"], "bf16")
-    y = dense(torch.full_like(problem.compute(torch.float32), float("nan")).bfloat16(), more, first)
+    y = in_slice(torch.full_like(problem.compute(torch.float32), float("nan")).bfloat16(), more, first)
     problem.check(forward(host, problem, y), "slice")
     assert ran_as_one(host, "bf16")
 

@@ -8,9 +8,10 @@ from dataclasses import replace
 import host_cuda
 import pytest
 import torch
+from cuda_tensors import dense, in_slice
 from host_cuda import SCHEDULES, Host
 from oracle import ACTIVATIONS
-from pair_cases import Half, Problem, Shape, dense, pair
+from pair_cases import Half, Problem, Shape, pair
 from torch import Tensor
 
 from inception_kernels.models.layers import distinct_pairs
@@ -59,7 +60,7 @@ def arguments(problem: Problem) -> tuple[object, ...]:
 
 def empty_output(problem: Problem, more: int = 0, first: int = 0) -> Tensor:
     like = problem.compute(torch.float64)
-    return dense(torch.full_like(like, float("nan")).to(problem.x.dtype), more, first)
+    return in_slice(torch.full_like(like, float("nan")).to(problem.x.dtype), more, first)
 
 
 def forward(problem: Problem, *, on: Host, tile: int = OWN_CHOICE, y: Tensor | None = None) -> Tensor:
@@ -138,7 +139,7 @@ def test_output_slices() -> None:
 
 def test_input_slices() -> None:
     problem = Problem.random(SHAPES["7x1_1x7"], "bf16")
-    problem.x = dense(problem.x, 24, 16)
+    problem.x = in_slice(problem.x, 24, 16)
     problem.check(forward(problem, on=host(True)), "slice")
 
 
@@ -174,7 +175,7 @@ def test_empty_batch() -> None:
 
 
 def odd_pixels(problem: Problem) -> Problem:
-    return replace(problem, x=dense(problem.x, 5, 3))
+    return replace(problem, x=in_slice(problem.x, 5, 3))
 
 
 UNSUPPORTED = {

@@ -7,6 +7,7 @@ import host_cuda
 import pytest
 import torch
 import torch.nn.functional as F
+from cuda_tensors import dense, in_slice, to_tf32
 from oracle import ACTIVATIONS, activate, assert_as_accurate_as_torch
 from torch import Tensor
 
@@ -62,24 +63,6 @@ SHAPES = {
 @pytest.fixture(scope="module")
 def host():
     return host_cuda.load("conv2d_bn_act", checked=True, also=ALSO)
-
-
-def in_slice(t: Tensor, more: int, first: int) -> Tensor:
-    """The values of `t` as channels first.. of a channels-last tensor with `more` channels, the others NaN."""
-    N, K, P, Q = t.shape
-    whole = torch.full((N, K + more, P, Q), float("nan"), dtype=t.dtype).contiguous(memory_format=torch.channels_last)
-    part = whole[:, first : first + K]
-    part.copy_(t)
-    return part
-
-
-def dense(t: Tensor) -> Tensor:
-    return in_slice(t, 0, 0)
-
-
-def to_tf32(t: Tensor) -> Tensor:
-    """Rounded to ten bits of mantissa, ties away from zero."""
-    return ((t.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 @dataclass

@@ -139,7 +139,7 @@ def test_a_segment_that_is_not_needed_goes_back_by_itself():
     del small
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="no other system holds a process to a limit of its address space")
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and macOS does not enforce RLIMIT_AS")
 def test_what_waits_goes_back_where_the_system_has_no_more():
     code = """
 import resource, torch, inception_kernels as ik

@@ -35,7 +35,7 @@ constexpr PairSm90Kernel pair_kernel() {
   using Tile = PairSm90Tile<kN>;
   using Conv = typename Tile::Conv;
   const auto launch = [](const PairLaunch& with) {
-    IK_LAUNCH((asymmetric_pair_sm90<T, kN>), dim3(with.blocks), dim3(kConvThreads), with.shared_bytes, with.context,
+    IK_LAUNCH((asymmetric_pair_sm90<T, kN>), dim3(with.blocks), dim3(kRingThreads), with.shared_bytes, with.context,
               with.x_map, with.first_map, with.second_map, with.args);
   };
   return {kN,    Conv::kStageBytes, Conv::kStageBytes - Conv::kBytesA, kSharedBytes90 - Tile::bytes(0), Tile::bytes,

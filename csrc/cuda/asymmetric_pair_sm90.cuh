@@ -117,27 +117,6 @@ IK_DEVICE void pair_fill(const TensorMap* x_map, const TensorMap* first_map, con
   }
 }
 
-// Runs multiply(stage, whether it adds to what is there) for every stage of a product; then the sums are there.
-template <int kStages, typename Multiply>
-IK_DEVICE void pair_product(const Ring<kStages>& ring, RingPosition<kStages>& position, int iterations,
-                            Multiply multiply) {
-  const bool leader = threadIdx.x % 32 == 0;
-  int previous = 0;
-  // gate: product warps=8
-  for (int i = 0; i < iterations; ++i) {
-    ring.wait_full(position);
-    multiply(position.stage, i > 0);
-    if (i > 0) {
-      wgmma_wait<1>();
-      if (leader) ring.release(previous);
-    }
-    previous = position.stage;
-    position.advance();
-  }
-  wgmma_wait<0>();
-  if (leader) ring.release(previous);
-}
-
 // Descriptors of the second product's operands.
 template <int kN>
 struct SecondOperands {
@@ -227,7 +206,7 @@ IK_DEVICE void store_pair(const float (&acc)[1][kN / 2], const OctetPlace& place
   }
 }
 
-constexpr int kPairConsumers = 128 * kConvWarpgroups;
+constexpr int kPairConsumers = 128 * kRingConsumers;
 constexpr int kPairBarrier = 1;
 
 template <typename T, int kN>
@@ -242,8 +221,9 @@ IK_DEVICE void pair_consume(typename PairSm90Tile<kN>::Shared& shared, int warpg
   for (int tile = blockIdx.x; tile < args.tiles; tile += gridDim.x) {
     float acc[1][kN / 2];
     for (int k = 0; k < args.first_epilogue.K; k += kN) {
-      pair_product(ring, position, args.first.iterations,
-                   [&](int stage, bool accumulate) { conv2d_multiply_stage<T, 1, kN>(acc, first, stage, accumulate); });
+      multiply_stages(ring, position, args.first.iterations, [&](int stage, bool accumulate) {
+        conv2d_multiply_stage<T, 1, kN>(acc, first, stage, accumulate);
+      });
       const OctetPlace place = octet_place(warpgroup * kSlabRows, k);
       scale_octets<1, kN>(acc, place, args.first_epilogue);
       activate_octets<1, kN>(acc, args.first_epilogue.activation);
@@ -255,7 +235,7 @@ IK_DEVICE void pair_consume(typename PairSm90Tile<kN>::Shared& shared, int warpg
     bar_sync_n<kPairBarrier, kPairConsumers>();
     for (int k = 0; k < args.second_epilogue.K; k += kN) {
       ConvSlice slice;
-      pair_product(ring, position, args.second.iterations, [&](int stage, bool accumulate) {
+      multiply_stages(ring, position, args.second.iterations, [&](int stage, bool accumulate) {
         multiply_intermediate<T, kN>(acc, second, slice, stage, accumulate, args);
       });
       const OctetPlace place = octet_place(warpgroup * kSlabRows, k);
@@ -272,49 +252,37 @@ IK_DEVICE void pair_clear(typename PairSm90Tile<kN>::Shared& shared, const PairS
   using Tile = PairSm90Tile<kN>;
   const uint4 zeros = make_uint4(0, 0, 0, 0);
   const uint32_t intermediate = smem_u32(shared.intermediate);
-  for (int i = threadIdx.x; i < args.intermediate_vectors; i += kConvThreads) sts128(intermediate + i * 16, zeros);
+  for (int i = threadIdx.x; i < args.intermediate_vectors; i += kRingThreads) sts128(intermediate + i * 16, zeros);
   const int row_bytes = 2 * args.first.channels;
   const int first = args.length * args.tile_lines * args.tile_images * row_bytes;
   for (int stage = 0; stage < Tile::kStages; ++stage) {
     for (int slices = 0; slices < Tile::Conv::kBytesA; slices += Tile::kRows * row_bytes) {
       const uint32_t a = smem_u32(shared.stage[stage]) + slices;
-      for (int i = first + threadIdx.x * 16; i < Tile::kRows * row_bytes; i += kConvThreads * 16) sts128(a + i, zeros);
+      for (int i = first + threadIdx.x * 16; i < Tile::kRows * row_bytes; i += kRingThreads * 16) sts128(a + i, zeros);
     }
   }
   fence_proxy_async();
 }
 
 template <typename T, int kN>
-__global__ void __launch_bounds__(kConvThreads, 1)
+__global__ void __launch_bounds__(kRingThreads, 1)
     asymmetric_pair_sm90(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap first_map,
                          const __grid_constant__ TensorMap second_map, const __grid_constant__ PairSm90Args args) {
   using Tile = PairSm90Tile<kN>;
-  constexpr int kProducerRegisters = 24;
-  constexpr int kConsumerRegisters = 240;
   IK_DYNAMIC_SHARED(memory);
   typename Tile::Shared& shared = *reinterpret_cast<typename Tile::Shared*>(memory);
-  const int warpgroup = conv2d_warpgroup();
 
   if (threadIdx.x == 0) {
     tma_prefetch(&x_map);
     tma_prefetch(&first_map);
     tma_prefetch(&second_map);
-    constexpr int kWarps = 4 * kConvWarpgroups;
-    Ring<Tile::kStages>(shared.barriers).init(1, kWarps);
+    init_ring(shared.barriers);
   }
   pair_clear<kN>(shared, args);
   __syncthreads();
 
-  if (warpgroup == kConvWarpgroups) {
-    reg_dec<kProducerRegisters>();
-    // elect_one tells the compiler that one thread copies: under any other condition each copy becomes a loop.
-    if (threadIdx.x / 32 == 4 * kConvWarpgroups && elect_one()) {
-      pair_fill<kN>(&x_map, &first_map, &second_map, shared, args);
-    }
-  } else {
-    reg_inc<kConsumerRegisters>();
-    pair_consume<T, kN>(shared, warpgroup, args);
-  }
+  split_warpgroups([&] { pair_fill<kN>(&x_map, &first_map, &second_map, shared, args); },
+                   [&](int warpgroup) { pair_consume<T, kN>(shared, warpgroup, args); });
 }
 
 }  // namespace ik::cuda

@@ -90,7 +90,7 @@ bool is_empty(const ConvShape& shape) { return output_pixels(shape) == 0 || shap
 // Statistics of runs of pixels, each half of a tile.
 StatisticsTiles statistics_tiles(const Conv2dForward& args, int tile, const float* partial) {
   const int64_t pixels = output_pixels(args.shape);
-  return {partial, 1, 1, pixels, args.shape.K, 1, 1, table_of(args.dtype)[tile].rows / kConvWarpgroups};
+  return {partial, 1, 1, pixels, args.shape.K, 1, 1, table_of(args.dtype)[tile].rows / kRingConsumers};
 }
 
 size_t partial_bytes(const StatisticsTiles& tiles) {

@@ -7,23 +7,21 @@
 #pragma once
 #include "cuda/octet_statistics.cuh"
 #include "cuda/octets.cuh"
-#include "cuda/ring.cuh"
 #include "cuda/shared_limit.h"
+#include "cuda/warpgroup_ring.cuh"
 
 namespace ik::cuda {
 
-constexpr int kConvWarpgroups = 2;  // that multiply
-constexpr int kConvThreads = 128 * (kConvWarpgroups + 1);
 constexpr int kConvStageDepth = 64;
 
 // A tile is kSlabs * 128 pixels by kN output channels.
 template <int kSlabs, int kN>
 struct ConvTile {
-  static constexpr int kRows = kConvWarpgroups * kSlabs * kSlabRows;
+  static constexpr int kRows = kRingConsumers * kSlabs * kSlabRows;
   static constexpr int kRowBytes = 2 * kConvStageDepth;
   static constexpr int kBytesA = kRows * kRowBytes;
   static constexpr int kStageBytes = kBytesA + kN * kRowBytes;
-  static constexpr int kStatisticsBytes = kConvWarpgroups * static_cast<int>(sizeof(OctetSums<kN>));
+  static constexpr int kStatisticsBytes = kRingConsumers * static_cast<int>(sizeof(OctetSums<kN>));
   static constexpr int kBarrierBytes = 256;
   static constexpr int kFittingStages = (kSharedBytes90 - kBarrierBytes) / kStageBytes;
   static constexpr int kMaxStages = 8;
@@ -39,7 +37,7 @@ struct ConvTile {
   struct Shared {
     alignas(1024) unsigned char stage[kStages][kStageBytes];
     RingBarriers<kStages> barriers;
-    OctetSums<kStatistics ? kN : 1> sums[kConvWarpgroups];
+    OctetSums<kStatistics ? kN : 1> sums[kRingConsumers];
   };
   static_assert(sizeof(Shared) <= kSharedBytes90, "shared memory");
 };
@@ -180,38 +178,23 @@ IK_DEVICE void conv2d_multiply_stage(float (&acc)[kSlabs][kN / 2], const ConvOpe
   wgmma_commit();
 }
 
-// The same in all lanes, and known to be so.
-IK_DEVICE int conv2d_warpgroup() { return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 128), 0); }
-
 template <typename T, int kSlabs, int kN>
 IK_DEVICE void conv2d_consume(typename ConvTile<kSlabs, kN>::Shared& shared, int warpgroup, const ConvSm90Args& args) {
   using Tile = ConvTile<kSlabs, kN>;
   constexpr int kWarpgroupRows = kSlabs * kSlabRows;
   const Ring<Tile::kStages> ring(shared.barriers);
   const ConvOperands operands = ConvOperands::of<kSlabs, kN>(smem_u32(shared.stage), warpgroup, args.channels);
-  const bool leader = threadIdx.x % 32 == 0;
   RingPosition<Tile::kStages> position;
   for (int tile = blockIdx.x; tile < args.m_tiles * args.n_tiles; tile += gridDim.x) {
     float acc[kSlabs][kN / 2];
-    int previous = 0;
-    // gate: product warps=8
-    for (int i = 0; i < args.iterations; ++i) {
-      ring.wait_full(position);
-      conv2d_multiply_stage<T, kSlabs, kN>(acc, operands, position.stage, i > 0);
-      if (i > 0) {
-        wgmma_wait<1>();
-        if (leader) ring.release(previous);
-      }
-      previous = position.stage;
-      position.advance();
-    }
-    wgmma_wait<0>();
-    if (leader) ring.release(previous);
+    multiply_stages(ring, position, args.iterations, [&](int stage, bool accumulate) {
+      conv2d_multiply_stage<T, kSlabs, kN>(acc, operands, stage, accumulate);
+    });
 
     const int m_tile = tile / args.n_tiles;
     const int column = (tile - m_tile * args.n_tiles) * kN;
     // Asked for once more: held over the product it is one register too many for the largest tile.
-    const int row = m_tile * Tile::kRows + conv2d_warpgroup() * kWarpgroupRows;
+    const int row = m_tile * Tile::kRows + warpgroup_index() * kWarpgroupRows;
     const OctetPlace place = octet_place(row, column);
     if constexpr (Tile::kStatistics) {
       if (args.partial && row < args.epilogue.rows) {
@@ -227,33 +210,22 @@ IK_DEVICE void conv2d_consume(typename ConvTile<kSlabs, kN>::Shared& shared, int
 }
 
 template <typename T, int kSlabs, int kN>
-__global__ void __launch_bounds__(kConvThreads, 1)
+__global__ void __launch_bounds__(kRingThreads, 1)
     conv2d_sm90(const __grid_constant__ TensorMap x_map, const __grid_constant__ TensorMap weight_map,
                 const __grid_constant__ ConvSm90Args args) {
   using Tile = ConvTile<kSlabs, kN>;
-  constexpr int kProducerRegisters = 24;
-  constexpr int kConsumerRegisters = 240;
   IK_DYNAMIC_SHARED(memory);
   typename Tile::Shared& shared = *reinterpret_cast<typename Tile::Shared*>(memory);
-  const int warpgroup = conv2d_warpgroup();
 
   if (threadIdx.x == 0) {
     tma_prefetch(&x_map);
     tma_prefetch(&weight_map);
-    constexpr int kWarps = 4 * kConvWarpgroups;
-    Ring<Tile::kStages>(shared.barriers).init(1, kWarps);
+    init_ring(shared.barriers);
   }
   __syncthreads();
 
-  if (warpgroup == kConvWarpgroups) {
-    reg_dec<kProducerRegisters>();
-    // elect_one tells the compiler that one thread copies: under any other condition each copy becomes a loop.
-    if (threadIdx.x / 32 == 4 * kConvWarpgroups && elect_one())
-      conv2d_fill<kSlabs, kN>(&x_map, &weight_map, shared, args);
-  } else {
-    reg_inc<kConsumerRegisters>();
-    conv2d_consume<T, kSlabs, kN>(shared, warpgroup, args);
-  }
+  split_warpgroups([&] { conv2d_fill<kSlabs, kN>(&x_map, &weight_map, shared, args); },
+                   [&](int warpgroup) { conv2d_consume<T, kSlabs, kN>(shared, warpgroup, args); });
 }
 
 }  // namespace ik::cuda

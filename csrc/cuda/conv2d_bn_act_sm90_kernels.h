@@ -29,7 +29,7 @@ template <typename T, int kSlabs, int kN>
 ConvSm90Kernel conv2d_sm90_kernel() {
   using Tile = ConvTile<kSlabs, kN>;
   const auto launch = [](const ConvSm90Launch& with) {
-    IK_LAUNCH((conv2d_sm90<T, kSlabs, kN>), dim3(with.blocks), dim3(kConvThreads), sizeof(typename Tile::Shared),
+    IK_LAUNCH((conv2d_sm90<T, kSlabs, kN>), dim3(with.blocks), dim3(kRingThreads), sizeof(typename Tile::Shared),
               with.context, with.x_map, with.weight_map, with.args);
   };
   return {Tile::kRows, kN, Tile::kStageBytes, Tile::kStatistics, launch};

@@ -1,8 +1,8 @@
 #include <algorithm>
 
 #include "common/counters.h"
+#include "cuda/copied_views.h"
 #include "cuda/launch.h"
-#include "cuda/pixels.cuh"
 #include "cuda/separable_conv2d_backward_weight_sm90.cuh"
 #include "cuda/separable_conv2d_backward_weight_sm90.h"
 
@@ -28,7 +28,7 @@ constexpr WeightKernel weight_kernel() {
   using Tile = WeightTile90<kSlabs, kN>;
   const auto launch = [](const WeightLaunch& with) {
     IK_LAUNCH((weight_gradient_sm90<T, kSlabs, kN>), dim3(static_cast<unsigned>(with.args.tiles * with.splits)),
-              dim3(kWeightThreads90), sizeof(typename Tile::Shared), with.context, with.row_map, with.column_map,
+              dim3(kRingThreads), sizeof(typename Tile::Shared), with.context, with.row_map, with.column_map,
               with.args);
   };
   return {Tile::kRows, kN, Tile::kStageBytes, launch};
@@ -44,7 +44,6 @@ const WeightKernel& kernel_at(DType dtype, int index) {
   return dtype == DType::kFloat16 ? kTable<fp16>[index] : kTable<bf16>[index];
 }
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t pixel_count(const PointwiseWeightGradient& args) { return args.N * args.P * args.Q; }
 
 int64_t tile_count(const PointwiseWeightGradient& args, const WeightKernel& kernel) {
@@ -53,8 +52,7 @@ int64_t tile_count(const PointwiseWeightGradient& args, const WeightKernel& kern
 
 // Elements from pixel to pixel. That of a single pixel may be anything: here it is what a dense tensor has.
 int64_t pixel_stride(const PointwiseWeightGradient& args) {
-  constexpr int64_t kMultiple = 8;
-  if (pixel_count(args) == 1) return ceil_div(args.K, kMultiple) * kMultiple;
+  if (pixel_count(args) == 1) return ceil_div(args.K, kCopyElements) * kCopyElements;
   if (args.Q > 1) return args.grad_z.stride_w;
   return args.P > 1 ? args.grad_z.stride_h : args.grad_z.stride_n;
 }
@@ -91,9 +89,7 @@ const char* pointwise_weight_sm90_unsupported(const PointwiseWeightGradient& arg
   if (context.sm != 90) return "the Hopper kernel needs compute capability 9.0";
   if (args.dtype != DType::kBFloat16 && args.dtype != DType::kFloat16) return "the Hopper kernel is for 16-bit types";
   if (!pixels_are_joined(args)) return "the rows of the gradient do not follow each other";
-  constexpr int64_t kAlignment = 16;
-  constexpr int64_t kElements = 8;
-  if (reinterpret_cast<uintptr_t>(args.grad_z.data) % kAlignment || pixel_stride(args) % kElements) {
+  if (!is_copy_aligned(args.grad_z.data) || pixel_stride(args) % kCopyElements) {
     return "pixels of the gradient do not begin at multiples of 16 bytes";
   }
   return nullptr;

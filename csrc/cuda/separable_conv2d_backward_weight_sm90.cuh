@@ -4,13 +4,11 @@
 // shared out among blocks, whose sums a second kernel adds in a fixed order.
 #pragma once
 #include "cuda/octets.cuh"
-#include "cuda/ring.cuh"
 #include "cuda/shared_limit.h"
+#include "cuda/warpgroup_ring.cuh"
 
 namespace ik::cuda {
 
-constexpr int kWeightWarpgroups = 2;  // that multiply
-constexpr int kWeightThreads90 = 128 * (kWeightWarpgroups + 1);
 constexpr int kWeightStagePixels = 64;
 constexpr int kSpan = 64;  // elements of a pixel that one copy takes and a swizzle spans
 constexpr int kSpanRowBytes = 2 * kSpan;
@@ -19,7 +17,7 @@ constexpr int kSpanBytes = kWeightStagePixels * kSpanRowBytes;
 // A tile is kSlabs * 128 rows (of K) by kN columns (of C).
 template <int kSlabs, int kN>
 struct WeightTile90 {
-  static constexpr int kRows = kWeightWarpgroups * kSlabs * kSlabRows;
+  static constexpr int kRows = kRingConsumers * kSlabs * kSlabRows;
   static constexpr int kRowSpans = kRows / kSpan;
   static constexpr int kColumnSpans = kN / kSpan;
   static constexpr int kStageBytes = (kRowSpans + kColumnSpans) * kSpanBytes;
@@ -147,57 +145,33 @@ IK_DEVICE void weight_consume(typename WeightTile90<kSlabs, kN>::Shared& shared,
   const uint32_t stages = smem_u32(shared.stage);
   const uint64_t rows = make_desc<Swizzle::k128>(stages + warpgroup * kSlabs * kSpanBytes, kSpanBytes, kGroupBytes);
   const uint64_t columns = make_desc<Swizzle::k128>(stages + Tile::kRowSpans * kSpanBytes, kSpanBytes, kGroupBytes);
-  const bool leader = threadIdx.x % 32 == 0;
   RingPosition<Tile::kStages> position;
   float acc[kSlabs][kN / 2];
-  int previous = 0;
-  // gate: product warps=8
-  for (int i = 0; i < part.stages; ++i) {
-    ring.wait_full(position);
-    const uint64_t offset = static_cast<uint64_t>(position.stage * (Tile::kStageBytes / kUnit));
-    weight_multiply<T, kSlabs, kN>(acc, rows + offset, columns + offset, i > 0);
-    if (i > 0) {
-      wgmma_wait<1>();
-      if (leader) ring.release(previous);
-    }
-    previous = position.stage;
-    position.advance();
-  }
-  wgmma_wait<0>();
+  multiply_stages(ring, position, part.stages, [&](int stage, bool accumulate) {
+    const uint64_t offset = static_cast<uint64_t>(stage * (Tile::kStageBytes / kUnit));
+    weight_multiply<T, kSlabs, kN>(acc, rows + offset, columns + offset, accumulate);
+  });
   store_weight_sums<kSlabs, kN>(acc, warpgroup, part, args);
 }
 
 template <typename T, int kSlabs, int kN>
-__global__ void __launch_bounds__(kWeightThreads90, 1)
+__global__ void __launch_bounds__(kRingThreads, 1)
     weight_gradient_sm90(const __grid_constant__ TensorMap row_map, const __grid_constant__ TensorMap column_map,
                          const __grid_constant__ WeightSm90Args args) {
   using Tile = WeightTile90<kSlabs, kN>;
-  constexpr int kProducerRegisters = 24;
-  constexpr int kConsumerRegisters = 240;
   IK_DYNAMIC_SHARED(memory);
   typename Tile::Shared& shared = *reinterpret_cast<typename Tile::Shared*>(memory);
-  // The same in all lanes, and known to be so.
-  const int warpgroup = __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 128), 0);
   const WeightPart part = WeightPart::of_block<Tile>(kN, args);
 
   if (threadIdx.x == 0) {
     tma_prefetch(&row_map);
     tma_prefetch(&column_map);
-    constexpr int kWarps = 4 * kWeightWarpgroups;
-    Ring<Tile::kStages>(shared.barriers).init(1, kWarps);
+    init_ring(shared.barriers);
   }
   __syncthreads();
 
-  if (warpgroup == kWeightWarpgroups) {
-    reg_dec<kProducerRegisters>();
-    // elect_one tells the compiler that one thread copies: under any other condition each copy becomes a loop.
-    if (threadIdx.x / 32 == 4 * kWeightWarpgroups && elect_one()) {
-      weight_fill<kSlabs, kN>(&row_map, &column_map, shared, part);
-    }
-  } else {
-    reg_inc<kConsumerRegisters>();
-    weight_consume<T, kSlabs, kN>(shared, warpgroup, part, args);
-  }
+  split_warpgroups([&] { weight_fill<kSlabs, kN>(&row_map, &column_map, shared, part); },
+                   [&](int warpgroup) { weight_consume<T, kSlabs, kN>(shared, warpgroup, part, args); });
 }
 
 }  // namespace ik::cuda

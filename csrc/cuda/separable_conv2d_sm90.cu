@@ -3,6 +3,7 @@
 
 #include "batch_norm.h"
 #include "common/counters.h"
+#include "cuda/copied_views.h"
 #include "cuda/separable_conv2d_sm90.h"
 #include "cuda/separable_conv2d_sm90_kernels.h"
 
@@ -13,30 +14,9 @@ static_assert(separable_sm90::kMaxCluster == kSeparableSm90MaxCluster);
 
 using namespace separable_sm90;
 
-constexpr int64_t kVectorBytes = 16;
-constexpr int64_t kVectorElements = 8;
 constexpr int64_t kInt32 = std::numeric_limits<int32_t>::max();
 
-int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-bool is_aligned(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer) % kVectorBytes == 0; }
-
 bool is_empty(const ConvShape& shape) { return shape.N == 0 || shape.K == 0 || shape.P() <= 0 || shape.Q() <= 0; }
-
-// The stride of a dimension of size 1 is never used, and may be anything: here it is what a dense tensor has.
-template <typename View>
-View with_plain_strides(View view, int64_t N, int64_t H, int64_t W, int64_t C) {
-  if (W == 1) view.stride_w = H > 1 ? view.stride_h : N > 1 ? view.stride_n : C;
-  if (H == 1) view.stride_h = W * view.stride_w;
-  if (N == 1) view.stride_n = H * view.stride_h;
-  return view;
-}
-
-template <typename View>
-bool has_aligned_pixels(const View& view) {
-  return is_aligned(view.data) && view.stride_n % kVectorElements == 0 && view.stride_h % kVectorElements == 0 &&
-         view.stride_w % kVectorElements == 0;
-}
 
 template <typename View>
 bool has_short_images(const View& view, int64_t H, int64_t W, int64_t C) {
@@ -194,8 +174,8 @@ const char* unsupported_views(const SeparableForward& args) {
   if (!has_short_images(y, P, Q, shape.K) || !has_short_images(residual, P, Q, shape.K)) {
     return "one image of y or of the residual spans more than 2^31 elements";
   }
-  if (!is_aligned(args.packed_depthwise) || !is_aligned(args.packed_pointwise) || !is_aligned(args.depthwise_bias) ||
-      !is_aligned(args.scale) || !is_aligned(args.shift)) {
+  if (!is_copy_aligned(args.packed_depthwise) || !is_copy_aligned(args.packed_pointwise) ||
+      !is_copy_aligned(args.depthwise_bias) || !is_copy_aligned(args.scale) || !is_copy_aligned(args.shift)) {
     return "weights, bias, scale or shift do not begin at a multiple of 16 bytes";
   }
   return nullptr;
@@ -214,7 +194,7 @@ const char* separable_sm90_unsupported(const SeparableForward& args, const Conte
   if (shape.R != kWindow || shape.S != kWindow) return "the Hopper kernel's depthwise window is 3 x 3";
   if (shape.stride_h != 1 || shape.stride_w != 1) return "the Hopper kernel's depthwise stride is 1";
   if (shape.dilation_h != 1 || shape.dilation_w != 1) return "the Hopper kernel's depthwise dilation is 1";
-  if (shape.C == 0 || shape.C % kVectorElements || shape.K % kVectorElements) return "channels are not multiples of 8";
+  if (shape.C == 0 || shape.C % kCopyElements || shape.K % kCopyElements) return "channels are not multiples of 8";
   if (!is_relu_or_none(args.input_activation) || !is_relu_or_none(args.mid_activation)) {
     return "the Hopper kernel's activations before the product are relu and none";
   }
