@@ -70,6 +70,7 @@ struct ColumnPanel {
   A low, high;      // the activation as bounds
   A* sums;          // [kMR][kNR]: of the chains so far
   bool unfinished;  // all sums go there, and nothing else is done
+  int64_t ahead;    // bytes from b to what is fetched meanwhile, a line per k
 };
 
 template <typename T, int NV>
@@ -95,7 +96,7 @@ void micro_kernel(const ColumnPanel<T>& panel, const RowPanel<Operand<T>>& rows)
   constexpr int kLineVectors = kVectorBytes < kLineBytes ? kLineBytes / kVectorBytes : 1;
   // Three rows share a base register: base, base + pitch, base + 2 * pitch are addressing modes of x86.
   constexpr int kBases = (MR + 2) / 3;
-  const int64_t pitch = panel.pitch * static_cast<int64_t>(sizeof(O));
+  const int64_t pitch = panel.pitch * static_cast<int64_t>(sizeof(O)), ahead = panel.ahead;
   const O* b = panel.b + panel.segments[rows.segment_begin].k * kNR;
   Vec<A> sum[MR][NV];
   A* const finished = panel.sums;
@@ -132,6 +133,7 @@ void micro_kernel(const ColumnPanel<T>& panel, const RowPanel<Operand<T>>& rows)
         for (int j = 0; j < NV; j++) column[j] = load(b + s * kNR + j * kLanes);
 #pragma GCC unroll 2
         for (int j = 0; j < NV; j++) __builtin_prefetch(b + (s + kAhead) * kNR + j * kLanes);
+        __builtin_prefetch(reinterpret_cast<const char*>(b + s * kNR) + ahead, 0, 2);
 #pragma GCC unroll 16
         for (int i = 0; i < MR; i++) {
           const Vec<O> row = broadcast(reinterpret_cast<const O*>(base[i / 3] + i % 3 * pitch)[s]);
@@ -264,6 +266,7 @@ void multiply(const Rows<Operand<T>>& rows, const void* packed_b, int64_t k, int
   using O = Operand<T>;
   constexpr int64_t kMR = Gemm<O>::kMR, kNR = Gemm<O>::kNR, kLanes = Vec<O>::kLanes;
   constexpr std::make_integer_sequence<int, Gemm<O>::kMR> kAllRows{};
+  constexpr int64_t kLine = 64, kLines = kNR * static_cast<int64_t>(sizeof(O)) / kLine;
   alignas(64) A sums[kMR * kNR];
   const auto at = [](auto* data, int64_t offset) { return data ? data + offset : nullptr; };
   const Activation activation = epilogue.activation;
@@ -290,6 +293,9 @@ void multiply(const Rows<Operand<T>>& rows, const void* packed_b, int64_t k, int
       const MicroKernel<T> kernel = columns > kLanes ? pick_micro_kernel<T, 2>(part.rows, kAllRows)
                                                      : pick_micro_kernel<T, 1>(part.rows, kAllRows);
       rows.upcoming.fetch(call++, calls);
+      // The next panel of B may be in memory: its lines come while the last rows of this one are multiplied.
+      const int64_t left = rows.count - 1 - i;
+      panel.ahead = q + 1 < panel_end && left < kLines ? k * kNR * static_cast<int64_t>(sizeof(O)) + left * kLine : 0;
       kernel(panel, part);
       if (!in_registers) finish<T>(panel, part, activation, columns);
     }

@@ -82,12 +82,13 @@ def _networks(rows: Sequence[Row], current: str) -> Iterator[str]:
                         *([ours.backend] if several else []),
                         f"**{_time(ours)}**" + (" (stale)" if is_stale(ours, current) else ""),
                         "" if ours.roofline_percent is None else f"{ours.roofline_percent:.0f}",
-                        "" if fastest is None else f"{fastest:.2f}x",
+                        _ratio(fastest),
+                        _ratio(columns.speedup_at_floor(ours)),
                     ]
                 )
         headings = ["network", "pass", "batch", "dtype", *(f"{name} ms" for name in names)]
         headings += ["ours", "ms"] if several else [f"{ours_names[0]} ms" if ours_names else "ours ms"]
-        headings += ["% of roofline", "over the fastest"]
+        headings += ["% of roofline", "over the fastest", "at the floor"]
         yield from _section(where, report.table(headings, body))
 
 
@@ -156,6 +157,10 @@ def _time(row: Row | None) -> str:
     if row is None:
         return NOT_MEASURED
     return columns.milliseconds(row.median_ms) if row.median_ms is not None else row.status
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}x"
 
 
 Draw = Callable[[Sequence[Row], str], Iterator[str]]

@@ -58,10 +58,11 @@ def asymmetric_pair(
     """
     dtype = autocast_dtype(x) if isinstance(x, Tensor) else None
     if dtype is not None:
-        x, weight1, weight2 = cast(x, dtype), cast(weight1, dtype), cast(weight2, dtype)
+        x = cast(x, dtype)
     check.activations(x)
-    check.weight(weight1, x, ("M", x.shape[1], "R", "S"), "weight1")
-    check.weight(weight2, x, ("K", weight1.shape[0], "R", "S"), "weight2")
+    autocast = dtype is not None
+    check.weight(weight1, x, ("M", x.shape[1], "R", "S"), "weight1", autocast=autocast)
+    check.weight(weight2, x, ("K", weight1.shape[0], "R", "S"), "weight2", autocast=autocast)
     stride1, stride2 = check.pair(stride1, "stride1", 1), check.pair(stride2, "stride2", 1)
     padding1, padding2 = check.pair(padding1, "padding1", 0), check.pair(padding2, "padding2", 0)
     check.activation(mid_activation, "mid_activation")
@@ -89,6 +90,8 @@ def asymmetric_pair(
         )  # fmt: skip
         mid = conv2d_bn_act(x, weight1, *first, bias1, None, stride1, padding1, 1, mid_activation, True, momentum, eps)
         return conv2d_bn_act(mid, weight2, *second, bias2, None, stride2, padding2, 1, activation, True, momentum, eps)
+
+    weight1, weight2 = cast(weight1, dtype), cast(weight2, dtype)  # conv2d_bn_act does so itself
 
     def shapes() -> tuple[int, ...]:
         intermediate = (x.shape[0], weight1.shape[0], *size[0])
