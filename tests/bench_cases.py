@@ -7,7 +7,14 @@ import torch
 from inception_kernels.bench import Config, Row, harness
 from inception_kernels.bench.contenders import Eager
 from inception_kernels.bench.contenders.base import Baseline, Prepared, Unfit
-from inception_kernels.bench.plain import PlainConv, PlainLoss, PlainPair, PlainPointwiseDepthwise, PlainSeparable
+from inception_kernels.bench.plain import (
+    PlainConv,
+    PlainLoss,
+    PlainPair,
+    PlainPointwiseDepthwise,
+    PlainPool,
+    PlainSeparable,
+)
 from inception_kernels.bench.problem import Case, Problem
 from inception_kernels.bench.row import NOT_INSTALLED
 
@@ -29,12 +36,22 @@ def pointwise_first() -> PlainPointwiseDepthwise:
     return PlainPointwiseDepthwise((6, 10), (3, 3), (1, 1), "relu", "relu", 1e-3)
 
 
+def max_pool() -> PlainPool:
+    return PlainPool("max_pool2d", (3, 3), (2, 2), (1, 1))
+
+
+def average_pool() -> PlainPool:
+    return PlainPool("avg_pool2d", (3, 3), (1, 1), (1, 1))
+
+
 LOSS = "label_smoothing_cross_entropy"
 IMAGE_BUILDERS = {
     "conv2d_bn_act": conv,
     "separable_conv2d": separable,
     "asymmetric_pair": pair,
     "pointwise_depthwise_conv2d": pointwise_first,
+    "max_pool2d": max_pool,
+    "avg_pool2d": average_pool,
 }
 BUILDERS = {**IMAGE_BUILDERS, LOSS: lambda: PlainLoss(2, 11)}
 

@@ -76,6 +76,17 @@ def test_cases_of_the_operators_that_no_network_has() -> None:
     assert sum(each.numel() for each in module.parameters()) == 728 * (728 + 9 + 2)
 
 
+def test_cases_of_the_pools() -> None:
+    common = {"kinds": ("operator",), "batches": (2,), "dtypes": ("float32",), "passes": ("inference",)}
+    found = cases(Config(operators=("max_pool2d", "avg_pool2d"), **common))
+    assert [(case.operator, case.name.split()[0]) for case in found].count(("max_pool2d", "inception_v3")) == 4
+    assert [(case.operator, case.name.split()[0]) for case in found].count(("avg_pool2d", "xception")) == 0
+    largest = next(case for case in found if case.name == "xception 128 3x3 stride 2 @147")
+    assert largest.input_shape == (2, 128, 147, 147)
+    assert largest.work == ((2 * 128 * 74 * 74 * 9, 4 * 2 * 128 * (147 * 147 + 74 * 74)),)
+    assert largest.build()(torch.zeros(1, 1, 147, 147)).shape == (1, 1, 74, 74)
+
+
 def test_network_work_is_that_of_the_papers() -> None:
     found = cases(Config(batches=(1, 2), kinds=("network",), dtypes=("float32",), passes=("inference", "training")))
     gmac = {(case.name, case.batch, case.pass_): sum(macs for macs, _ in case.work) / 1e9 for case in found}

@@ -372,7 +372,11 @@ def test_autocast(operator, backend, dtype, mode):
         )  # fmt: skip
 
 
-WEIGHTS = {"conv2d_bn_act": ["weight"], "separable_conv2d": ["depthwise_weight", "pointwise_weight"]}
+WEIGHTS = {
+    "conv2d_bn_act": ["weight"],
+    "separable_conv2d": ["depthwise_weight", "pointwise_weight"],
+    "asymmetric_pair": ["weight1", "weight2"],
+}
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "f16"])

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from inception_kernels import models
-from inception_kernels.models.layers import LayerSpec, distinct_layers, distinct_pairs
+from inception_kernels.models.layers import LayerSpec, distinct_layers, distinct_pairs, distinct_pools
 
 
 def total(layers: list[LayerSpec], quantity) -> int:
@@ -46,6 +46,21 @@ def test_inception_has_34_asymmetric_convolutions_and_their_chains():
     assert sum(pair.count for pair in pairs) == 13
     assert all(pair.first.kernel_size in ((1, 7), (7, 1)) for pair in pairs)
     assert distinct_pairs("xception") == []
+
+
+@pytest.mark.parametrize(("name", "maxima", "averages"), [("inception_v3", 4, 9), ("xception", 4, 0)])
+def test_every_pool_is_in_one_spec(name, maxima, averages):
+    pools = distinct_pools(name)
+    with torch.device("meta"):
+        model = models.load(name).eval()
+    kinds = {"max_pool2d": nn.MaxPool2d, "avg_pool2d": nn.AvgPool2d}
+    for pool in pools:
+        modules = [model.get_submodule(path) for path in pool.paths]
+        assert {type(module) for module in modules} == {kinds[pool.operator]}
+        outputs = {module(torch.empty(1, pool.channels, pool.height, pool.width)).shape[2:] for module in modules}
+        assert outputs == {pool.output_size}
+    counts = [sum(pool.count for pool in pools if pool.operator == kind) for kind in kinds]
+    assert counts == [maxima, averages]
 
 
 def test_xception_separable_layers():

@@ -1,6 +1,6 @@
 """The cases of a run: every distinct layer of the two networks, read from the models, and the networks themselves.
 
-The operators that neither network has get shapes of their own (`extra`)."""
+The other operators have shapes of their own (`extra`)."""
 
 from __future__ import annotations
 

@@ -6,7 +6,13 @@ from dataclasses import dataclass, replace
 
 NETWORKS = ("inception_v3", "xception")
 LAYER_OPERATORS = ("separable_conv2d", "conv2d_bn_act", "asymmetric_pair")
-OPERATORS = (*LAYER_OPERATORS, "pointwise_depthwise_conv2d", "label_smoothing_cross_entropy")
+OPERATORS = (
+    *LAYER_OPERATORS,
+    "pointwise_depthwise_conv2d",
+    "label_smoothing_cross_entropy",
+    "max_pool2d",
+    "avg_pool2d",
+)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PASSES = ("inference", "training")
 KINDS = ("network", "operator")
@@ -23,7 +29,7 @@ class Config:
 
     kinds: tuple[str, ...] = KINDS
     networks: tuple[str, ...] = NETWORKS
-    operators: tuple[str, ...] = LAYER_OPERATORS  # those that the two networks have
+    operators: tuple[str, ...] = LAYER_OPERATORS  # those with weights that the two networks have
     batches: tuple[int, ...] = (1, 8)
     dtypes: tuple[str, ...] = ("float32", "bfloat16")
     passes: tuple[str, ...] = PASSES

@@ -1,15 +1,16 @@
-"""Cases of the operators that neither network has a layer of."""
+"""Cases of the operators that neither network has a layer with weights of."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 
 from torch import nn
 
-from inception_kernels.bench.plain import PlainLoss, PlainPointwiseDepthwise
-from inception_kernels.models.layers import LayerSpec, distinct_layers
+from inception_kernels.bench.plain import PlainLoss, PlainPointwiseDepthwise, PlainPool
+from inception_kernels.models.layers import LayerSpec, PoolSpec, distinct_layers, distinct_pools
 
 _CLASSES = (1_000, 17_000, 100_000)  # ImageNet; JFT (Chollet 2017, section 4.1); the most that the loss is made for
 
@@ -77,7 +78,42 @@ class PointwiseFirst:
         return float(macs), float(pixels * spec.in_channels + results + parameters)
 
 
-ExtraLayer = Loss | PointwiseFirst
+@dataclass(frozen=True)
+class Pool:
+    """A pool of a network."""
+
+    network: str
+    spec: PoolSpec
+
+    @property
+    def operator(self) -> str:
+        return self.spec.operator
+
+    @property
+    def count(self) -> int:
+        return self.spec.count
+
+    @property
+    def name(self) -> str:
+        return f"{self.network} {self.spec}"
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.spec.channels, self.spec.height, self.spec.width
+
+    def build(self, batch: int) -> nn.Module:
+        spec = self.spec
+        return PlainPool(spec.operator, spec.kernel_size, spec.stride, spec.padding)
+
+    def work(self, batch: int) -> tuple[float, float]:
+        """One multiply-add per pixel of a window, as of a depthwise convolution; input and output moved once."""
+        spec = self.spec
+        channels = batch * spec.channels
+        results = channels * prod(spec.output_size)
+        return float(results * prod(spec.kernel_size)), float(channels * spec.height * spec.width + results)
+
+
+ExtraLayer = Loss | PointwiseFirst | Pool
 
 
 def _losses(networks: tuple[str, ...], image_size: int) -> Iterable[Loss]:
@@ -95,7 +131,14 @@ def _pointwise_first(networks: tuple[str, ...], image_size: int) -> Iterable[Poi
         yield from (PointwiseFirst(network, replace(spec, paths=paths)) for spec, paths in found.items())
 
 
+def _pools(operator: str, networks: tuple[str, ...], image_size: int) -> Iterable[Pool]:
+    for network in networks:
+        yield from (Pool(network, spec) for spec in distinct_pools(network, image_size) if spec.operator == operator)
+
+
 EXTRA: dict[str, Callable[[tuple[str, ...], int], Iterable[ExtraLayer]]] = {
     Loss.operator: _losses,
     PointwiseFirst.operator: _pointwise_first,
+    "max_pool2d": partial(_pools, "max_pool2d"),
+    "avg_pool2d": partial(_pools, "avg_pool2d"),
 }

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 import inception_kernels as ik
 from inception_kernels.ops import prepared
+from inception_kernels.ops.avg_pool2d import avg_pool2d
+from inception_kernels.ops.max_pool2d import max_pool2d
 from inception_kernels.reference._parts import activate
 
 Pair = tuple[int, int]
@@ -203,6 +205,32 @@ class PlainLoss(nn.Module):
 
     def prepared(self) -> FusedCall:
         return self.fused()
+
+
+class PlainPool(nn.Module):
+    """`operator` of `[N, C, H, W]`: `max_pool2d`, or `avg_pool2d` of stride 1 that keeps the image's size."""
+
+    def __init__(self, operator: str, kernel: Pair, stride: Pair, padding: Pair) -> None:
+        super().__init__()
+        kind = nn.MaxPool2d if operator == "max_pool2d" else nn.AvgPool2d
+        self.pool = kind(kernel, stride, padding)
+        self.operator, self.geometry = operator, (kernel, stride, padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(x)
+
+    def fused(self) -> FusedCall:
+        kernel, stride, padding = self.geometry
+        if self.operator == "max_pool2d":
+            return self._on_cpu(lambda x: max_pool2d(x, kernel, stride, padding))
+        return self._on_cpu(lambda x: avg_pool2d(x, kernel))
+
+    def prepared(self) -> FusedCall:
+        return self.fused()
+
+    def _on_cpu(self, call: FusedCall) -> FusedCall:
+        """On other devices a swapped model's pools are PyTorch's."""
+        return lambda x: call(x) if x.is_cpu else self(x)
 
 
 def _four(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:

@@ -22,6 +22,7 @@ from inception_kernels.roofline import Roofline
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442")
 _MARKERS = {"separable_conv2d": "o", "conv2d_bn_act": "s", "asymmetric_pair": "D"}
 _MARKERS |= {"pointwise_depthwise_conv2d": "^", "label_smoothing_cross_entropy": "v"}
+_MARKERS |= {"max_pool2d": "P", "avg_pool2d": "X"}
 _STYLE = {
     "axes.spines.top": False,
     "axes.spines.right": False,

@@ -121,6 +121,33 @@ class PairSpec:
         return f"{channels} {windows} @{self.first.height}"
 
 
+@dataclass(frozen=True)
+class PoolSpec:
+    """A pool at one shape: `operator` is `max_pool2d` or `avg_pool2d`, the other fields are as of a `LayerSpec`."""
+
+    operator: str
+    channels: int
+    height: int
+    width: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    paths: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        return len(self.paths)
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """(P, Q)."""
+        return output_size((self.height, self.width), self.kernel_size, self.stride, self.padding, (1, 1))
+
+    def __str__(self) -> str:
+        window = "x".join(map(str, self.kernel_size))
+        return f"{self.channels} {window} stride {self.stride[0]} @{self.height}"
+
+
 def distinct_layers(model_name: str, image_size: int = 299) -> list[LayerSpec]:
     """Every distinct operator shape of a network in evaluation, in order of first use, with its occurrences.
 
@@ -144,6 +171,18 @@ def distinct_pairs(model_name: str, image_size: int = 299) -> list[PairSpec]:
         )
         for (first, second), found in groups.items()
     ]
+
+
+def distinct_pools(model_name: str, image_size: int = 299) -> list[PoolSpec]:
+    """Every distinct pool with a window of its own; those over whole images are left out."""
+    groups: dict[PoolSpec, list[str]] = defaultdict(list)
+    for pool in _Network(model_name, image_size).pools():
+        groups[replace(pool, paths=())].extend(pool.paths)
+    return [replace(pool, paths=tuple(paths)) for pool, paths in groups.items()]
+
+
+def _both(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
 
 
 def _two(values: tuple[int, ...] | str) -> tuple[int, int]:
@@ -182,6 +221,22 @@ class _Network:
             if 1 in first.kernel_size and layer.kernel_size == first.kernel_size[::-1] != (1, 1):
                 taken |= {producer, node}
                 yield first, layer
+
+    def pools(self) -> Iterator[PoolSpec]:
+        for node in self.graph_module.graph.nodes:
+            pool = self._module(node)
+            if isinstance(pool, (nn.MaxPool2d, nn.AvgPool2d)):
+                _, channels, height, width = node.all_input_nodes[0].meta["tensor_meta"].shape
+                yield PoolSpec(
+                    operator="max_pool2d" if isinstance(pool, nn.MaxPool2d) else "avg_pool2d",
+                    channels=channels,
+                    height=height,
+                    width=width,
+                    kernel_size=_both(pool.kernel_size),
+                    stride=_both(pool.stride),
+                    padding=_both(pool.padding),
+                    paths=(str(node.target),),
+                )
 
     def _module(self, node: fx.Node | None) -> nn.Module | None:
         return self.modules[str(node.target)] if node is not None and node.op == "call_module" else None
