@@ -1,7 +1,5 @@
 #include "max_pool2d.h"
 
-#include <algorithm>
-
 #include "common/counters.h"
 #include "common/parallel.h"
 #include "cpu/isa.h"
@@ -13,12 +11,6 @@ namespace ik::cpu {
 namespace {
 
 const MaxPoolTable& table(DType dtype) { return IK_TABLE_BY_ISA(max_pool2d_table, dtype); }
-
-// Rows that make waking a thread worthwhile.
-int64_t rows_per_thread(int64_t elements_per_row) {
-  constexpr int64_t kElements = 8192;
-  return std::max<int64_t>(1, kElements / elements_per_row);
-}
 
 }  // namespace
 

@@ -16,11 +16,16 @@ inline PoolTask pool_task(const PoolShape& s, const NhwcInput& x, const NhwcOutp
   return task;
 }
 
+// Rows that make waking a thread worthwhile.
+inline int64_t rows_per_thread(int64_t elements_per_row) {
+  constexpr int64_t kElements = 8192;
+  return std::max<int64_t>(1, kElements / elements_per_row);
+}
+
 inline void run_pool(const PoolTask& task, void (*kernel)(const PoolTask&, int64_t, int64_t)) {
-  constexpr int64_t kElements = 8192;  // that make waking a thread worthwhile
   const Geometry& g = task.geometry;
-  const int64_t chunks = (g.C + kPoolChunk - 1) / kPoolChunk, per_unit = g.Q * std::min(g.C, kPoolChunk);
-  parallel_for(0, g.N * g.P * chunks, std::max<int64_t>(1, kElements / per_unit),
+  const int64_t chunks = (g.C + kPoolChunk - 1) / kPoolChunk;
+  parallel_for(0, g.N * g.P * chunks, rows_per_thread(g.Q * std::min(g.C, kPoolChunk)),
                [&](int64_t begin, int64_t end) { kernel(task, begin, end); });
 }
 

@@ -14,7 +14,7 @@ struct ProgramKernels {
   using A = Accum<T>;
   using V = Vec<A>;
   static constexpr int64_t kLanes = V::kLanes;
-  static constexpr int64_t kAheadPixels = 4, kLine = 64 / sizeof(T);
+  static constexpr int64_t kAheadPixels = 4, kLine = 64 / sizeof(T), kCacheBytes = 32 << 20;
 
   // What happens to `lanes` channels of one pixel on their way out.
   struct Finish {
@@ -54,7 +54,11 @@ struct ProgramKernels {
 
   template <typename Reduction>
   static void pool(const PoolTask& t, int64_t unit_begin, int64_t unit_end) {
+    using Map = std::conditional_t<std::is_same_v<Reduction, SumOf<T>>, Average, Same>;
     const Geometry& g = t.geometry;
+    const bool plain = is_plain(t.epilogue);
+    // New are the lowest rows' pixels to the right; the hardware does not follow them from page to page.
+    const bool fetches = g.N * g.H * g.W * g.C * static_cast<int64_t>(sizeof(T)) > kCacheBytes;
     const int64_t chunks = (g.C + kPoolChunk - 1) / kPoolChunk;
     for (int64_t unit = unit_begin; unit < unit_end; unit++) {
       const int64_t row = unit / chunks, n = row / g.P, p = row % g.P;
@@ -66,30 +70,92 @@ struct ProgramKernels {
       for (int64_t q = 0; q < g.Q; q++) {
         const int64_t w = q * g.stride_w - g.pad_w;
         const int64_t s_begin = first_inside(w, g.dilation_w), s_end = taps_inside(w, g.dilation_w, g.W, g.S);
-        const A divisor = average_divisor(t, h, w, r_end - r_begin, s_end - s_begin);
-        // New are the lowest rows' pixels to the right, and they lie too far apart for the hardware to follow.
-        const int64_t ahead = w + (g.S - 1) * g.dilation_w + kAheadPixels;
-        for (int64_t r = larger(r_begin, g.R - g.stride_h); r < r_end; r++)
-          for (int64_t s = 0; s < g.stride_w && ahead + s < g.W; s++)
-            for (int64_t c = c_begin; c < c_end; c += kLine)
-              __builtin_prefetch(at(t.x, n, h + r * g.dilation_h, ahead + s, c));
-        for (int64_t c = c_begin; c < c_end; c += Reduction::kVectors * kLanes) {
-          Reduction window;
-          for (int64_t r = r_begin; r < r_end; r++) {
-            const T* from = at(t.x, n, h + r * g.dilation_h, w + s_begin * g.dilation_w, c);
-            for (int64_t s = s_begin; s < s_end; s++, from += g.dilation_w * t.x.stride_w) window.add(from, g.C - c);
-          }
-          for (int v = 0; v < Reduction::kVectors && c + v * kLanes < g.C; v++) {
-            const int64_t first = c + v * kLanes, lanes = g.C - first;
-            V value = window.vector(v);
-            if constexpr (std::is_same_v<Reduction, SumOf<T>>) value = value / broadcast(divisor);
-            Finish(t.epilogue, first, lanes)(value, at(t.epilogue.residual, n, p, q, first),
-                                             at(t.epilogue.y, n, p, q, first), lanes);
-          }
+        const Map map(average_divisor(t, h, w, r_end - r_begin, s_end - s_begin));
+        if (fetches) {
+          const int64_t ahead = w + (g.S - 1) * g.dilation_w + kAheadPixels;
+          for (int64_t r = larger(r_begin, g.R - g.stride_h); r < r_end; r++)
+            for (int64_t s = 0; s < g.stride_w && ahead + s < g.W; s++)
+              for (int64_t c = c_begin; c < c_end; c += kLine)
+                __builtin_prefetch(at(t.x, n, h + r * g.dilation_h, ahead + s, c));
         }
+        const Window window{at(t.x, n, h + r_begin * g.dilation_h, w + s_begin * g.dilation_w, 0), r_end - r_begin,
+                            s_end - s_begin, g.dilation_h * t.x.stride_h, g.dilation_w * t.x.stride_w};
+        const Out out{t.epilogue, at(t.epilogue.y, n, p, q, 0), at(t.epilogue.residual, n, p, q, 0)};
+        if (window.R == 3 && window.S == 3)
+          three_by_three<Reduction>(window, out, map, plain, c_begin, c_end);
+        else
+          any_window<Reduction>(window, out, map, c_begin, c_end);
       }
     }
   }
+
+  // What of a window lies inside the image.
+  struct Window {
+    const T* x;
+    int64_t R, S;
+    int64_t stride_r, stride_s;
+  };
+  // One output pixel.
+  struct Out {
+    const Epilogue& epilogue;
+    T* y;
+    const T* residual;
+  };
+
+  template <typename Reduction, typename Map>
+  static void three_by_three(const Window& window, const Out& out, const Map& map, bool plain, int64_t c_begin,
+                             int64_t c_end) {
+    constexpr int64_t kStep = Reduction::kVectors * kLanes;
+    const T* taps[9];
+    for (int64_t i = 0; i < 9; i++) taps[i] = window.x + i / 3 * window.stride_r + i % 3 * window.stride_s;
+    int64_t c = c_begin;
+    for (; c + kStep <= c_end; c += kStep) {
+      Reduction found;
+#pragma GCC unroll 9
+      for (int i = 0; i < 9; i++) found.add(taps[i] + c);
+      if (plain)
+        found.store_whole(out.y + c, map);
+      else
+        finish(found, out, map, c, kStep);
+    }
+    if (c == c_end) return;
+    Reduction found;
+    for (int i = 0; i < 9; i++) found.add(taps[i] + c, c_end - c);
+    finish(found, out, map, c, c_end - c);
+  }
+  template <typename Reduction, typename Map>
+  static void any_window(const Window& window, const Out& out, const Map& map, int64_t c_begin, int64_t c_end) {
+    for (int64_t c = c_begin; c < c_end; c += Reduction::kVectors * kLanes) {
+      Reduction found;
+      for (int64_t r = 0; r < window.R; r++) {
+        const T* from = window.x + r * window.stride_r + c;
+        for (int64_t s = 0; s < window.S; s++, from += window.stride_s) found.add(from, c_end - c);
+      }
+      finish(found, out, map, c, c_end - c);
+    }
+  }
+  template <typename Reduction, typename Map>
+  static void finish(const Reduction& found, const Out& out, const Map& map, int64_t c, int64_t channels) {
+#pragma GCC unroll 2
+    for (int v = 0; v < Reduction::kVectors && channels > 0; v++, c += kLanes, channels -= kLanes)
+      Finish(out.epilogue, c, channels)(map(found.vector(v)), out.residual ? out.residual + c : nullptr, out.y + c,
+                                        channels);
+  }
+  // Nothing but the reduction.
+  static bool is_plain(const Epilogue& e) {
+    return !e.scale && !e.shift && !e.residual.data && e.activation == Activation::kNone;
+  }
+
+  struct Average {
+    V divisor;
+    explicit Average(A pixels) : divisor(broadcast(pixels)) {}
+    V operator()(V sum) const { return sum / divisor; }
+  };
+  // Of a maximum nothing.
+  struct Same {
+    explicit Same(A) {}
+    V operator()(V value) const { return value; }
+  };
 
   static int64_t first_inside(int64_t start, int64_t dilation) {
     return start >= 0 ? 0 : (-start + dilation - 1) / dilation;
@@ -129,7 +195,7 @@ struct ProgramKernels {
   }
   static void gathered_row(const ElementwiseTask& t, int64_t n, int64_t h) {
     const Epilogue& e = t.epilogue;
-    if (!e.scale && !e.shift && !e.residual.data && e.activation == Activation::kNone) {
+    if (is_plain(e)) {
       moved_row(t, n, h);
       return;
     }

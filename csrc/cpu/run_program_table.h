@@ -21,8 +21,8 @@ struct ElementwiseTask {
   Epilogue epilogue;
 };
 
-// Units are rows of one image: unit = (n * P + p) * chunks + chunk, where a chunk is kPoolChunk channels.
-constexpr int64_t kPoolChunk = 128;
+// Units of a pool are rows of one image: unit = (n * P + p) * chunks + chunk, where a chunk is kPoolChunk channels.
+constexpr int64_t kPoolChunk = 512;
 
 struct ProgramTable {
   const char* max_pool2d_counter;  // of the operators
