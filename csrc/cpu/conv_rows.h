@@ -34,7 +34,11 @@ struct PixelLines {
     line_step = smaller(g.stride_h, reach_h);
     pixel_step = smaller(g.stride_w, reach_w);
     width = (g.Q - 1) * pixel_step + reach_w;
-    const bool flat = line_step == 1 && width == g.Q;
+    // A panel within one line leaves out the rows of its window that lie outside the image, one across two lines only
+    // those of both; but it should not be a short one.
+    const int64_t of_line = g.Q / ceil_div(g.Q, most_rows);
+    const bool leaves_rows_out = g.R > 1 && g.pad_h > 0 && 2 * of_line > most_rows;
+    const bool flat = line_step == 1 && width == g.Q && !leaves_rows_out;
     lines = flat ? 1 : g.P;
     length = flat ? g.P * g.Q : g.Q;
     panels = ceil_div(length, most_rows);
