@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.usefixtures("poisoned_memory"), needs_kernels]
 
 DTYPES = {"f32": torch.float32, "f64": torch.float64, "bf16": torch.bfloat16, "f16": torch.float16}
 KERNELS = [(3, 3), (1, 1), (5, 3), (1, 7), (9, 9)]
-SIZES = [(1, 1, 7, 7), (2, 33, 17, 13), (1, 64, 8, 9), (3, 5, 1, 11), (2, 4, 2, 2)]
+SIZES = [(1, 1, 7, 7), (2, 33, 17, 13), (1, 64, 8, 9), (3, 5, 1, 11), (2, 4, 2, 2), (1, 545, 5, 6)]
 
 
 def torchs(x: Tensor, kernel, count_include_pad: bool) -> Tensor:
@@ -47,6 +47,22 @@ def test_core_geometry(size, kernel, dtype, count_include_pad):
         kernel = (1, 9)
     x = normal(*size).to(DTYPES[dtype]).contiguous(memory_format=torch.channels_last)
     check(x, kernel, count_include_pad)
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("C", [1, 15, 67, 128])
+def test_special_values_on_every_instruction_set(C, dtype, isa, use_isa):
+    use_isa(isa)
+    x = normal(2, C, 8, 9)
+    special = x.new_tensor([torch.nan, -torch.nan, torch.inf, -torch.inf, -0.0, 3e38, -3e38, 1e-45])
+    where = torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) < 0.05
+    x[where] = special[torch.arange(int(where.sum())) % len(special)]
+    x = x.to(DTYPES[dtype]).contiguous(memory_format=torch.channels_last)
+    for kernel in ((3, 3), (3, 5)):
+        y, expected = avg_pool2d(x, kernel), torchs(x, kernel, True)
+        assert torch.equal(y.isnan(), expected.isnan())
+        assert torch.equal(y.nan_to_num(7.0), expected.nan_to_num(7.0))
 
 
 @pytest.mark.parametrize("count_include_pad", [True, False])

@@ -31,7 +31,7 @@ WINDOWS = {
     "16x16_s5_p8": ((16, 16), (5, 5), (8, 8)),
 }
 APART = ("2x2_s2", "1x1_s2")  # windows that share no pixel: nothing is added
-SIZES = [(1, 1, 7, 7), (2, 3, 17, 13), (1, 64, 8, 9), (2, 131, 7, 11), (3, 72, 1, 30)]
+SIZES = [(1, 1, 7, 7), (2, 3, 17, 13), (1, 64, 8, 9), (2, 131, 7, 11), (3, 72, 1, 30), (1, 545, 5, 6)]
 
 
 def whole(*sizes: int, seed: int = 0) -> Tensor:
