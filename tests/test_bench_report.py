@@ -65,6 +65,15 @@ def test_report_without_matplotlib_says_so(rows: list[Row], tmp_path: Path, monk
     assert "matplotlib is not installed" in written[2].read_text()
 
 
+def test_the_speedup_at_the_floor_is_that_of_a_row_at_100_percent(rows: list[Row]) -> None:
+    row = next(row for row in rows if row.speedup and row.roofline_percent)
+    fastest = min(row.speedup.values())
+    half = dataclasses.replace(row, roofline_percent=50.0)
+    assert columns.speedup_at_floor(half) == pytest.approx(2 * fastest)
+    for unknown in ({"roofline_percent": None}, {"speedup": {}}):
+        assert columns.speedup_at_floor(dataclasses.replace(row, **unknown)) is None
+
+
 def test_geometric_means_count_losses_too(rows: list[Row]) -> None:
     means = dict(columns.geometric_means(rows))
     found = means["operators, inference, float32, inception_kernels"]
