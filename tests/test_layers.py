@@ -57,7 +57,7 @@ def test_every_pool_is_in_one_spec(name, maxima, averages):
     for pool in pools:
         modules = [model.get_submodule(path) for path in pool.paths]
         assert {type(module) for module in modules} == {kinds[pool.operator]}
-        outputs = {module(torch.empty(1, pool.channels, pool.height, pool.width)).shape[2:] for module in modules}
+        outputs = {module(torch.empty(1, pool.in_channels, pool.height, pool.width)).shape[2:] for module in modules}
         assert outputs == {pool.output_size}
     counts = [sum(pool.count for pool in pools if pool.operator == kind) for kind in kinds]
     assert counts == [maxima, averages]

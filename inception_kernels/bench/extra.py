@@ -41,27 +41,34 @@ class Loss:
 
 
 @dataclass(frozen=True)
-class PointwiseFirst:
-    """A separable convolution of a network in the other order: the "extreme" Inception module of its channels.
-
-    ReLU after both parts, as in Inception (Chollet 2017, section 1.2).
-    """
+class _OfNetwork:
+    """A case at a shape that a network has."""
 
     network: str
-    spec: LayerSpec
-    operator = "pointwise_depthwise_conv2d"
+    spec: LayerSpec | PoolSpec
 
     @property
     def count(self) -> int:
         return self.spec.count
 
     @property
-    def name(self) -> str:
-        return f"{self.network} pointwise first {self.spec}"
-
-    @property
     def input_shape(self) -> tuple[int, ...]:
         return self.spec.in_channels, self.spec.height, self.spec.width
+
+
+@dataclass(frozen=True)
+class PointwiseFirst(_OfNetwork):
+    """A separable convolution of a network in the other order: the "extreme" Inception module of its channels.
+
+    ReLU after both parts, as in Inception (Chollet 2017, section 1.2).
+    """
+
+    spec: LayerSpec
+    operator = "pointwise_depthwise_conv2d"
+
+    @property
+    def name(self) -> str:
+        return f"{self.network} pointwise first {self.spec}"
 
     def build(self, batch: int) -> nn.Module:
         spec = self.spec
@@ -79,10 +86,9 @@ class PointwiseFirst:
 
 
 @dataclass(frozen=True)
-class Pool:
+class Pool(_OfNetwork):
     """A pool of a network."""
 
-    network: str
     spec: PoolSpec
 
     @property
@@ -90,16 +96,8 @@ class Pool:
         return self.spec.operator
 
     @property
-    def count(self) -> int:
-        return self.spec.count
-
-    @property
     def name(self) -> str:
         return f"{self.network} {self.spec}"
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return self.spec.channels, self.spec.height, self.spec.width
 
     def build(self, batch: int) -> nn.Module:
         spec = self.spec
@@ -108,7 +106,7 @@ class Pool:
     def work(self, batch: int) -> tuple[float, float]:
         """One multiply-add per pixel of a window, as of a depthwise convolution; input and output moved once."""
         spec = self.spec
-        channels = batch * spec.channels
+        channels = batch * spec.in_channels
         results = channels * prod(spec.output_size)
         return float(results * prod(spec.kernel_size)), float(channels * spec.height * spec.width + results)
 

@@ -5,6 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from math import prod
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +18,35 @@ from inception_kernels.flops.formulas import (
     separable_conv2d_macs,
 )
 from inception_kernels.models.loading import load
+from inception_kernels.ops._checks import pair
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
+class _Windowed:
+    """What windows slide over, and how often the network has them."""
+
+    height: int
+    width: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    paths: tuple[str, ...]
+
+    @property
+    def count(self) -> int:
+        """How often the network has this layer."""
+        return len(self.paths)
+
+    @property
+    def output_size(self) -> tuple[int, int]:
+        """(P, Q)."""
+        return output_size((self.height, self.width), self.kernel_size, self.stride, self.padding, self.dilation)
+
+
 @dataclass(frozen=True)
-class LayerSpec:
+class LayerSpec(_Windowed):
     """One operator at one shape, without the batch. Every layer here is followed by batch norm.
 
     `operator` is `conv2d_bn_act` or `separable_conv2d`; input `[N, in_channels, height, width]`;
@@ -47,16 +71,6 @@ class LayerSpec:
     adds_residual: bool
     eps: float
     paths: tuple[str, ...]
-
-    @property
-    def count(self) -> int:
-        """How often the network has this layer."""
-        return len(self.paths)
-
-    @property
-    def output_size(self) -> tuple[int, int]:
-        """(P, Q)."""
-        return output_size((self.height, self.width), self.kernel_size, self.stride, self.padding, self.dilation)
 
     @property
     def weight_shapes(self) -> tuple[tuple[int, int, int, int], ...]:
@@ -122,30 +136,25 @@ class PairSpec:
 
 
 @dataclass(frozen=True)
-class PoolSpec:
+class PoolSpec(_Windowed):
     """A pool at one shape: `operator` is `max_pool2d` or `avg_pool2d`, the other fields are as of a `LayerSpec`."""
 
     operator: str
-    channels: int
+    in_channels: int
     height: int
     width: int
     kernel_size: tuple[int, int]
     stride: tuple[int, int]
     padding: tuple[int, int]
+    dilation: tuple[int, int]
     paths: tuple[str, ...]
-
-    @property
-    def count(self) -> int:
-        return len(self.paths)
-
-    @property
-    def output_size(self) -> tuple[int, int]:
-        """(P, Q)."""
-        return output_size((self.height, self.width), self.kernel_size, self.stride, self.padding, (1, 1))
 
     def __str__(self) -> str:
         window = "x".join(map(str, self.kernel_size))
-        return f"{self.channels} {window} stride {self.stride[0]} @{self.height}"
+        return f"{self.in_channels} {window} stride {self.stride[0]} @{self.height}"
+
+
+_Spec = TypeVar("_Spec", LayerSpec, PoolSpec)
 
 
 def distinct_layers(model_name: str, image_size: int = 299) -> list[LayerSpec]:
@@ -153,10 +162,7 @@ def distinct_layers(model_name: str, image_size: int = 299) -> list[LayerSpec]:
 
     `model_name` as in `models.load`; the model must be traceable by `torch.fx`.
     """
-    groups: dict[LayerSpec, list[str]] = defaultdict(list)
-    for layer in _Network(model_name, image_size).layers():
-        groups[replace(layer, paths=())].extend(layer.paths)
-    return [replace(layer, paths=tuple(paths)) for layer, paths in groups.items()]
+    return _distinct(_Network(model_name, image_size).layers())
 
 
 def distinct_pairs(model_name: str, image_size: int = 299) -> list[PairSpec]:
@@ -175,14 +181,14 @@ def distinct_pairs(model_name: str, image_size: int = 299) -> list[PairSpec]:
 
 def distinct_pools(model_name: str, image_size: int = 299) -> list[PoolSpec]:
     """Every distinct pool with a window of its own; those over whole images are left out."""
-    groups: dict[PoolSpec, list[str]] = defaultdict(list)
-    for pool in _Network(model_name, image_size).pools():
-        groups[replace(pool, paths=())].extend(pool.paths)
-    return [replace(pool, paths=tuple(paths)) for pool, paths in groups.items()]
+    return _distinct(_Network(model_name, image_size).pools())
 
 
-def _both(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else value
+def _distinct(specs: Iterator[_Spec]) -> list[_Spec]:
+    groups: dict[_Spec, list[str]] = defaultdict(list)
+    for spec in specs:
+        groups[replace(spec, paths=())].extend(spec.paths)
+    return [replace(spec, paths=tuple(paths)) for spec, paths in groups.items()]
 
 
 def _two(values: tuple[int, ...] | str) -> tuple[int, int]:
@@ -229,12 +235,13 @@ class _Network:
                 _, channels, height, width = node.all_input_nodes[0].meta["tensor_meta"].shape
                 yield PoolSpec(
                     operator="max_pool2d" if isinstance(pool, nn.MaxPool2d) else "avg_pool2d",
-                    channels=channels,
+                    in_channels=channels,
                     height=height,
                     width=width,
-                    kernel_size=_both(pool.kernel_size),
-                    stride=_both(pool.stride),
-                    padding=_both(pool.padding),
+                    kernel_size=pair(pool.kernel_size, "kernel_size", 1),
+                    stride=pair(pool.stride, "stride", 1),
+                    padding=pair(pool.padding, "padding", 0),
+                    dilation=pair(getattr(pool, "dilation", 1), "dilation", 1),
                     paths=(str(node.target),),
                 )
 
