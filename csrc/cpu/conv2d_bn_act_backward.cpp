@@ -96,7 +96,6 @@ void conv2d_backward_weight(const Conv2dBackward& args, const NhwcInput& x, cons
                             bool wide) {
   const Kernels& table = kernels(args.dtype);
   const ConvShape& s = args.shape;
-  count_kernel(table.conv_name);
   WeightGradient gradient{};
   gradient.shape = s;
   gradient.x = x;

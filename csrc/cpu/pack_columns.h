@@ -23,6 +23,9 @@ inline void transpose(Vec<O> (&rows)[Vec<O>::kLanes]) {
   }
 }
 
+// Weights that change in every step come from memory, a line here and a line there: too few in flight without these.
+constexpr int64_t kAheadBytes = 256, kAheadRows = 16;
+
 // The panel's operands of one tap, and a channel of all columns into them. A pair's first channel is written before its
 // second.
 template <typename T>
@@ -50,6 +53,7 @@ inline void pack_adjacent_columns(const Geometry& g, const WeightView& w, int64_
       for (int64_t c = 0; c < g.C; c += kDepth<T>, out += kNR) {
         const T* from = static_cast<const T*>(w.data) + column + c * w.stride_c + r * w.stride_r + s * w.stride_s;
         for (int64_t j = 0; j < kNR; j += kLanes) {
+          __builtin_prefetch(from + kAheadRows * w.stride_c + j, 0, 2);
           if constexpr (kDepth<T> == 1)
             store(out + j, load_columns(from, j));
           else
@@ -85,6 +89,9 @@ inline void pack_channels(const T* from, int64_t pitch, int64_t columns, int64_t
   for (int64_t c = 0; c < count; c += kCount) {
     const int n = static_cast<int>(smaller(kCount, count - c));
     Vec<O> block[kLanes];
+#pragma GCC unroll 16
+    for (int j = 0; j < kLanes; j++)
+      __builtin_prefetch(reinterpret_cast<const char*>(from + j * pitch + c) + kAheadBytes, 0, 2);
 #pragma GCC unroll 16
     for (int j = 0; j < kLanes; j++) block[j] = j >= columns ? broadcast(O{}) : load_operands(from + j * pitch + c, n);
     transpose<O>(block);

@@ -1,3 +1,6 @@
+#include <atomic>
+
+#include "common/counters.h"
 #include "common/parallel.h"
 #include "cpu/scratch.h"
 #include "cpu/training/products.h"
@@ -12,9 +15,30 @@ constexpr int64_t kChunkPixels = 400;       // about: each chunk is a visit to t
 constexpr int64_t kGroupPixels = 1024;      // worth a partial sum, which costs a pass over the weight
 constexpr int64_t kGroups = 16;
 constexpr int64_t kTilePixels = 32;
+// By Winograd's algorithm a strip holds 16 products of each block.
+constexpr int64_t kChunkBlocks = 96;
+constexpr int64_t kBlockStripBytes = 256 << 10;
+constexpr int64_t kLeastBlocks = 64;       // fewer do not earn the passes over 16 sums
+constexpr int64_t kMostWeights = 1 << 16;  // the 16 sums of more go through memory for every chunk
+
+// What the sums of a pair of panels run over.
+struct Extent {
+  int64_t rows;    // of output pixels, or of blocks of 2 x 2 of them, in all images
+  int64_t length;  // of a row
+  int64_t sums;    // taps, or Winograd's products
+  int64_t copies;  // of grad_z and x in the buffers of a chunk
+};
+
+Extent extent_of(const WeightGradient& args, bool winograd) {
+  const ConvShape& s = args.shape;
+  constexpr int64_t kProducts = 16;
+  if (winograd) return {s.N * divide_up(s.P(), 2), divide_up(s.Q(), 2), kProducts, kProducts};
+  return {s.N * s.P(), s.Q(), args.depthwise || args.columns ? 1 : s.R * s.S, 1};
+}
 
 struct Plan {
-  int64_t rows;  // output rows of a chunk, at most
+  Extent extent;
+  int64_t rows;  // of a chunk, at most
   int64_t chunks;
   int64_t groups;  // partial sums
   int64_t k_panels, c_panels;
@@ -23,10 +47,10 @@ struct Plan {
   int64_t strip_bytes, product_bytes, pairs_bytes, grad_bytes;
 };
 
-// Elements of a panel's strips under `rows` output rows, wherever they start.
-int64_t strip_pixels(const WeightGradient& args, int64_t rows) {
+// Pixels of a panel's strips under `rows` rows, wherever they start.
+int64_t strip_pixels(const WeightGradient& args, const Extent& extent, int64_t rows) {
   const ConvShape& s = args.shape;
-  if (args.columns) return rows * s.Q();
+  if (args.columns || extent.copies > 1) return rows * extent.length * extent.copies;
   const int64_t images = std::min(s.N, (rows - 1) / s.P() + 2);
   const int64_t extra = std::max<int64_t>(0, (s.R - 1) * s.dilation_h + 1 - s.stride_h);
   return (rows * s.stride_h + images * extra) * ((s.Q() - 1) * s.stride_w + (s.S - 1) * s.dilation_w + 1);
@@ -42,9 +66,8 @@ struct Blocks {
 Blocks share_channels(const Kernels& table, const WeightGradient& args, const Plan& plan, int64_t channels) {
   const ConvShape& s = args.shape;
   const int64_t threads = num_threads(), lanes = table.columns / 2, vectors = divide_up(channels, lanes);
-  const int64_t taps = args.depthwise || args.columns ? 1 : s.R * s.S;
-  const int64_t product = divide_up(table.rows * taps, 2), pack_columns = args.depthwise ? 4 + s.R * s.S : 4;
-  constexpr int64_t pack_rows = 4;
+  const int64_t product = divide_up(table.rows * plan.extent.sums, 2), copies = plan.extent.copies;
+  const int64_t pack_columns = args.depthwise ? 4 + s.R * s.S : 4 * copies, pack_rows = 4 * copies;
   Blocks best{1, 1};
   int64_t best_cost = -1;
   for (int64_t c = 1; c <= plan.c_panels; ++c)
@@ -59,36 +82,38 @@ Blocks share_channels(const Kernels& table, const WeightGradient& args, const Pl
   return best;
 }
 
-Plan make_plan(const Kernels& table, const WeightGradient& args) {
+Plan make_plan(const Kernels& table, const WeightGradient& args, bool winograd) {
   const ConvShape& s = args.shape;
-  const int64_t all_rows = s.N * s.P(), Q = s.Q(), element = table.accumulator_bytes;
-  const int64_t window = args.depthwise ? 1 : s.R * s.S;
+  const int64_t element = table.accumulator_bytes, channels = args.columns ? s.R * s.S * s.C : s.C;
   Plan plan;
+  plan.extent = extent_of(args, winograd);
+  const auto [rows, length, window, copies] = plan.extent;
   plan.k_panels = divide_up(s.K, table.rows);
-  plan.c_panels = divide_up(args.columns ? window * s.C : s.C, table.columns);
-  const int64_t row_grad = Q * plan.k_panels * table.rows * element;
-  plan.rows = std::clamp<int64_t>(std::min(kGradBytes / row_grad, divide_up(kChunkPixels, Q)), 1, all_rows);
-  while (plan.rows > 1 && strip_pixels(args, plan.rows) * table.columns * element > kStripBytes)
+  plan.c_panels = divide_up(channels, table.columns);
+  const int64_t row_grad = length * copies * plan.k_panels * table.rows * element;
+  const int64_t chunk = winograd ? kChunkBlocks : kChunkPixels, strip = winograd ? kBlockStripBytes : kStripBytes;
+  plan.rows = std::clamp<int64_t>(std::min(kGradBytes / row_grad, divide_up(chunk, length)), 1, rows);
+  while (plan.rows > 1 && strip_pixels(args, plan.extent, plan.rows) * table.columns * element > strip)
     plan.rows = divide_up(plan.rows, 2);
-  plan.chunks = divide_up(all_rows, plan.rows);
-  plan.groups = std::clamp<int64_t>(all_rows * Q / kGroupPixels, 1, std::min(kGroups, plan.chunks));
+  plan.chunks = divide_up(rows, plan.rows);
+  plan.groups = std::clamp<int64_t>(rows * length / kGroupPixels, 1, std::min(kGroups, plan.chunks));
   // As many for every group, or threads would wait for the one with more.
-  plan.chunks = std::min(all_rows, divide_up(plan.chunks, plan.groups) * plan.groups);
-  plan.rows = divide_up(all_rows, plan.chunks);
-  const Blocks blocks = share_channels(table, args, plan, args.columns ? window * s.C : s.C);
+  plan.chunks = std::min(rows, divide_up(plan.chunks, plan.groups) * plan.groups);
+  plan.rows = divide_up(rows, plan.chunks);
+  const Blocks blocks = share_channels(table, args, plan, channels);
   plan.c_blocks = blocks.c;
   plan.k_blocks = blocks.k;
-  const int64_t tile = table.rows * table.columns;
-  plan.partial = plan.c_panels * (args.columns ? 1 : window) * plan.k_panels * tile;
-  plan.strip_bytes = strip_pixels(args, plan.rows) * table.columns * element;
-  plan.product_bytes = args.depthwise ? plan.rows * Q * table.columns * element : 0;
+  plan.partial = plan.c_panels * window * plan.k_panels * table.rows * table.columns;
+  plan.strip_bytes = strip_pixels(args, plan.extent, plan.rows) * table.columns * element;
+  plan.product_bytes = args.depthwise ? plan.rows * length * table.columns * element : 0;
   // Pixels may be padded to whole tiles.
   const int64_t block = divide_up(plan.k_panels, plan.k_blocks) * table.rows * element;
-  plan.grad_bytes = (plan.rows * Q + kTilePixels) * block;
+  plan.grad_bytes = (plan.rows * length * copies + kTilePixels) * block;
   constexpr int64_t kHalf = 2, kPair = 4;  // bytes
   plan.pairs_bytes = 0;
   if (table.storage_bytes == kHalf) {
-    plan.pairs_bytes = (strip_pixels(args, plan.rows) + plan.rows * Q + kTilePixels) * table.columns * kPair;
+    plan.pairs_bytes =
+        (strip_pixels(args, plan.extent, plan.rows) + plan.rows * length + kTilePixels) * table.columns * kPair;
   }
   return plan;
 }
@@ -117,18 +142,13 @@ bool can_sum_in_place(const Kernels& table, const WeightGradient& args, const We
          (window == 1 || (out.stride_s == s.C && (s.R == 1 || out.stride_r == s.S * s.C)));
 }
 
-}  // namespace
-
-void weight_gradient(const Kernels& table, const WeightGradient& given, const WeightOutput& grad_weight, bool wide) {
-  WeightGradient args = given;
-  args.shape = drop_skipped(given.shape, args.x);
+// False if the gradient has to be computed by the definition.
+bool sum_by(const WeightKernels& kernels, const Kernels& table, const WeightGradient& args, const Plan& plan,
+            const WeightOutput& grad_weight, bool wide) {
   const ConvShape& s = args.shape;
-  args.columns = !args.depthwise && s.C < table.columns / 2 && s.R * s.S > 1;
-  const Plan plan = make_plan(table, args);
   const size_t element = table.accumulator_bytes;
-  const int64_t all_rows = s.N * s.P();
-  const int64_t tile = table.rows * table.columns, window = args.depthwise || args.columns ? 1 : s.R * s.S;
-  const bool in_place = plan.groups == 1 && can_sum_in_place(table, args, grad_weight, wide);
+  const int64_t tile = table.rows * table.columns, window = plan.extent.sums;
+  const bool in_place = plan.groups == 1 && plan.extent.copies == 1 && can_sum_in_place(table, args, grad_weight, wide);
   WeightSums sums;
   if (in_place)
     sums = {grad_weight.data, table.columns, s.C, table.rows * grad_weight.stride_k, grad_weight.stride_k, false};
@@ -160,16 +180,41 @@ void weight_gradient(const Kernels& table, const WeightGradient& given, const We
       WeightSums own = sums;
       own.data = static_cast<char*>(sums.data) + group * plan.partial * element;
       for (int64_t chunk = chunk0; chunk < chunk1; ++chunk) {
-        block.row0 = all_rows * chunk / plan.chunks, block.row1 = all_rows * (chunk + 1) / plan.chunks;
-        table.weight_gradient(args, block, buffers, own, chunk == chunk0);
+        block.row0 = plan.extent.rows * chunk / plan.chunks, block.row1 = plan.extent.rows * (chunk + 1) / plan.chunks;
+        kernels.gradient(args, block, buffers, own, chunk == chunk0);
       }
     }
   });
-  if (in_place) return;
-  const auto finish = wide ? table.weight_finish_wide : table.weight_finish;
+  if (in_place) return true;
+  const auto finish = wide ? kernels.finish_wide : kernels.finish;
+  std::atomic<bool> finished{true};
   parallel_for(0, plan.k_panels, 1, [&](int64_t begin, int64_t end) {
-    finish(args, sums, plan.groups, plan.partial, begin, end, grad_weight);
+    if (!finish(args, sums, plan.groups, plan.partial, begin, end, grad_weight)) finished = false;
   });
+  return finished;
+}
+
+bool by_winograd(const Kernels& table, const WeightGradient& args) {
+  const ConvShape& s = args.shape;
+  const Extent blocks = extent_of(args, true);
+  constexpr int64_t kLeastChannels = 16;
+  return table.winograd.gradient && !args.depthwise && s.R == 3 && s.S == 3 && s.stride_h == 1 && s.stride_w == 1 &&
+         s.dilation_h == 1 && s.dilation_w == 1 && s.C >= kLeastChannels && s.K >= kLeastChannels &&
+         s.C * s.K <= kMostWeights && blocks.rows * blocks.length >= kLeastBlocks;
+}
+
+}  // namespace
+
+void weight_gradient(const Kernels& table, const WeightGradient& given, const WeightOutput& grad_weight, bool wide) {
+  WeightGradient args = given;
+  if (by_winograd(table, args)) {
+    count_kernel(table.winograd_name);
+    if (sum_by(table.winograd, table, args, make_plan(table, args, true), grad_weight, wide)) return;
+  }
+  args.shape = drop_skipped(given.shape, args.x);
+  args.columns = !args.depthwise && args.shape.C < table.columns / 2 && args.shape.R * args.shape.S > 1;
+  if (!args.depthwise) count_kernel(table.conv_name);
+  sum_by(table.weight, table, args, make_plan(table, args, false), grad_weight, wide);
 }
 
 }  // namespace ik::cpu::training

@@ -27,9 +27,8 @@ Kernels make_kernels() {
   kernels.separable_name = "separable_conv2d.backward.cpu_amx_bf16";
   kernels.rows = kRows;
   kernels.sums_in_place = false;  // whole tiles are stored
-  kernels.weight_gradient = &weight_gradient_tiles;
-  kernels.weight_finish = &weight_finish<BFloat16>;
-  kernels.weight_finish_wide = &weight_finish<float>;
+  kernels.weight = {&weight_gradient_tiles, &weight_finish<BFloat16>, &weight_finish<float>};
+  kernels.winograd = {};  // tiles have too few digits for what its transforms would write
   return kernels;
 }
 

@@ -24,7 +24,8 @@ Kernels make_kernels() {
   Kernels kernels = kernels_avx512(DType::kBFloat16);
   kernels.conv_name = "conv2d_bn_act.backward.cpu_avx512bf16_bf16";
   kernels.separable_name = "separable_conv2d.backward.cpu_avx512bf16_bf16";
-  kernels.weight_gradient = &weight_gradient<BFloat16, PairProduct>;
+  kernels.weight.gradient = &weight_gradient<BFloat16, PairProduct>;
+  kernels.winograd = {};  // pairs have too few digits for what its transforms would write
   return kernels;
 }
 

@@ -80,10 +80,25 @@ struct SeparableScratch {
   int64_t* offsets;  // 2 * R * S
 };
 
+// The product of a weight gradient.
+struct WeightKernels {
+  // Adds to the sums, or if `first` writes them.
+  void (*gradient)(const WeightGradient& args, const WeightBlock& block, const WeightScratch& scratch,
+                   const WeightSums& sums, bool first);
+  // k panels [k0, k1) of grad_weight from `count` whole sums, `stride` elements apart. False if something is not finite
+  // that has to be computed by the definition.
+  bool (*finish)(const WeightGradient& args, const WeightSums& sums, int64_t count, int64_t stride, int64_t k0,
+                 int64_t k1, const WeightOutput& grad_weight);
+  // The same in the accumulation type.
+  bool (*finish_wide)(const WeightGradient& args, const WeightSums& sums, int64_t count, int64_t stride, int64_t k0,
+                      int64_t k1, const WeightOutput& grad_weight);
+};
+
 struct Kernels {
   const char* norm_forward_name;
   const char* norm_backward_name;
   const char* conv_name;
+  const char* winograd_name;
   const char* separable_name;
   int64_t storage_bytes, accumulator_bytes;
   int64_t rows;  // register block: rows x columns
@@ -100,15 +115,8 @@ struct Kernels {
 
   // [panel][R * S + 1][columns]: taps, then the bias.
   void (*pack_depthwise)(const ConvShape& shape, const WeightView& weight, const void* bias, void* packed);
-  // Adds to the sums, or if `first` writes them.
-  void (*weight_gradient)(const WeightGradient& args, const WeightBlock& block, const WeightScratch& scratch,
-                          const WeightSums& sums, bool first);
-  // k panels [k0, k1) of grad_weight from `count` whole sums, `stride` elements apart.
-  void (*weight_finish)(const WeightGradient& args, const WeightSums& sums, int64_t count, int64_t stride, int64_t k0,
-                        int64_t k1, const WeightOutput& grad_weight);
-  // The same in the accumulation type.
-  void (*weight_finish_wide)(const WeightGradient& args, const WeightSums& sums, int64_t count, int64_t stride,
-                             int64_t k0, int64_t k1, const WeightOutput& grad_weight);
+  WeightKernels weight;
+  WeightKernels winograd;  // null where products have too few digits for it
 
   // partial [c panel][R * S + 1][columns], written where the tile is: its weight and bias gradients.
   void (*separable_data)(const SeparableData& args, const SeparableTile& tile, const SeparableScratch& scratch,

@@ -20,15 +20,28 @@ namespace {
 #include "product.inl"
 #include "strip.inl"
 #include "weight.inl"
+#include "weight_winograd.inl"
 #include "separable.inl"
 // clang-format on
 
+// float64 asks for accuracy.
 template <typename T>
-constexpr Kernels table(const char* norm_forward, const char* norm_backward, const char* conv, const char* separable) {
+constexpr WeightKernels winograd_kernels() {
+  using A = typename AccumulatorOf<T>::Type;
+  if constexpr (sizeof(A) > sizeof(float))
+    return {};
+  else
+    return {&weight_gradient_winograd<T>, &weight_finish_winograd<T>, &weight_finish_winograd<A>};
+}
+
+template <typename T>
+constexpr Kernels table(const char* norm_forward, const char* norm_backward, const char* conv, const char* winograd,
+                        const char* separable) {
   using A = typename AccumulatorOf<T>::Type;
   return Kernels{norm_forward,
                  norm_backward,
                  conv,
+                 winograd,
                  separable,
                  sizeof(T),
                  sizeof(A),
@@ -40,18 +53,18 @@ constexpr Kernels table(const char* norm_forward, const char* norm_backward, con
                  &norm_reduce<T>,
                  &norm_apply<T>,
                  &pack_depthwise<T>,
-                 &weight_gradient<T, PixelProduct>,
-                 &weight_finish<T>,
-                 &weight_finish<A>,
+                 {&weight_gradient<T, PixelProduct>, &weight_finish<T>, &weight_finish<A>},
+                 winograd_kernels<T>(),
                  &separable_data<T>,
                  &store_doubles<T>,
                  &store_doubles<A>};
 }
 
-#define IK_TRAINING_TABLE(T, dtype)                                  \
-  table<T>("batch_norm.forward.cpu_" IK_TRAINING_NAME "_" dtype,     \
-           "batch_norm.backward.cpu_" IK_TRAINING_NAME "_" dtype,    \
-           "conv2d_bn_act.backward.cpu_" IK_TRAINING_NAME "_" dtype, \
+#define IK_TRAINING_TABLE(T, dtype)                                              \
+  table<T>("batch_norm.forward.cpu_" IK_TRAINING_NAME "_" dtype,                 \
+           "batch_norm.backward.cpu_" IK_TRAINING_NAME "_" dtype,                \
+           "conv2d_bn_act.backward.cpu_" IK_TRAINING_NAME "_" dtype,             \
+           "conv2d_bn_act.backward.cpu_" IK_TRAINING_NAME "_" dtype "_winograd", \
            "separable_conv2d.backward.cpu_" IK_TRAINING_NAME "_" dtype)
 
 constexpr Kernels kFloat32Kernels = IK_TRAINING_TABLE(float, "f32");

@@ -210,7 +210,7 @@ void weight_gradient(const WeightGradient& args, const WeightBlock& block, const
 }
 
 template <typename T>
-void weight_finish(const WeightGradient& args, const WeightSums& sums, int64_t count, int64_t stride, int64_t k0,
+bool weight_finish(const WeightGradient& args, const WeightSums& sums, int64_t count, int64_t stride, int64_t k0,
                    int64_t k1, const WeightOutput& grad_weight) {
   using A = typename AccumulatorOf<T>::Type;
   constexpr int64_t columns = kColumns<A>, L = kLanes<A>;
@@ -249,4 +249,5 @@ void weight_finish(const WeightGradient& args, const WeightSums& sums, int64_t c
         }
       }
   }
+  return true;
 }
