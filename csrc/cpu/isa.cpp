@@ -22,8 +22,13 @@ const char* const kNames[kIsaCount] = {"portable", "avx2", "avx512", "avx512bf16
 #if defined(__x86_64__)
 bool has(uint32_t value, uint32_t bits) { return (value & bits) == bits; }
 
+#if defined(IK_EMULATE_AMX)
+bool can_use_tiles(uint32_t, uint32_t) { return true; }  // cpu/amx/emulated_tiles.h
+#else
 // Tile data must be requested once per process, before any thread uses it.
-bool request_tiles() {
+bool can_use_tiles(uint32_t states, uint32_t features) {
+  constexpr uint32_t kTiles = 0x60000, kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  if (!has(states, kTiles) || !has(features, kAmxBf16 | kAmxTile)) return false;
 #if defined(__linux__)
   constexpr int kRequestPermission = 0x1023, kTileData = 18;
   return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
@@ -31,9 +36,10 @@ bool request_tiles() {
   return false;
 #endif
 }
+#endif
 
 Isa detect() {
-  constexpr uint32_t kXmmYmm = 0x6, kZmm = 0xe0, kTiles = 0x60000;
+  constexpr uint32_t kXmmYmm = 0x6, kZmm = 0xe0, kBf16 = 1u << 5;
   uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
   if (!__get_cpuid_count(1, 0, &eax, &ebx, &ecx, &edx)) return Isa::kPortable;
   if (!has(ecx, bit_OSXSAVE | bit_AVX | bit_FMA | bit_F16C)) return Isa::kPortable;
@@ -42,10 +48,9 @@ Isa detect() {
   if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return Isa::kPortable;
   if (!has(states, kXmmYmm) || !has(ebx, bit_AVX2)) return Isa::kPortable;
   if (!has(states, kZmm) || !has(ebx, bit_AVX512F | bit_AVX512BW | bit_AVX512VL | bit_AVX512DQ)) return Isa::kAvx2;
-  constexpr uint32_t kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kBf16 = 1u << 5;
-  const bool tiles = has(states, kTiles) && has(edx, kAmxBf16 | kAmxTile);
+  const uint32_t features = edx;
   if (!__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) || !has(eax, kBf16)) return Isa::kAvx512;
-  return tiles && request_tiles() ? Isa::kAmx : Isa::kAvx512Bf16;
+  return can_use_tiles(states, features) ? Isa::kAmx : Isa::kAvx512Bf16;
 }
 #else
 Isa detect() { return Isa::kPortable; }

@@ -8,6 +8,9 @@
 #include "cpu/activation.h"
 #include "cpu/integers.h"
 #include "cpu/kernel_table.h"
+#if defined(IK_EMULATE_AMX)
+#include "cpu/amx/emulated_tiles.h"
+#endif
 
 namespace ik::cpu::amx {
 
@@ -17,23 +20,37 @@ constexpr int64_t kBlockBytes = kDepth * kColumns * 2;  // of packed A and of pa
 // The tile intrinsics do not tell the compiler which memory they read.
 inline void compiler_barrier() { __asm__ volatile("" ::: "memory"); }
 
+inline void configure_tiles() {
+#if defined(IK_EMULATE_AMX)
+  EmulatedTiles::of_thread().configure();
+#else
+  struct alignas(64) {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+  } config;
+  for (int i = 0; i < 8; i++) {
+    config.row_bytes[i] = 64;
+    config.rows[i] = 16;
+  }
+  // gcc 12's intrinsic names only 8 bytes of the configuration as its input.
+  __asm__ volatile("ldtilecfg %0" ::"m"(config) : "memory");
+#endif
+}
+
+inline void release_tiles() {
+#if defined(IK_EMULATE_AMX)
+  EmulatedTiles::of_thread().release();
+#else
+  __asm__ volatile("tilerelease" ::: "memory");
+#endif
+}
+
 // Tile registers are configured while this lives.
 class TileScope {
  public:
-  TileScope() {
-    struct alignas(64) {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {};
-      uint8_t rows[16] = {};
-    } config;
-    for (int i = 0; i < 8; i++) {
-      config.row_bytes[i] = 64;
-      config.rows[i] = 16;
-    }
-    // gcc 12's intrinsic names only 8 bytes of the configuration as its input.
-    __asm__ volatile("ldtilecfg %0" ::"m"(config) : "memory");
-  }
-  ~TileScope() { __asm__ volatile("tilerelease" ::: "memory"); }
+  TileScope() { configure_tiles(); }
+  ~TileScope() { release_tiles(); }
   TileScope(const TileScope&) = delete;
   TileScope& operator=(const TileScope&) = delete;
 };

@@ -1,4 +1,4 @@
-"""A pytest plugin: runs against the sanitized build only, and takes a random part of the cases."""
+"""A pytest plugin: runs against one variant's build only, and takes a random part of the cases."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import random
 import pytest
 
 import inception_kernels
-from tools.sanitize.__main__ import FOLDER
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    if not inception_kernels.__file__.startswith(str(FOLDER)):
-        raise pytest.UsageError(f"expected the package under {FOLDER}, got {inception_kernels.__file__}")
+    folder = os.environ["IK_VARIANT_FOLDER"]
+    if not inception_kernels.__file__.startswith(folder):
+        raise pytest.UsageError(f"expected the package under {folder}, got {inception_kernels.__file__}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    part, seed = os.environ["IK_SANITIZE_SAMPLE"].split(":")
+    part, seed = os.environ["IK_VARIANT_SAMPLE"].split(":")
     generator = random.Random(int(seed))
     kept: list[pytest.Item] = []
     left: list[pytest.Item] = []
