@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -382,3 +383,25 @@ torch.testing.assert_close(ik.conv2d_bn_act(torch.ones(1, 1, 4, 4), torch.ones(1
         )  # fmt: skip
         assert used.returncode == 0, used.stderr
         assert Path(used.stdout.strip()).is_relative_to(site)
+
+
+ARM64_COMPILER = "aarch64-linux-gnu-g++"
+
+
+@pytest.mark.skipif(
+    shutil.which(ARM64_COMPILER) is None, reason=f"needs {ARM64_COMPILER} (apt-get package g++-aarch64-linux-gnu)"
+)
+def test_cpu_sources_compile_for_arm64():
+    """All but the module's initialisation, which needs Python's headers for that machine."""
+    flags = [*build_ext.CXX_FLAGS, *build_ext.DEFINES, "-Icsrc", "-isystem", str(TORCH_FOLDER / "include")]
+    files = [source.path for source in sources.cpu_sources(ROOT, x86=False) if source.path.name != "ops.cpp"]
+    assert len(files) > 30
+
+    def compile_one(file: Path) -> str:
+        command = [ARM64_COMPILER, *flags, "-fsyntax-only", "-Werror", str(file)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, check=False)
+        return "" if done.returncode == 0 else f"{file}:\n{done.stderr[-3000:]}"
+
+    with ThreadPoolExecutor(2) as pool:
+        failed = [message for message in pool.map(compile_one, files) if message]
+    assert not failed, "\n".join(failed)

@@ -12,7 +12,11 @@
 struct BFloat16 {
   uint16_t bits;
 };
+#if defined(__aarch64__)
+using Half = __fp16;  // gcc 12 has no _Float16 in C++ there
+#else
 using Half = _Float16;
+#endif
 
 template <typename T>
 struct AccumulatorOf {
