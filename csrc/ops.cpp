@@ -140,7 +140,7 @@ STABLE_TORCH_LIBRARY_IMPL(inception_kernels, CompositeExplicitAutograd, m) {
 }
 
 // Importing the module loads the library, whose static initialisers register the operators.
-extern "C" PyMODINIT_FUNC PyInit__C() {
+PyMODINIT_FUNC PyInit__C() {
   static PyModuleDef module{PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }

@@ -1,7 +1,6 @@
 // Vectors of the AVX2 + FMA + F16C build: 32 bytes. The interface is described in vec_portable.h.
 #pragma once
-#include <immintrin.h>
-
+#include "cpu/intrinsics.h"
 #include "cpu/storage.h"
 
 namespace ik::cpu::IK_ISA {

@@ -1,12 +1,6 @@
 // Vectors of the AVX-512 (F, BW, VL, DQ) build: 64 bytes. The interface is described in vec_portable.h.
 #pragma once
-// gcc 12 warns about the deliberately undefined operands inside its own intrinsics.
-#pragma GCC diagnostic push
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#include <immintrin.h>
-#pragma GCC diagnostic pop
-
+#include "cpu/intrinsics.h"
 #include "cpu/storage.h"
 
 namespace ik::cpu::IK_ISA {

@@ -111,7 +111,7 @@ inline Vec<A> where_greater(Vec<A> a, Vec<A> b, Vec<A> yes, Vec<A> no) {
 // a > b or a is NaN ? yes : no
 template <typename A>
 inline Vec<A> where_greater_or_nan(Vec<A> a, Vec<A> b, Vec<A> yes, Vec<A> no) {
-  return {(a.v > b.v) | (a.v != a.v) ? yes.v : no.v};
+  return {((a.v > b.v) | (a.v != a.v)) ? yes.v : no.v};
 }
 // The first n lanes, whole numbers from 0 to 255, as bytes.
 template <typename A>
@@ -144,11 +144,14 @@ inline VecF power_of_two(VecF a) {
 // a0 b0 a1 b1 ...: the first kLanes of them into low, the rest into high.
 template <typename A>
 inline void interleave(Vec<A> a, Vec<A> b, Vec<A>* low, Vec<A>* high) {
+  Vec<A> first = a, last = a;
   for (int i = 0; i < Vec<A>::kLanes; i++) {
     const int half = Vec<A>::kLanes / 2;
-    low->v[i] = i % 2 == 0 ? a.v[i / 2] : b.v[i / 2];
-    high->v[i] = i % 2 == 0 ? a.v[half + i / 2] : b.v[half + i / 2];
+    first.v[i] = i % 2 == 0 ? a.v[i / 2] : b.v[i / 2];
+    last.v[i] = i % 2 == 0 ? a.v[half + i / 2] : b.v[half + i / 2];
   }
+  *low = first;
+  *high = last;
 }
 template <typename A>
 inline A horizontal_sum(Vec<A> a) {

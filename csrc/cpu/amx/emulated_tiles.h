@@ -1,13 +1,13 @@
 // The tile instructions of AMX in AVX-512, for tests on processors without them (tools/emulate_amx). A thread's tiles
 // hold nothing outside of a TileScope, so that a kernel without one fails.
 #pragma once
-#include <immintrin.h>
-
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+
+#include "cpu/intrinsics.h"
 
 namespace ik::cpu::amx {
 

@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "cpu/amx/tiles.h"
+#include "cpu/storage.h"
 #include "cpu/training/kernels.h"
 
 namespace ik::cpu::training {
@@ -27,7 +28,7 @@ Kernels make_kernels() {
   kernels.separable_name = "separable_conv2d.backward.cpu_amx_bf16";
   kernels.rows = kRows;
   kernels.sums_in_place = false;  // whole tiles are stored
-  kernels.weight = {&weight_gradient_tiles, &weight_finish<BFloat16>, &weight_finish<float>};
+  kernels.weight = {&weight_gradient_tiles, &weight_finish<Bf16>, &weight_finish<float>};
   kernels.winograd = {};  // tiles have too few digits for what its transforms would write
   return kernels;
 }

@@ -1,9 +1,10 @@
 #if defined(__x86_64__)
 // Only the product of bf16 weight gradients gains from pairs; everything else is what AVX-512 has.
-#include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
 
+#include "cpu/intrinsics.h"
+#include "cpu/storage.h"
 #include "cpu/training/kernels.h"
 
 namespace ik::cpu::training {
@@ -24,7 +25,7 @@ Kernels make_kernels() {
   Kernels kernels = kernels_avx512(DType::kBFloat16);
   kernels.conv_name = "conv2d_bn_act.backward.cpu_avx512bf16_bf16";
   kernels.separable_name = "separable_conv2d.backward.cpu_avx512bf16_bf16";
-  kernels.weight.gradient = &weight_gradient<BFloat16, PairProduct>;
+  kernels.weight.gradient = &weight_gradient<Bf16, PairProduct>;
   kernels.winograd = {};  // pairs have too few digits for what its transforms would write
   return kernels;
 }

@@ -28,9 +28,8 @@ constexpr int64_t kSummedPixels = 16;
 // Two passes while the pixels are in cache: their mean becomes the shift, so that squares lose nothing to a large mean.
 template <typename T, int vectors>
 inline void statistics_panel(const ScaleShiftAct& args, int64_t m0, int64_t m1, int64_t c, int64_t left,
-                             typename AccumulatorOf<T>::Type* shift, typename AccumulatorOf<T>::Type* sum,
-                             typename AccumulatorOf<T>::Type* square) {
-  using A = typename AccumulatorOf<T>::Type;
+                             Accum<T>* shift, Accum<T>* sum, Accum<T>* square) {
+  using A = Accum<T>;
   using V = Vector<A>;
   constexpr int64_t L = kLanes<A>;
   V mean[vectors] = {}, residue[vectors] = {}, squares[vectors] = {};
@@ -72,7 +71,7 @@ inline void statistics_panel(const ScaleShiftAct& args, int64_t m0, int64_t m1, 
 
 template <typename T>
 void statistics(const ScaleShiftAct& args, int64_t m0, int64_t m1, void* shift, void* sum, void* square) {
-  using A = typename AccumulatorOf<T>::Type;
+  using A = Accum<T>;
   constexpr int64_t L = kLanes<A>;
   int64_t c = 0;
   for (; c + kStatisticsVectors * L <= args.K; c += kStatisticsVectors * L)
@@ -91,7 +90,7 @@ inline void for_each_vector(int64_t K, const F& f) {
 
 template <typename T>
 void scale_shift_act(const ScaleShiftAct& args, int64_t m0, int64_t m1) {
-  using A = typename AccumulatorOf<T>::Type;
+  using A = Accum<T>;
   using V = Vector<A>;
   const A* scale = static_cast<const A*>(args.scale);
   const A* shift = static_cast<const A*>(args.shift);
@@ -118,9 +117,8 @@ constexpr int kReduceVectors = 4;
 
 template <typename T, Activation kind, int vectors>
 inline void norm_reduce_panel(const BnActBackward& args, const NormCoefficients& norm, int64_t m0, int64_t m1,
-                              int64_t c, int64_t left, typename AccumulatorOf<T>::Type* sum,
-                              typename AccumulatorOf<T>::Type* product) {
-  using A = typename AccumulatorOf<T>::Type;
+                              int64_t c, int64_t left, Accum<T>* sum, Accum<T>* product) {
+  using A = Accum<T>;
   using V = Vector<A>;
   constexpr int64_t L = kLanes<A>;
   const bool residual = args.residual.data != nullptr;
@@ -172,7 +170,7 @@ inline void norm_reduce_panel(const BnActBackward& args, const NormCoefficients&
 template <typename T>
 void norm_reduce(const BnActBackward& args, const NormCoefficients& norm, int64_t m0, int64_t m1, void* sum,
                  void* product) {
-  using A = typename AccumulatorOf<T>::Type;
+  using A = Accum<T>;
   constexpr int64_t L = kLanes<A>;
   with_activation(args.activation, [&](auto tag) {
     constexpr Activation kind = decltype(tag)::value;
@@ -187,7 +185,7 @@ void norm_reduce(const BnActBackward& args, const NormCoefficients& norm, int64_
 
 template <typename T>
 void norm_apply(const BnActBackward& args, const NormCoefficients& norm, int64_t m0, int64_t m1) {
-  using A = typename AccumulatorOf<T>::Type;
+  using A = Accum<T>;
   using V = Vector<A>;
   const A* mean = static_cast<const A*>(norm.mean);
   const A* scale = static_cast<const A*>(norm.scale);

@@ -14,7 +14,7 @@ inline void window_gradient(const A* grad, const A* strip, const int64_t* offset
 template <typename T, Activation input, Activation mid>
 void separable_tile(const SeparableData& data, const SeparableTile& tile, const SeparableScratch& scratch,
                     void* partial) {
-  using A = typename AccumulatorOf<T>::Type;
+  using A = Accum<T>;
   constexpr int64_t L = kLanes<A>, columns = kColumns<A>;
   const SeparableBackward& args = *data.args;
   const ConvShape& s = args.shape;
@@ -121,6 +121,5 @@ void separable_data(const SeparableData& data, const SeparableTile& tile, const 
 
 template <typename T>
 void store_doubles(const double* values, int64_t count, void* out) {
-  for (int64_t i = 0; i < count; ++i)
-    narrow(static_cast<typename AccumulatorOf<T>::Type>(values[i]), static_cast<T*>(out) + i);
+  for (int64_t i = 0; i < count; ++i) from_accum(static_cast<Accum<T>>(values[i]), static_cast<T*>(out) + i);
 }

@@ -2,8 +2,8 @@
 
 template <typename T, Activation kind>
 inline void pack_strip_as(const NhwcInput& x, int64_t n, int64_t H, int64_t W, int64_t C, int64_t c, int64_t y0,
-                          int64_t rows, int64_t x0, int64_t cols, typename AccumulatorOf<T>::Type* out) {
-  using A = typename AccumulatorOf<T>::Type;
+                          int64_t rows, int64_t x0, int64_t cols, Accum<T>* out) {
+  using A = Accum<T>;
   constexpr int64_t L = kLanes<A>, columns = kColumns<A>;
   const int64_t left = C - c;
   const int64_t inside0 = smaller(cols, larger(0, -x0)), inside1 = larger(inside0, smaller(cols, W - x0));
@@ -33,14 +33,14 @@ inline void pack_strip_as(const NhwcInput& x, int64_t n, int64_t H, int64_t W, i
 // Channels [c, c + kColumns) of rows [y0, y0 + rows), columns [x0, x0 + cols) of image n; zero outside [0, H) x [0, W).
 template <typename T>
 inline void pack_strip(const NhwcInput& x, Activation activation, int64_t n, int64_t H, int64_t W, int64_t C, int64_t c,
-                       int64_t y0, int64_t rows, int64_t x0, int64_t cols, typename AccumulatorOf<T>::Type* out) {
+                       int64_t y0, int64_t rows, int64_t x0, int64_t cols, Accum<T>* out) {
   with_activation(activation,
                   [&](auto tag) { pack_strip_as<T, decltype(tag)::value>(x, n, H, W, C, c, y0, rows, x0, cols, out); });
 }
 
 template <typename T>
 void pack_depthwise(const ConvShape& shape, const WeightView& weight, const void* bias, void* packed) {
-  using A = typename AccumulatorOf<T>::Type;
+  using A = Accum<T>;
   constexpr int64_t columns = kColumns<A>;
   A* out = static_cast<A*>(packed);
   for (int64_t c0 = 0; c0 < shape.C; c0 += columns) {
@@ -48,7 +48,7 @@ void pack_depthwise(const ConvShape& shape, const WeightView& weight, const void
       for (int64_t s = 0; s < shape.S; ++s, out += columns)
         for (int64_t j = 0; j < columns; ++j) {
           const int64_t at = (c0 + j) * weight.stride_k + r * weight.stride_r + s * weight.stride_s;
-          out[j] = c0 + j < shape.C ? widen(static_cast<const T*>(weight.data)[at]) : (A)0;
+          out[j] = c0 + j < shape.C ? to_accum(static_cast<const T*>(weight.data)[at]) : (A)0;
         }
     for (int64_t j = 0; j < columns; ++j)
       out[j] = bias && c0 + j < shape.C ? static_cast<const A*>(bias)[c0 + j] : (A)0;

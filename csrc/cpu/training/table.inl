@@ -3,10 +3,8 @@
 #include <math.h>
 #include <stdint.h>
 
-#if defined(__x86_64__)
-#include <immintrin.h>
-#endif
-
+#include "../intrinsics.h"
+#include "../storage.h"
 #include "kernels.h"
 
 namespace ik::cpu::training {
@@ -27,7 +25,7 @@ namespace {
 // float64 asks for accuracy.
 template <typename T>
 constexpr WeightKernels winograd_kernels() {
-  using A = typename AccumulatorOf<T>::Type;
+  using A = Accum<T>;
   if constexpr (sizeof(A) > sizeof(float))
     return {};
   else
@@ -37,7 +35,7 @@ constexpr WeightKernels winograd_kernels() {
 template <typename T>
 constexpr Kernels table(const char* norm_forward, const char* norm_backward, const char* conv, const char* winograd,
                         const char* separable) {
-  using A = typename AccumulatorOf<T>::Type;
+  using A = Accum<T>;
   return Kernels{norm_forward,
                  norm_backward,
                  conv,
@@ -69,8 +67,8 @@ constexpr Kernels table(const char* norm_forward, const char* norm_backward, con
 
 constexpr Kernels kFloat32Kernels = IK_TRAINING_TABLE(float, "f32");
 constexpr Kernels kFloat64Kernels = IK_TRAINING_TABLE(double, "f64");
-constexpr Kernels kBFloat16Kernels = IK_TRAINING_TABLE(BFloat16, "bf16");
-constexpr Kernels kFloat16Kernels = IK_TRAINING_TABLE(Half, "f16");
+constexpr Kernels kBFloat16Kernels = IK_TRAINING_TABLE(Bf16, "bf16");
+constexpr Kernels kFloat16Kernels = IK_TRAINING_TABLE(F16, "f16");
 
 }  // namespace
 }  // namespace IK_TRAINING_NAMESPACE

@@ -9,29 +9,10 @@
 #define IK_VECTOR_BYTES 16
 #endif
 
-struct BFloat16 {
-  uint16_t bits;
-};
-#if defined(__aarch64__)
-using Half = __fp16;  // gcc 12 has no _Float16 in C++ there
-#else
-using Half = _Float16;
-#endif
-
-template <typename T>
-struct AccumulatorOf {
-  using Type = float;
-};
-template <>
-struct AccumulatorOf<double> {
-  using Type = double;
-};
-
 typedef float FloatVector __attribute__((vector_size(IK_VECTOR_BYTES)));
 typedef double DoubleVector __attribute__((vector_size(IK_VECTOR_BYTES)));
 typedef uint32_t BitsVector __attribute__((vector_size(IK_VECTOR_BYTES)));
 typedef uint16_t ShortVector __attribute__((vector_size(IK_VECTOR_BYTES / 2)));
-typedef Half HalfVector __attribute__((vector_size(IK_VECTOR_BYTES / 2)));
 
 template <typename A>
 struct VectorOf;
@@ -85,20 +66,20 @@ inline DoubleVector load(const double* p) {
   __builtin_memcpy(&v, p, sizeof(v));
   return v;
 }
-inline FloatVector load(const BFloat16* p) {
+inline FloatVector load(const Bf16* p) {
   ShortVector v;
   __builtin_memcpy(&v, p, sizeof(v));
   return (FloatVector)(__builtin_convertvector(v, BitsVector) << 16);
 }
-inline FloatVector load(const Half* p) {
+inline FloatVector load(const F16* p) {
 #if IK_VECTOR_BYTES == 64
   return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));
 #elif IK_VECTOR_BYTES == 32 && defined(__F16C__)
   return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p));
 #else
-  HalfVector v;
-  __builtin_memcpy(&v, p, sizeof(v));
-  return __builtin_convertvector(v, FloatVector);
+  FloatVector v;
+  for (int64_t i = 0; i < kLanes<float>; ++i) v[i] = to_accum(p[i]);
+  return v;
 #endif
 }
 
@@ -110,18 +91,17 @@ inline ShortVector round_to_bfloat16(FloatVector v) {
   const BitsVector quiet_nan = BitsVector{} + 0x7fc0;
   return __builtin_convertvector(v == v ? rounded : quiet_nan, ShortVector);
 }
-inline void store(BFloat16* p, FloatVector v) {
+inline void store(Bf16* p, FloatVector v) {
   const ShortVector s = round_to_bfloat16(v);
   __builtin_memcpy(p, &s, sizeof(s));
 }
-inline void store(Half* p, FloatVector v) {
+inline void store(F16* p, FloatVector v) {
 #if IK_VECTOR_BYTES == 64
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 #elif IK_VECTOR_BYTES == 32 && defined(__F16C__)
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 #else
-  const HalfVector h = __builtin_convertvector(v, HalfVector);
-  __builtin_memcpy(p, &h, sizeof(h));
+  for (int64_t i = 0; i < kLanes<float>; ++i) from_accum(v[i], p + i);
 #endif
 }
 
@@ -133,65 +113,46 @@ inline FloatVector load_first(const float* p, int64_t n) {
 inline DoubleVector load_first(const double* p, int64_t n) {
   return _mm512_maskz_loadu_pd((__mmask8)((1u << n) - 1), p);
 }
-inline FloatVector load_first(const BFloat16* p, int64_t n) {
+inline FloatVector load_first(const Bf16* p, int64_t n) {
   const __m256i v = _mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p);
   return (FloatVector)_mm512_slli_epi32(_mm512_cvtepu16_epi32(v), 16);
 }
-inline FloatVector load_first(const Half* p, int64_t n) {
+inline FloatVector load_first(const F16* p, int64_t n) {
   return _mm512_cvtph_ps(_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p));
 }
 inline void store_first(float* p, FloatVector v, int64_t n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), v); }
 inline void store_first(double* p, DoubleVector v, int64_t n) {
   _mm512_mask_storeu_pd(p, (__mmask8)((1u << n) - 1), v);
 }
-inline void store_first(BFloat16* p, FloatVector v, int64_t n) {
+inline void store_first(Bf16* p, FloatVector v, int64_t n) {
   _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1), (__m256i)round_to_bfloat16(v));
 }
-inline void store_first(Half* p, FloatVector v, int64_t n) {
+inline void store_first(F16* p, FloatVector v, int64_t n) {
   _mm256_mask_storeu_epi16(p, (__mmask16)((1u << n) - 1), _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT));
 }
 #else
 template <typename T>
-inline Vector<typename AccumulatorOf<T>::Type> load_first(const T* p, int64_t n) {
-  T full[kLanes<typename AccumulatorOf<T>::Type>] = {};
+inline Vector<Accum<T>> load_first(const T* p, int64_t n) {
+  T full[kLanes<Accum<T>>] = {};
   for (int64_t i = 0; i < n; ++i) full[i] = p[i];
   return load(full);
 }
 template <typename T>
-inline void store_first(T* p, Vector<typename AccumulatorOf<T>::Type> v, int64_t n) {
-  T full[kLanes<typename AccumulatorOf<T>::Type>];
+inline void store_first(T* p, Vector<Accum<T>> v, int64_t n) {
+  T full[kLanes<Accum<T>>];
   store(full, v);
   for (int64_t i = 0; i < n; ++i) p[i] = full[i];
 }
 #endif
 
 template <typename T>
-inline Vector<typename AccumulatorOf<T>::Type> load_up_to(const T* p, int64_t n) {
-  return n >= kLanes<typename AccumulatorOf<T>::Type> ? load(p) : load_first(p, n);
+inline Vector<Accum<T>> load_up_to(const T* p, int64_t n) {
+  return n >= kLanes<Accum<T>> ? load(p) : load_first(p, n);
 }
 template <typename T>
-inline void store_up_to(T* p, Vector<typename AccumulatorOf<T>::Type> v, int64_t n) {
-  if (n >= kLanes<typename AccumulatorOf<T>::Type>)
+inline void store_up_to(T* p, Vector<Accum<T>> v, int64_t n) {
+  if (n >= kLanes<Accum<T>>)
     store(p, v);
   else
     store_first(p, v, n);
 }
-
-inline float widen(float v) { return v; }
-inline double widen(double v) { return v; }
-inline float widen(BFloat16 v) {
-  const uint32_t bits = (uint32_t)v.bits << 16;
-  float f;
-  __builtin_memcpy(&f, &bits, sizeof(f));
-  return f;
-}
-inline float widen(Half v) { return (float)v; }
-
-inline void narrow(float v, float* p) { *p = v; }
-inline void narrow(double v, double* p) { *p = v; }
-inline void narrow(float v, BFloat16* p) {
-  uint32_t bits;
-  __builtin_memcpy(&bits, &v, sizeof(bits));
-  p->bits = v == v ? (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) : (uint16_t)0x7fc0;
-}
-inline void narrow(float v, Half* p) { *p = (Half)v; }

@@ -2,18 +2,17 @@
 
 // `height` channels of a pixel; what follows them up to kRows is not read.
 template <typename T>
-inline void copy_grad(const T* from, int64_t height, typename AccumulatorOf<T>::Type* to) {
+inline void copy_grad(const T* from, int64_t height, Accum<T>* to) {
 #if IK_VECTOR_BYTES == 64
-  if constexpr (kRows <= kLanes<typename AccumulatorOf<T>::Type>)
-    return store_first(to, load_first(from, height), height);
+  if constexpr (kRows <= kLanes<Accum<T>>) return store_first(to, load_first(from, height), height);
 #endif
-  for (int64_t j = 0; j < height; ++j) to[j] = widen(from[j]);
+  for (int64_t j = 0; j < height; ++j) to[j] = to_accum(from[j]);
 }
 
 // [k panel][pixel][kRows] of output rows [row0, row1).
 template <typename T>
 inline void pack_grad_columns(const NhwcInput& grad_z, int64_t P, int64_t Q, int64_t K, const WeightBlock& block,
-                              typename AccumulatorOf<T>::Type* out) {
+                              Accum<T>* out) {
   constexpr int64_t group = 4;  // pixels whose lines are read and written together
   const int64_t pixels = (block.row1 - block.row0) * Q;
   for (int64_t row = block.row0; row < block.row1; ++row)
@@ -30,9 +29,8 @@ inline void pack_grad_columns(const NhwcInput& grad_z, int64_t P, int64_t Q, int
 
 // Window and channels as one axis (r, s, c): columns [c, c + kColumns) of every pixel.
 template <typename T>
-inline void pack_window_columns(const WeightGradient& args, int64_t row0, int64_t row1, int64_t c,
-                                typename AccumulatorOf<T>::Type* out) {
-  using A = typename AccumulatorOf<T>::Type;
+inline void pack_window_columns(const WeightGradient& args, int64_t row0, int64_t row1, int64_t c, Accum<T>* out) {
+  using A = Accum<T>;
   const ConvShape& s = args.shape;
   const int64_t P = s.P(), Q = s.Q(), left = smaller(kColumns<A>, s.R * s.S * s.C - c);
   for (int64_t row = row0; row < row1; ++row)
@@ -44,7 +42,7 @@ inline void pack_window_columns(const WeightGradient& args, int64_t row0, int64_
         const int64_t count = smaller(left - j, s.C - channel);
         const bool inside = y >= 0 && y < s.H && x >= 0 && x < s.W;
         const T* p = inside ? pixel<T>(args.x, n, y, x) + channel : nullptr;
-        for (int64_t i = 0; i < count; ++i) out[j + i] = inside ? widen(p[i]) : 0;
+        for (int64_t i = 0; i < count; ++i) out[j + i] = inside ? to_accum(p[i]) : 0;
         j += count;
         channel = 0;
         if (++tap_s == s.S) tap_s = 0, ++tap_r;
@@ -58,7 +56,7 @@ inline void pack_window_columns(const WeightGradient& args, int64_t row0, int64_
 template <typename T>
 inline int64_t pack_image_strips(const WeightGradient& args, int64_t row0, int64_t row1, int64_t c,
                                  const WeightScratch& scratch) {
-  using A = typename AccumulatorOf<T>::Type;
+  using A = Accum<T>;
   const ConvShape& s = args.shape;
   const int64_t P = s.P(), width = (s.Q() - 1) * s.stride_w + (s.S - 1) * s.dilation_w + 1;
   int64_t offset = 0;
@@ -83,9 +81,9 @@ struct RightPanel {
 // One panel of the right-hand side for output rows [row0, row1): pixel (row, q) at tap offset 0 lies at
 // row_offset[row] + q * step. Leaves the offsets in scratch.
 template <typename T>
-inline RightPanel<typename AccumulatorOf<T>::Type> prepare_panel(const WeightGradient& args, int64_t row0, int64_t row1,
-                                                                 int64_t c, const WeightScratch& scratch) {
-  using A = typename AccumulatorOf<T>::Type;
+inline RightPanel<Accum<T>> prepare_panel(const WeightGradient& args, int64_t row0, int64_t row1, int64_t c,
+                                          const WeightScratch& scratch) {
+  using A = Accum<T>;
   constexpr int64_t columns = kColumns<A>;
   const ConvShape& s = args.shape;
   const int64_t Q = s.Q(), rows = row1 - row0, taps = s.R * s.S;
@@ -152,7 +150,7 @@ inline void store_block(const A* block, int64_t rows, int64_t columns, A* out, i
 // The product of a weight gradient, a pixel at a time.
 template <typename T>
 struct PixelProduct {
-  using Operand = typename AccumulatorOf<T>::Type;
+  using Operand = Accum<T>;
 
   // [k panel][row][count][kRows]; returns the elements of a k panel.
   static int64_t pack_grad(const WeightGradient& args, const WeightBlock& block, int64_t rows, int64_t count,
@@ -172,7 +170,7 @@ struct PixelProduct {
 template <typename T, template <typename> typename Product>
 void weight_gradient(const WeightGradient& args, const WeightBlock& block, const WeightScratch& scratch,
                      const WeightSums& sums, bool first) {
-  using A = typename AccumulatorOf<T>::Type;
+  using A = Accum<T>;
   using Operand = typename Product<T>::Operand;
   constexpr int64_t columns = kColumns<A>;
   const ConvShape& s = args.shape;
@@ -212,7 +210,7 @@ void weight_gradient(const WeightGradient& args, const WeightBlock& block, const
 template <typename T>
 bool weight_finish(const WeightGradient& args, const WeightSums& sums, int64_t count, int64_t stride, int64_t k0,
                    int64_t k1, const WeightOutput& grad_weight) {
-  using A = typename AccumulatorOf<T>::Type;
+  using A = Accum<T>;
   constexpr int64_t columns = kColumns<A>, L = kLanes<A>;
   const ConvShape& s = args.shape;
   const int64_t window = args.depthwise ? 1 : s.R * s.S, taps = args.columns ? 1 : window;
@@ -244,8 +242,8 @@ bool weight_finish(const WeightGradient& args, const WeightSums& sums, int64_t c
         store(sum + L, high);
         for (int64_t j = 0; j < left; ++j) {
           const int64_t c = args.columns ? (c0 + j) % s.C : c0 + j, w = args.columns ? (c0 + j) / s.C : 0;
-          narrow(sum[j],
-                 out + c * grad_weight.stride_c + w / s.S * grad_weight.stride_r + w % s.S * grad_weight.stride_s);
+          from_accum(sum[j],
+                     out + c * grad_weight.stride_c + w / s.S * grad_weight.stride_r + w % s.S * grad_weight.stride_s);
         }
       }
   }

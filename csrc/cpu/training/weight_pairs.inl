@@ -67,12 +67,12 @@ struct PairProduct {
     for (int64_t row = 0; row < rows; ++row)
       for (int64_t i = 0; i < pairs; i += group) {
         const int64_t left = smaller(group, pairs - i);
-        const BFloat16* at[group][2];
+        const Bf16* at[group][2];
         for (int64_t j = 0; j < left; ++j)
           for (int64_t half = 0; half < 2; ++half) {
             // A long row is all rows of the block.
             const int64_t within = 2 * (i + j) + half, m = row * count + within, line = block.row0 + m / Q;
-            at[j][half] = within < count ? pixel<BFloat16>(args.grad_z, line / P, line % P, m % Q) : nullptr;
+            at[j][half] = within < count ? pixel<Bf16>(args.grad_z, line / P, line % P, m % Q) : nullptr;
           }
         Pair* to = out + (row * pairs + i) * kRows;
         for (int64_t panel = block.k0; panel < block.k1; ++panel, to += panel_grad) {
@@ -113,7 +113,7 @@ struct PairProduct {
     const BitsVector pair = first | second << 16;
     __builtin_memcpy(out, &pair, sizeof(pair));
   }
-  static BitsVector channel_bits(const BFloat16* p, int64_t n) {
+  static BitsVector channel_bits(const Bf16* p, int64_t n) {
     return (BitsVector)_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16((__mmask16)((1u << n) - 1), p));
   }
   static BitsVector rounded(const float* p) {

@@ -33,7 +33,7 @@ inline void transpose(__m512i (&v)[16]) {
 }
 
 // The first n (any integer) of 16 channels as 32-bit elements.
-inline __m512i load_channels(const BFloat16* p, int64_t n) {
+inline __m512i load_channels(const Bf16* p, int64_t n) {
   if (p == nullptr || n <= 0) return _mm512_setzero_si512();
   const __mmask16 mask = n >= 16 ? 0xffff : (__mmask16)((1u << n) - 1);
   return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, p));
@@ -44,16 +44,16 @@ inline void pack_grad_tiles(const NhwcInput& grad_z, int64_t P, int64_t Q, int64
   const int64_t row0 = part.row0, k0 = part.k0, k1 = part.k1, pixels = (part.row1 - row0) * Q,
                 blocks = ceil_div(pixels, kTilePixels);
   for (int64_t block = 0; block < blocks; ++block) {
-    const BFloat16* at[kTilePixels];
+    const Bf16* at[kTilePixels];
     for (int64_t i = 0; i < kTilePixels; ++i) {
       const int64_t m = block * kTilePixels + i, row = row0 + m / Q;
-      at[i] = m < pixels ? pixel<BFloat16>(grad_z, row / P, row % P, m % Q) : nullptr;
+      at[i] = m < pixels ? pixel<Bf16>(grad_z, row / P, row % P, m % Q) : nullptr;
     }
     for (int64_t k = k0 * kRows; k < k1 * kRows; k += 16) {
       __m512i v[16];
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) {
-        const BFloat16 *even = at[2 * i], *odd = at[2 * i + 1];
+        const Bf16 *even = at[2 * i], *odd = at[2 * i + 1];
         v[i] = _mm512_or_si512(load_channels(even ? even + k : nullptr, K - k),
                                _mm512_slli_epi32(load_channels(odd ? odd + k : nullptr, K - k), 16));
       }
@@ -121,7 +121,7 @@ void weight_gradient_tiles(const WeightGradient& args, const WeightBlock& block,
   pack_grad_tiles(args.grad_z, s.P(), Q, s.K, block, grad);
   const cpu::amx::TileScope scope;
   for (int64_t panel = block.c0; panel < block.c1; ++panel) {
-    const float* strip = prepare_panel<BFloat16>(args, block.row0, block.row1, panel * kColumns<float>, scratch).data;
+    const float* strip = prepare_panel<Bf16>(args, block.row0, block.row1, panel * kColumns<float>, scratch).data;
     for (int64_t row = 0; row < rows; ++row)
       for (int64_t q = 0; q < Q; ++q) offset[row * Q + q] = scratch.row_offset[row] + q * taps.step;
     for (int64_t t = 0; t < taps.count; ++t) {

@@ -24,9 +24,8 @@ inline void transform_pixels(const Vector<A>* d, Vector<A>* out) {
 
 // Channels [c, c + kColumns) under rows of blocks [row0, row1): out[product][block][kColumns].
 template <typename T>
-inline void transform_inputs(const WeightGradient& args, int64_t row0, int64_t row1, int64_t c,
-                             typename AccumulatorOf<T>::Type* out) {
-  using A = typename AccumulatorOf<T>::Type;
+inline void transform_inputs(const WeightGradient& args, int64_t row0, int64_t row1, int64_t c, Accum<T>* out) {
+  using A = Accum<T>;
   constexpr int64_t L = kLanes<A>, columns = kColumns<A>;
   const ConvShape& s = args.shape;
   const PixelBlocks blocks(s);
@@ -76,9 +75,8 @@ inline void transform_grads(Vector<A> y0, Vector<A> y1, Vector<A>* out) {
 
 // grad_z of the block's k panels: out[k panel][product][block][kRows].
 template <typename T>
-inline void transform_grad_z(const WeightGradient& args, const WeightBlock& block,
-                             typename AccumulatorOf<T>::Type* out) {
-  using A = typename AccumulatorOf<T>::Type;
+inline void transform_grad_z(const WeightGradient& args, const WeightBlock& block, Accum<T>* out) {
+  using A = Accum<T>;
   constexpr int64_t L = kLanes<A>;
   const ConvShape& s = args.shape;
   const PixelBlocks blocks(s);
@@ -115,7 +113,7 @@ inline void transform_grad_z(const WeightGradient& args, const WeightBlock& bloc
 template <typename T>
 void weight_gradient_winograd(const WeightGradient& args, const WeightBlock& block, const WeightScratch& scratch,
                               const WeightSums& sums, bool first) {
-  using A = typename AccumulatorOf<T>::Type;
+  using A = Accum<T>;
   constexpr int64_t columns = kColumns<A>;
   const ConvShape& s = args.shape;
   const int64_t count = (block.row1 - block.row0) * PixelBlocks(s).length;
@@ -152,7 +150,7 @@ inline void transform_sums(Vector<A> m0, Vector<A> m1, Vector<A> m2, Vector<A> m
 template <typename T>
 bool weight_finish_winograd(const WeightGradient& args, const WeightSums& sums, int64_t count, int64_t stride,
                             int64_t k0, int64_t k1, const WeightOutput& grad_weight) {
-  using A = typename AccumulatorOf<T>::Type;
+  using A = Accum<T>;
   constexpr int64_t columns = kColumns<A>, L = kLanes<A>;
   const ConvShape& s = args.shape;
   Vector<A> check = {};  // zero or NaN
@@ -185,7 +183,7 @@ bool weight_finish_winograd(const WeightGradient& args, const WeightSums& sums, 
             }
             alignas(64) A values[L];
             store(values, g[r]);
-            for (int64_t j = 0; j < left; ++j) narrow(values[j], to + j * grad_weight.stride_c);
+            for (int64_t j = 0; j < left; ++j) from_accum(values[j], to + j * grad_weight.stride_c);
           }
         }
       }
