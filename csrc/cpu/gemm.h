@@ -92,8 +92,8 @@ void micro_kernel(const ColumnPanel<T>& panel, const RowPanel<Operand<T>>& rows)
   using O = Operand<T>;
   static_assert(Vec<A>::kLanes == Vec<O>::kLanes);
   constexpr int kLanes = Vec<A>::kLanes, kNR = Gemm<O>::kNR, kUnroll = 4, kAhead = 16;
-  constexpr int kLineBytes = 64, kVectorBytes = kLanes * static_cast<int>(sizeof(T));
-  constexpr int kLineVectors = kVectorBytes < kLineBytes ? kLineBytes / kVectorBytes : 1;
+  constexpr int kVectorBytes = kLanes * static_cast<int>(sizeof(T));
+  constexpr int kLineVectors = kVectorBytes < kCacheLine ? static_cast<int>(kCacheLine) / kVectorBytes : 1;
   // Three rows share a base register: base, base + pitch, base + 2 * pitch are addressing modes of x86.
   constexpr int kBases = (MR + 2) / 3;
   const int64_t pitch = panel.pitch * static_cast<int64_t>(sizeof(O)), ahead = panel.ahead;
@@ -266,7 +266,7 @@ void multiply(const Rows<Operand<T>>& rows, const void* packed_b, int64_t k, int
   using O = Operand<T>;
   constexpr int64_t kMR = Gemm<O>::kMR, kNR = Gemm<O>::kNR, kLanes = Vec<O>::kLanes;
   constexpr std::make_integer_sequence<int, Gemm<O>::kMR> kAllRows{};
-  constexpr int64_t kLine = 64, kLines = kNR * static_cast<int64_t>(sizeof(O)) / kLine;
+  constexpr int64_t kLines = kNR * static_cast<int64_t>(sizeof(O)) / kCacheLine;
   alignas(64) A sums[kMR * kNR];
   const auto at = [](auto* data, int64_t offset) { return data ? data + offset : nullptr; };
   const Activation activation = epilogue.activation;
@@ -295,7 +295,8 @@ void multiply(const Rows<Operand<T>>& rows, const void* packed_b, int64_t k, int
       rows.upcoming.fetch(call++, calls);
       // The next panel of B may be in memory: its lines come while the last rows of this one are multiplied.
       const int64_t left = rows.count - 1 - i;
-      panel.ahead = q + 1 < panel_end && left < kLines ? k * kNR * static_cast<int64_t>(sizeof(O)) + left * kLine : 0;
+      panel.ahead =
+          q + 1 < panel_end && left < kLines ? k * kNR * static_cast<int64_t>(sizeof(O)) + left * kCacheLine : 0;
       kernel(panel, part);
       if (!in_registers) finish<T>(panel, part, activation, columns);
     }

@@ -1,8 +1,10 @@
-// Arithmetic of sizes, for the templates of one instruction set (see vec.h).
+// Sizes and their arithmetic, for the templates of one instruction set (see vec.h).
 #pragma once
 #include <cstdint>
 
 namespace ik::cpu::IK_ISA {
+
+constexpr int64_t kCacheLine = 64;  // bytes
 
 inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }

@@ -14,7 +14,7 @@ struct ProgramKernels {
   using A = Accum<T>;
   using V = Vec<A>;
   static constexpr int64_t kLanes = V::kLanes;
-  static constexpr int64_t kAheadPixels = 4, kLine = 64 / sizeof(T), kCacheBytes = 32 << 20;
+  static constexpr int64_t kAheadPixels = 4, kLine = kCacheLine / sizeof(T), kCacheBytes = 32 << 20;
 
   // What happens to `lanes` channels of one pixel on their way out.
   struct Finish {

@@ -1,5 +1,6 @@
 // What the next tile will read, fetched while this one is multiplied: the product leaves memory idle.
 #pragma once
+#include "cpu/integers.h"
 #include "cpu/kernel_table.h"
 #include "cpu/vec.h"
 
@@ -21,17 +22,16 @@ class Upcoming {
     const int64_t rest = line(g.N, 0) - end, bytes = rest < end - begin ? rest : end - begin;
     Upcoming upcoming;
     upcoming.begin_ = static_cast<const char*>(x.data) + end;
-    upcoming.lines_ = bytes > 0 ? bytes / kLine : 0;
+    upcoming.lines_ = bytes > 0 ? bytes / kCacheLine : 0;
     return upcoming;
   }
   // Part `index` of `count`.
   void fetch(int64_t index, int64_t count) const {
     for (int64_t i = lines_ * index / count; i < lines_ * (index + 1) / count; i++)
-      __builtin_prefetch(begin_ + i * kLine, 0, 2);
+      __builtin_prefetch(begin_ + i * kCacheLine, 0, 2);
   }
 
  private:
-  static constexpr int64_t kLine = 64;
   const char* begin_ = nullptr;
   int64_t lines_ = 0;
 };
