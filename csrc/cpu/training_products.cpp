@@ -111,7 +111,7 @@ Plan make_plan(const Kernels& table, const WeightGradient& args, bool winograd) 
   plan.grad_bytes = (plan.rows * length * copies + kTilePixels) * block;
   constexpr int64_t kHalf = 2, kPair = 4;  // bytes
   plan.pairs_bytes = 0;
-  if (table.storage_bytes == kHalf) {
+  if (table.storage_bytes == kHalf && copies == 1) {
     plan.pairs_bytes =
         (strip_pixels(args, plan.extent, plan.rows) + plan.rows * length + kTilePixels) * table.columns * kPair;
   }
@@ -194,6 +194,7 @@ bool sum_by(const WeightKernels& kernels, const Kernels& table, const WeightGrad
   return finished;
 }
 
+// 3 x 3 windows of stride 1, whose 36 products for four pixels become 16.
 bool by_winograd(const Kernels& table, const WeightGradient& args) {
   const ConvShape& s = args.shape;
   const Extent blocks = extent_of(args, true);
