@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from operator_cases import DTYPES, LAYOUTS, check, conv_case, evaluate_on, in_layout, run
+from operator_cases import DTYPES, LAYOUTS, check, conv_case, evaluate, evaluate_on, in_layout, run
 from oracle import ACTIVATIONS, assert_as_accurate_as_torch, conv2d_bn_act
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
@@ -179,3 +179,27 @@ def test_deep_sums_of_inception_layers(C, K, window, layout):
     exact = conv2d_bn_act(**case.cast(torch.float64).tensors, **case.options)
     torchs = conv2d_bn_act(**case.tensors, **case.options)
     assert_as_accurate_as_torch(run(case, "cpu"), exact, [torchs], name="y")
+
+
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
+@pytest.mark.parametrize(
+    ("C", "K", "size", "options"),
+    [
+        (192, 192, 17, dict(window=(1, 7), padding=(0, 3))),
+        (768, 192, 17, dict(window=(1, 1))),
+        (48, 64, 35, dict(window=(5, 5), padding=2)),
+        (3, 32, 149, dict(window=(3, 3), stride=2)),
+        (64, 96, 35, dict(window=(3, 3), padding=1)),
+        (256, 256, 16, dict(window=(3, 3), padding=1)),
+    ],
+    ids=str,
+)
+def test_weight_gradients_are_summed_in_short_chains(C, K, size, options, isa, use_isa):
+    """One chain over all pixels would leave three to ten times the last digit here, PyTorch leaves one to seven."""
+    use_isa(isa)
+    case = conv_case(N=1, C=C, H=size, W=size, K=K, bn=False, activation="none", **options)
+    case = case.but(x=in_layout(case.tensors["x"], "channels_last"))
+    grad_y = torch.randn(run(case, "cpu").shape, generator=torch.Generator().manual_seed(5))
+    exact = evaluate(conv2d_bn_act, case.cast(torch.float64), grad_y.double()).grads["weight"]
+    error = evaluate_on("cpu", case, grad_y).grads["weight"] - exact
+    assert error.square().mean().sqrt() < 2 * torch.finfo(torch.float32).eps * exact.square().mean().sqrt()

@@ -81,3 +81,26 @@ inline MultiplyPixels<A> multiply_pixels_of(int64_t height, Heights<heights...>)
   static constexpr MultiplyPixels<A> kTable[] = {multiply_pixels<A, heights, vectors>...};
   return kTable[height - 1];
 }
+
+// The same in sums of at most about `chain` pixels, which are added up: a longer chain would lose digits.
+template <typename A>
+inline void multiply_chains(MultiplyPixels<A> multiply, const PixelPairs<A>& pixels, int64_t chain, A* out,
+                            int64_t out_row, bool first) {
+  const bool one_row = pixels.rows == 1;
+  const int64_t cut = one_row ? pixels.count : pixels.rows;
+  const int64_t chains = smaller(cut, ceil_div(pixels.rows * pixels.count, chain));
+  for (int64_t i = 0; i < chains; ++i) {
+    const int64_t begin = cut * i / chains, length = cut * (i + 1) / chains - begin;
+    PixelPairs<A> part = pixels;
+    if (one_row) {
+      part.a += begin * kRows;
+      part.b += begin * pixels.step;
+      part.count = length;
+    } else {
+      part.a += begin * pixels.count * kRows;
+      part.row_offset += begin;
+      part.rows = length;
+    }
+    multiply(part, out, out_row, first && i == 0);
+  }
+}

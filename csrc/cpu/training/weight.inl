@@ -162,8 +162,13 @@ struct PixelProduct {
     return panel.data;
   }
   template <int vectors>
-  static auto multiply(int64_t height) {
+  static MultiplyPixels<Operand> multiply(int64_t height) {
     return multiply_pixels_of<Operand, vectors>(height, typename HeightsUpTo<kRows>::Type{});
+  }
+  static void run(MultiplyPixels<Operand> multiply, const PixelPairs<Operand>& pixels, Operand* out, int64_t out_row,
+                  bool first) {
+    constexpr int64_t kChain = 128;
+    multiply_chains(multiply, pixels, kChain, out, out_row, first);
   }
 };
 
@@ -197,9 +202,9 @@ void weight_gradient(const WeightGradient& args, const WeightBlock& block, const
       for (int64_t t = 0; t < taps.count; ++t, out += sums.stride_tap) {
         pixel_pairs.b = strip + taps.offset(t);
         if (sums.whole || width % kLanes<A> == 0) {
-          multiply(pixel_pairs, out, sums.stride_row, first);
+          Product<T>::run(multiply, pixel_pairs, out, sums.stride_row, first);
         } else {
-          multiply(pixel_pairs, edge, columns, true);
+          Product<T>::run(multiply, pixel_pairs, edge, columns, true);
           store_block(edge, height, width, out, sums.stride_row, first);
         }
       }

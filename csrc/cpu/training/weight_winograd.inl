@@ -6,6 +6,8 @@
 // The m are summed over blocks before they are added up.
 
 constexpr int64_t kProducts = 16;
+// Blocks whose products are chained: they weigh more than those of pixels, and so do their rounding errors.
+constexpr int64_t kBlockChain = 32;
 
 // Blocks of output rows [2 * row0, 2 * row1), where every image begins with a row of its own.
 struct PixelBlocks {
@@ -128,11 +130,13 @@ void weight_gradient_winograd(const WeightGradient& args, const WeightBlock& blo
         const int64_t height = channels_before(s.K, k + 1) - channels_before(s.K, k);
         const auto multiply = s.C - c > kLanes<A> ? PixelProduct<T>::template multiply<2>(height)
                                                   : PixelProduct<T>::template multiply<1>(height);
-        multiply({grad + ((k - block.k0) * kProducts + product) * count * kRows, strip + product * count * columns,
-                  scratch.row_offset, 1, count, columns},
-                 static_cast<A*>(sums.data) + panel * sums.stride_c_panel + product * sums.stride_tap +
-                     k * sums.stride_k_panel,
-                 sums.stride_row, first);
+        multiply_chains<A>(multiply,
+                           {grad + ((k - block.k0) * kProducts + product) * count * kRows,
+                            strip + product * count * columns, scratch.row_offset, 1, count, columns},
+                           kBlockChain,
+                           static_cast<A*>(sums.data) + panel * sums.stride_c_panel + product * sums.stride_tap +
+                               k * sums.stride_k_panel,
+                           sums.stride_row, first);
       }
   }
 }
