@@ -181,6 +181,16 @@ def test_gradients_of_every_instruction_set(isa, layout, use_isa):
     assert backends.counters()[f"conv2d_bn_act.backward.cpu_{isa}_f32_winograd"] == 1
 
 
+def test_products_of_bf16_have_too_few_digits(use_isa):
+    use_isa("avx512bf16")
+    case = conv_case(N=1, C=16, H=16, W=17, K=16, dtype=torch.bfloat16, **CONV)
+    backends.reset_counters()
+    gradient_of_weight(case)
+    names = [name for name in backends.counters() if name.startswith("conv2d_bn_act.")]
+    assert len(names) == 2
+    assert not any(name.endswith("_winograd") for name in names), names
+
+
 @pytest.mark.parametrize(("C", "K", "size"), [(16, 16, 40), (32, 64, 60), (64, 96, 35), (80, 192, 20), (256, 256, 16)])
 def test_the_typical_error_of_gradients(C, K, size):
     """Over many draws, in the root mean square: at most that of PyTorch's less accurate memory format."""

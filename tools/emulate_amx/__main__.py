@@ -3,8 +3,8 @@
 python -m tools.emulate_amx                                   # every bf16 case of every operator (two minutes)
 python -m tools.emulate_amx tests/test_separable_conv2d.py -k "bf16 and core_geometry"
 
-Needs a processor with AVX-512 BF16, which everything but the tiles themselves is. Says nothing about speed. Everything
-is built under build/emulate_amx, the installed package stays as it is.
+Needs a processor with AVX-512 BF16, which these kernels use for everything but the tiles. Says nothing about speed.
+Everything is built under build/emulate_amx, the installed package stays as it is.
 """
 
 from __future__ import annotations
