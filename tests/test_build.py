@@ -385,6 +385,7 @@ torch.testing.assert_close(ik.conv2d_bn_act(torch.ones(1, 1, 4, 4), torch.ones(1
         assert Path(used.stdout.strip()).is_relative_to(site)
 
 
+# `make test` needs no more than one compiler; `.ci/run` installs this one.
 ARM64_COMPILER = "aarch64-linux-gnu-g++"
 
 

@@ -23,9 +23,12 @@ from inception_kernels.ops._checks import pair
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
+@dataclass(frozen=True, kw_only=True)
 class _Windowed:
-    """What windows slide over, and how often the network has them."""
+    """An operator whose window slides over `[N, in_channels, height, width]`, and how often the network has it."""
 
+    operator: str
+    in_channels: int
     height: int
     width: int
     kernel_size: tuple[int, int]
@@ -45,7 +48,7 @@ class _Windowed:
         return output_size((self.height, self.width), self.kernel_size, self.stride, self.padding, self.dilation)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerSpec(_Windowed):
     """One operator at one shape, without the batch. Every layer here is followed by batch norm.
 
@@ -57,20 +60,11 @@ class LayerSpec(_Windowed):
     occurrence.
     """
 
-    operator: str
-    in_channels: int
     out_channels: int
-    height: int
-    width: int
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
     input_activation: str
     activation: str
     adds_residual: bool
     eps: float
-    paths: tuple[str, ...]
 
     @property
     def weight_shapes(self) -> tuple[tuple[int, int, int, int], ...]:
@@ -135,19 +129,8 @@ class PairSpec:
         return f"{channels} {windows} @{self.first.height}"
 
 
-@dataclass(frozen=True)
 class PoolSpec(_Windowed):
     """A pool at one shape: `operator` is `max_pool2d` or `avg_pool2d`, the other fields are as of a `LayerSpec`."""
-
-    operator: str
-    in_channels: int
-    height: int
-    width: int
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    paths: tuple[str, ...]
 
     def __str__(self) -> str:
         window = "x".join(map(str, self.kernel_size))

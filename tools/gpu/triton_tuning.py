@@ -67,7 +67,11 @@ def _wanted(options: Options) -> Iterator[Any]:
 
     if options.rehearse:
         one = (1, 1)
-        small = LayerSpec("conv2d_bn_act", 16, 16, 4, 4, (3, 3), one, one, one, "none", "relu", False, 1e-3, ("layer",))
+        small = LayerSpec(
+            operator="conv2d_bn_act", in_channels=16, out_channels=16, height=4, width=4, kernel_size=(3, 3),
+            stride=one, padding=one, dilation=one, input_activation="none", activation="relu", adds_residual=False,
+            eps=1e-3, paths=("layer",),
+        )  # fmt: skip
         yield cases.Case(small, 1, "forward")
         return
     batches = (32,) if options.quick else (32, 256, 1)
