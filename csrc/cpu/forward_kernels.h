@@ -4,6 +4,7 @@
 #include "cpu/conv_rows.h"
 #include "cpu/depthwise.h"
 #include "cpu/pack_columns.h"
+#include "cpu/strassen.h"
 #include "cpu/winograd.h"
 
 namespace ik::cpu::IK_ISA {
@@ -16,9 +17,10 @@ struct ForwardKernels {
   // The tile of A shares L2 with a panel of B.
   static constexpr int64_t kTileBytes = kLanes * sizeof(O) == 64 ? 512 << 10 : 192 << 10;
 
-  // Pairs have too few digits for what its transforms would write.
-  static constexpr bool kWinograd = std::is_same_v<O, A>;
-  static bool by_winograd(const Geometry& g) { return kWinograd && Winograd<T>::applies(g); }
+  // Pairs have too few digits for sums and differences of them.
+  static constexpr bool kWide = std::is_same_v<O, A>;
+  static bool by_winograd(const Geometry& g) { return kWide && Winograd<T>::applies(g); }
+  static bool by_strassen(const Geometry& g) { return kWide && Strassen<T>::applies(g); }
 
   static int64_t window_operands(const Geometry& g) { return g.R * g.S * operands<T>(g.C); }
   static size_t columns_bytes(int64_t K, int64_t k) { return static_cast<size_t>(round_up(K, kNR) * k) * sizeof(O); }
@@ -26,7 +28,7 @@ struct ForwardKernels {
     return by_winograd(g) ? Winograd<T>::weight_bytes(g) : columns_bytes(g.K, window_operands(g));
   }
   static void conv_pack(const Geometry& g, const WeightView& w, void* packed, int64_t panel_begin, int64_t panel_end) {
-    if constexpr (kWinograd)
+    if constexpr (kWide)
       if (by_winograd(g)) return Winograd<T>::pack(g, w, packed, panel_begin, panel_end);
     const int64_t k = window_operands(g);
     for (int64_t q = panel_begin; q < panel_end; q++)
@@ -46,12 +48,14 @@ struct ForwardKernels {
   }
   static void conv_tile(const ConvTask& t, const Tile& tile) {
     const Geometry& g = t.geometry;
-    if constexpr (kWinograd)
+    if constexpr (kWide)
       if (by_winograd(g)) return Winograd<T>::tile(t, tile);
     const Rows<O> rows = ConvRows<T>::of(t, tile.row_begin / kMR, tile.row_end / kMR);
     multiply<T>(rows, t.weight, window_operands(g), g.K, t.epilogue, tile.panel_begin, tile.panel_end);
   }
 
+  static int64_t separable_rows(const Geometry& g) { return g.N * g.P * g.Q; }
+  static int64_t separable_panels(const Geometry& g) { return ceil_div(g.K, kNR); }
   static int64_t separable_tile_rows(const Geometry& g) {
     const int64_t fits = kTileBytes / static_cast<int64_t>(sizeof(O)) * kMR / panel_operands<O>(operands<T>(g.C));
     return larger(4, smaller(fits, 448) / kMR) * kMR;
@@ -69,21 +73,44 @@ struct ForwardKernels {
   static void depthwise_pack(const Geometry& g, const WeightView& w, void* packed) {
     DepthwiseWeight<T>::pack(g, w, packed);
   }
-  static size_t pointwise_weight_bytes(const Geometry& g) { return columns_bytes(g.K, g.C); }
+  static size_t pointwise_bytes(const Geometry& g) { return columns_bytes(g.K, g.C); }
   static void pointwise_pack(const Geometry& g, const WeightView& w, void* packed, int64_t panel_begin,
                              int64_t panel_end) {
-    Geometry point = g;
-    point.R = point.S = 1;
-    conv_pack(point, w, packed, panel_begin, panel_end);
+    conv_pack(pointwise(g), w, packed, panel_begin, panel_end);
+  }
+
+  static constexpr SeparableKernels separable(const char* counter) {
+    return {counter,          pointwise_bytes,     pointwise_pack, separable_rows,
+            separable_panels, separable_tile_rows, separable_tile};
+  }
+
+  // Beside it in L2 is half of a panel of B.
+  static int64_t strassen_tile_rows(const Geometry& g) { return Strassen<T>::tile_rows(g, kTileBytes * 5 / 4); }
+  static void strassen_tile(const SeparableTask& t, const Tile& tile) {
+    const Geometry& g = t.geometry;
+    const int64_t image = g.P * g.Q, pitch = tile_pitch<O>(g.C), panel = panel_operands<O>(g.C);
+    O* const a = static_cast<O*>(scratch(Scratch::kTile, static_cast<size_t>(2 * panel) * sizeof(O)));
+    Strassen<T>::tile(g, t.pointwise, t.epilogue, tile, [&](int64_t n, int64_t begin, int64_t end) {
+      depthwise<T>(t, n * image + begin, n * image + end, a);
+      typename Strassen<T>::Source rows{{}, kChain, kMR * pitch};
+      for (int64_t i = 0; i < end - begin; i++) rows.row[i] = a + i / kMR * panel + i % kMR * pitch;
+      return rows;
+    });
+  }
+  static constexpr SeparableKernels strassen(const char* counter) {
+    using S = Strassen<T>;
+    if constexpr (!kWide)
+      return {};
+    else
+      return {counter, S::weight_bytes, S::pack, S::rows, S::panels, strassen_tile_rows, strassen_tile};
   }
 
   static constexpr KernelTable table(int format, const char* name, const char* conv2d, const char* winograd,
-                                     const char* separable, const char* pair) {
+                                     const char* separable_name, const char* strassen_name, const char* pair) {
     return {format,
             name,
             conv2d,
             winograd,
-            separable,
             pair,
             kMR,
             kNR,
@@ -95,16 +122,16 @@ struct ForwardKernels {
             conv_tile,
             depthwise_weight_bytes,
             depthwise_pack,
-            pointwise_weight_bytes,
-            pointwise_pack,
-            separable_tile_rows,
-            separable_tile};
+            by_strassen,
+            separable(separable_name),
+            strassen(strassen_name)};
   }
 };
 
-#define IK_KERNEL_TABLE(type, format, variant)                                       \
-  ForwardKernels<type>::table(format, variant, "conv2d_bn_act.forward.cpu_" variant, \
-                              "conv2d_bn_act.forward.cpu_" variant "_winograd",      \
-                              "separable_conv2d.forward.cpu_" variant, "asymmetric_pair.forward.cpu_" variant)
+#define IK_KERNEL_TABLE(type, format, variant)                                                                 \
+  ForwardKernels<type>::table(                                                                                 \
+      format, variant, "conv2d_bn_act.forward.cpu_" variant, "conv2d_bn_act.forward.cpu_" variant "_winograd", \
+      "separable_conv2d.forward.cpu_" variant, "separable_conv2d.forward.cpu_" variant "_strassen",            \
+      "asymmetric_pair.forward.cpu_" variant)
 
 }  // namespace ik::cpu::IK_ISA

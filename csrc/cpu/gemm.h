@@ -56,6 +56,14 @@ struct RowPanel {
   int64_t y[Gemm<O>::kMR], residual[Gemm<O>::kMR];
 };
 
+// What is done with sums that are not a result yet.
+template <typename A>
+struct SumsUpdate {
+  A* sums;        // [kMR][kNR]
+  bool adds;      // to them, else they are written
+  bool negative;  // subtracts
+};
+
 // One panel of B and what becomes of its columns.
 template <typename T>
 struct ColumnPanel {
@@ -67,10 +75,11 @@ struct ColumnPanel {
   const A* shift;  // null = 0
   const T* residual;
   T* y;
-  A low, high;      // the activation as bounds
-  A* sums;          // [kMR][kNR]: of the chains so far
-  bool unfinished;  // all sums go there, and nothing else is done
-  int64_t ahead;    // bytes from b to what is fetched meanwhile, a line per k
+  A low, high;  // the activation as bounds
+  A* sums;      // [kMR][kNR]: of the chains so far
+  int updates;  // if any, nothing else is done with the sums
+  SumsUpdate<A> update[2];
+  int64_t ahead;  // bytes from b to what is fetched meanwhile, a line per k
 };
 
 template <typename T, int NV>
@@ -103,7 +112,7 @@ void micro_kernel(const ColumnPanel<T>& panel, const RowPanel<Operand<T>>& rows)
   const Segment *const begin = panel.segments + rows.segment_begin, *const end = panel.segments + rows.segment_end;
   const Segment* segment = begin;
   // Stores to lines that are still in memory would hold up the loads of the next rows.
-  if (!panel.unfinished) {
+  if (!panel.updates) {
     for (int i = 0; i < MR; i++) {
 #pragma GCC unroll 2
       for (int j = 0; j < NV; j += kLineVectors) __builtin_prefetch(panel.y + rows.y[i] + j * kLanes, 1);
@@ -177,11 +186,18 @@ void micro_kernel(const ColumnPanel<T>& panel, const RowPanel<Operand<T>>& rows)
       for (int j = 0; j < NV; j++) store(finished + i * kNR + j * kLanes, sum[i][j]);
     }
   }
-  if (panel.unfinished) {
+  if (panel.updates) {
+    for (int u = 0; u < panel.updates; u++) {
+      const SumsUpdate<A> update = panel.update[u];
+      const Vec<A> sign = broadcast(update.negative ? A(-1) : A(1));
 #pragma GCC unroll 16
-    for (int i = 0; i < MR; i++) {
+      for (int i = 0; i < MR; i++) {
 #pragma GCC unroll 2
-      for (int j = 0; j < NV; j++) store(finished + i * kNR + j * kLanes, sum[i][j]);
+        for (int j = 0; j < NV; j++) {
+          A* const to = update.sums + i * kNR + j * kLanes;
+          store(to, update.adds ? fmadd(sum[i][j], sign, load(to)) : sum[i][j]);
+        }
+      }
     }
     return;
   }
@@ -287,7 +303,8 @@ void multiply(const Rows<Operand<T>>& rows, const void* packed_b, int64_t k, int
     panel.shift = at(static_cast<const A*>(epilogue.shift), column);
     panel.residual = at(static_cast<const T*>(epilogue.residual.data), column);
     panel.y = static_cast<T*>(epilogue.y.data) + column;
-    panel.unfinished = !in_registers;
+    panel.updates = in_registers ? 0 : 1;
+    panel.update[0] = {sums, false, false};
     for (int64_t i = 0; i < rows.count; i++) {
       const RowPanel<O>& part = rows.panels[i];
       const MicroKernel<T> kernel = columns > kLanes ? pick_micro_kernel<T, 2>(part.rows, kAllRows)

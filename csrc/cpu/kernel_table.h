@@ -53,12 +53,22 @@ struct Tile {
   int64_t panel_begin, panel_end;
 };
 
+// One way to compute a separable convolution.
+struct SeparableKernels {
+  const char* counter;
+  size_t (*pointwise_bytes)(const Geometry&);
+  void (*pointwise_pack)(const Geometry&, const WeightView&, void* packed, int64_t panel_begin, int64_t panel_end);
+  int64_t (*rows)(const Geometry&);
+  int64_t (*panels)(const Geometry&);
+  int64_t (*tile_rows)(const Geometry&);  // the most rows a tile should have
+  void (*tile)(const SeparableTask&, const Tile&);
+};
+
 struct KernelTable {
   int format;  // of packed weights: differs between tables whose formats differ
   const char* name;
   const char* conv2d_counter;
   const char* winograd_counter;  // of dense convolutions that Winograd's algorithm computes
-  const char* separable_counter;
   const char* pair_counter;
   int64_t row_granule;  // rows are best split at multiples of this
   int64_t panel_width;
@@ -72,14 +82,17 @@ struct KernelTable {
 
   size_t (*depthwise_weight_bytes)(const Geometry&);
   void (*depthwise_pack)(const Geometry&, const WeightView&, void* packed);
-  size_t (*pointwise_weight_bytes)(const Geometry&);
-  void (*pointwise_pack)(const Geometry&, const WeightView&, void* packed, int64_t panel_begin, int64_t panel_end);
-  int64_t (*separable_tile_rows)(const Geometry&);
-  void (*separable_tile)(const SeparableTask&, const Tile&);
+  bool (*by_strassen)(const Geometry&);  // whether packed weights are those of `strassen`
+  SeparableKernels separable;
+  SeparableKernels strassen;  // products by Strassen's algorithm; null where they have too few digits for it
 };
 
 inline const char* conv_counter(const KernelTable& table, const Geometry& geometry) {
   return table.by_winograd(geometry) ? table.winograd_counter : table.conv2d_counter;
+}
+// Of a separable convolution whose weights are packed once and used often.
+inline const SeparableKernels& separable_kernels(const KernelTable& table, const Geometry& geometry) {
+  return table.by_strassen(geometry) ? table.strassen : table.separable;
 }
 
 namespace portable {

@@ -4,6 +4,13 @@
 
 namespace ik::cpu::IK_ISA {
 
+// The product after a depthwise window.
+inline Geometry pointwise(const Geometry& g) {
+  Geometry point = g;
+  point.R = point.S = 1;
+  return point;
+}
+
 template <typename T>
 inline T read_weight(const WeightView& w, int64_t k, int64_t c, int64_t r, int64_t s) {
   return static_cast<const T*>(w.data)[k * w.stride_k + c * w.stride_c + r * w.stride_r + s * w.stride_s];

@@ -64,7 +64,7 @@ class Decoder {
       case StepKind::kConv2d:
         return {conv_counter(kernels_, geometry(s)), begins_region, conv(s)};
       case StepKind::kSeparable:
-        return {kernels_.separable_counter, begins_region, separable(s)};
+        return {separable_kernels(kernels_, geometry(s)).counter, begins_region, separable(s)};
       case StepKind::kMaxPool:
         return {program_kernels_.max_pool_counter, begins_region, pool(s)};
       case StepKind::kAveragePool:

@@ -42,7 +42,7 @@ class Units {
     if (const auto* conv = std::get_if<ConvTask>(&step_.task)) {
       kernels_.conv_tile(*conv, tiles_[i]);
     } else if (const auto* separable = std::get_if<SeparableTask>(&step_.task)) {
-      kernels_.separable_tile(*separable, tiles_[i]);
+      separable_kernels(kernels_, separable->geometry).tile(*separable, tiles_[i]);
     } else {
       const int64_t begin = rows_ * i / size_, end = rows_ * (i + 1) / size_;
       if (const auto* elementwise = std::get_if<ElementwiseTask>(&step_.task))
@@ -58,7 +58,7 @@ class Units {
   Work work_of(const Step& step) const {
     if (const auto* conv = std::get_if<ConvTask>(&step.task)) return conv_work(kernels_, conv->geometry);
     if (const auto* separable = std::get_if<SeparableTask>(&step.task))
-      return separable_work(kernels_, separable->geometry);
+      return separable_work(kernels_, separable_kernels(kernels_, separable->geometry), separable->geometry);
     return {0, 1, 1, 0, 0};
   }
 

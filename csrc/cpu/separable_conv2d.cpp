@@ -10,17 +10,17 @@
 namespace ik::cpu {
 namespace {
 
-void pack(const KernelTable& table, const Geometry& geometry, const WeightView& depthwise, const WeightView& pointwise,
-          void* packed_depthwise, void* packed_pointwise) {
+void pack(const KernelTable& table, const SeparableKernels& kernels, const Geometry& geometry,
+          const WeightView& depthwise, const WeightView& pointwise, void* packed_depthwise, void* packed_pointwise) {
   table.depthwise_pack(geometry, depthwise, packed_depthwise);
-  parallel_for(0, panels_of(table, geometry.K), 1, [&](int64_t begin, int64_t end) {
-    table.pointwise_pack(geometry, pointwise, packed_pointwise, begin, end);
+  parallel_for(0, kernels.panels(geometry), 1, [&](int64_t begin, int64_t end) {
+    kernels.pointwise_pack(geometry, pointwise, packed_pointwise, begin, end);
   });
 }
 
 // packed_depthwise and packed_pointwise: without headers.
-void run(const KernelTable& table, const SeparableForward& args, const void* packed_depthwise,
-         const void* packed_pointwise) {
+void run(const KernelTable& table, const SeparableKernels& kernels, const SeparableForward& args,
+         const void* packed_depthwise, const void* packed_pointwise) {
   SeparableTask task;
   task.geometry = geometry_of(args.shape);
   task.x = args.x;
@@ -30,9 +30,9 @@ void run(const KernelTable& table, const SeparableForward& args, const void* pac
   task.input_activation = args.input_activation;
   task.mid_activation = args.mid_activation;
   task.epilogue = {args.scale, args.shift, args.residual, args.activation, args.y};
-  count_kernel(table.separable_counter);
-  for_each_tile(separable_work(table, task.geometry), num_threads(),
-                [&](const Tile& tile) { table.separable_tile(task, tile); });
+  count_kernel(kernels.counter);
+  for_each_tile(separable_work(table, kernels, task.geometry), num_threads(),
+                [&](const Tile& tile) { kernels.tile(task, tile); });
 }
 
 }  // namespace
@@ -42,21 +42,24 @@ size_t separable_packed_depthwise_bytes(const ConvShape& shape, DType dtype) {
 }
 
 size_t separable_packed_pointwise_bytes(const ConvShape& shape, DType dtype) {
-  return kPackedHeaderBytes + kernel_table(dtype).pointwise_weight_bytes(geometry_of(shape));
+  const Geometry geometry = geometry_of(shape);
+  return kPackedHeaderBytes + separable_kernels(kernel_table(dtype), geometry).pointwise_bytes(geometry);
 }
 
 void separable_pack(const ConvShape& shape, DType dtype, const WeightView& depthwise, const WeightView& pointwise,
                     void* packed_depthwise, void* packed_pointwise) {
   const KernelTable& table = kernel_table(dtype);
+  const Geometry geometry = geometry_of(shape);
   write_packed_header(table, PackedKind::kDepthwise, shape, packed_depthwise);
   write_packed_header(table, PackedKind::kPointwise, shape, packed_pointwise);
-  pack(table, geometry_of(shape), depthwise, pointwise, packed_payload(packed_depthwise),
+  pack(table, separable_kernels(table, geometry), geometry, depthwise, pointwise, packed_payload(packed_depthwise),
        packed_payload(packed_pointwise));
 }
 
 void separable_forward(const SeparableForward& args) {
   const KernelTable& table = kernel_table(args.dtype);
-  run(table, args, packed_payload(table, PackedKind::kDepthwise, args.shape, args.packed_depthwise),
+  run(table, separable_kernels(table, geometry_of(args.shape)), args,
+      packed_payload(table, PackedKind::kDepthwise, args.shape, args.packed_depthwise),
       packed_payload(table, PackedKind::kPointwise, args.shape, args.packed_pointwise));
 }
 
@@ -65,9 +68,11 @@ void separable_forward_unpacked(const SeparableForward& args, const WeightView& 
   const KernelTable& table = kernel_table(args.dtype);
   const Geometry geometry = geometry_of(args.shape);
   void* const packed_depthwise = scratch(Scratch::kDepthwise, table.depthwise_weight_bytes(geometry));
-  void* const packed_pointwise = scratch(Scratch::kPacked, table.pointwise_weight_bytes(geometry));
-  pack(table, geometry, depthwise, pointwise, packed_depthwise, packed_pointwise);
-  run(table, args, packed_depthwise, packed_pointwise);
+  // Seven quarters of the weights for Strassen's algorithm are too many to write for one use.
+  const SeparableKernels& kernels = table.separable;
+  void* const packed_pointwise = scratch(Scratch::kPacked, kernels.pointwise_bytes(geometry));
+  pack(table, kernels, geometry, depthwise, pointwise, packed_depthwise, packed_pointwise);
+  run(table, kernels, args, packed_depthwise, packed_pointwise);
 }
 
 }  // namespace ik::cpu

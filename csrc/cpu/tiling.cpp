@@ -52,12 +52,12 @@ Work conv_work(const KernelTable& table, const Geometry& geometry) {
   return work;
 }
 
-Work separable_work(const KernelTable& table, const Geometry& geometry) {
+Work separable_work(const KernelTable& table, const SeparableKernels& kernels, const Geometry& geometry) {
   Work work;
-  work.rows = geometry.N * geometry.P * geometry.Q;
+  work.rows = kernels.rows(geometry);
   work.row_granule = table.row_granule;
-  work.tile_rows = table.separable_tile_rows(geometry);
-  work.panels = panels_of(table, geometry.K);
+  work.tile_rows = kernels.tile_rows(geometry);
+  work.panels = kernels.panels(geometry);
   // In multiply-adds: a tap takes about as long as a column of the product.
   work.produce_cost = static_cast<double>(geometry.R * geometry.S) / static_cast<double>(table.panel_width);
   return work;

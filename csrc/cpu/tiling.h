@@ -22,7 +22,7 @@ struct Work {
 };
 
 Work conv_work(const KernelTable& table, const Geometry& geometry);
-Work separable_work(const KernelTable& table, const Geometry& geometry);
+Work separable_work(const KernelTable& table, const SeparableKernels& kernels, const Geometry& geometry);
 
 // The tiles that cover a work, in the order of their rows, so that equal shares of them are about equal work.
 class Tiling {

@@ -113,7 +113,7 @@ class Winograd {
     ColumnPanel<T> panel{};
     panel.segments = segments;
     panel.pitch = pitch_;
-    panel.unfinished = true;
+    panel.updates = 1;
     RowPanel<A> rows{};
     rows.segment_end = static_cast<int>(chains);
     constexpr std::make_integer_sequence<int, kMR> kAllRows{};
@@ -129,6 +129,7 @@ class Winograd {
           rows.a = inputs + i * panel_elements + product * kMR * pitch_;
           panel.b = weight + product * g_.C * kNR;
           panel.sums = products + product * kMR * kNR;
+          panel.update[0] = {panel.sums, false, false};
           kernel(panel, rows);
         }
         transform_outputs(tile_.row_begin + i, q * kNR, columns, products, weight);

@@ -34,7 +34,9 @@ uint16_t weight_bits(const WeightView& w, int64_t k, int64_t c, int64_t r, int64
   return static_cast<const Bf16*>(w.data)[k * w.stride_k + c * w.stride_c + r * w.stride_r + s * w.stride_s].bits;
 }
 
-bool by_winograd(const Geometry&) { return false; }  // would round what its products read to bf16
+// They would round what their products read to bf16.
+bool by_winograd(const Geometry&) { return false; }
+bool by_strassen(const Geometry&) { return false; }
 
 size_t conv_weight_bytes(const Geometry& g) { return columns_bytes(g.K, Order(g).total()); }
 
@@ -197,7 +199,7 @@ void depthwise_pack(const Geometry& g, const WeightView& w, void* packed) {
         }
 }
 
-size_t pointwise_weight_bytes(const Geometry& g) { return columns_bytes(g.K, ceil_div(g.C, kDepth)); }
+size_t pointwise_bytes(const Geometry& g) { return columns_bytes(g.K, ceil_div(g.C, kDepth)); }
 
 void pointwise_pack(const Geometry& g, const WeightView& w, void* packed, int64_t panel_begin, int64_t panel_end) {
   const int64_t blocks = ceil_div(g.C, kDepth);
@@ -217,6 +219,8 @@ void pointwise_pack(const Geometry& g, const WeightView& w, void* packed, int64_
   }
 }
 
+int64_t separable_rows(const Geometry& g) { return g.N * g.P * g.Q; }
+int64_t separable_panels(const Geometry& g) { return ceil_div(g.K, kColumns); }
 int64_t separable_tile_rows(const Geometry& g) { return rows_of_panels(ceil_div(g.C, kDepth)); }
 
 void separable_tile(const SeparableTask& t, const Tile& tile) {
@@ -235,7 +239,6 @@ const KernelTable& kernel_table_bf16() {
                                          "amx_bf16",
                                          "conv2d_bn_act.forward.cpu_amx_bf16",
                                          nullptr,
-                                         "separable_conv2d.forward.cpu_amx_bf16",
                                          "asymmetric_pair.forward.cpu_amx_bf16",
                                          kRows,
                                          kColumns,
@@ -247,10 +250,10 @@ const KernelTable& kernel_table_bf16() {
                                          conv_tile,
                                          depthwise_weight_bytes,
                                          depthwise_pack,
-                                         pointwise_weight_bytes,
-                                         pointwise_pack,
-                                         separable_tile_rows,
-                                         separable_tile};
+                                         by_strassen,
+                                         {"separable_conv2d.forward.cpu_amx_bf16", pointwise_bytes, pointwise_pack,
+                                          separable_rows, separable_panels, separable_tile_rows, separable_tile},
+                                         {}};
   return kTable;
 }
 
