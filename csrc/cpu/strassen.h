@@ -3,9 +3,11 @@
 //   M1 = (A11 + A22) (B11 + B22)   M2 = (A21 + A22) B11     C11 = M1 + M4 - M5 + M7   C12 = M3 + M5
 //   M3 = A11 (B12 - B22)           M4 = A22 (B21 - B11)     C21 = M2 + M4             C22 = M1 - M2 + M3 + M6
 //   M5 = (A11 + A12) B22           M6 = (A21 - A11) (B11 + B12)                       M7 = (A12 - A22) (B21 + B22)
-// A unit of rows is up to two row panels of neighbouring pixels of one image, a unit of columns two panels of B: bits
-// depend neither on the batch nor on the tile. Differences of infinities are no numbers: sums that are not finite are
-// computed again by the definition, so that an infinite input has the effect that it should have.
+// A unit of rows is up to two row panels, a unit of columns two panels of B: bits depend neither on the batch nor on
+// the tile. The halves of the rows are the even and the odd pixels of a stretch of one image: the error of a pixel's
+// outputs is relative to the larger of it and a neighbour, which is of its own size as a rule. Differences of
+// infinities are no numbers: sums that are not finite are computed again by the definition, so that an infinite input
+// has the effect that it should have.
 //
 #pragma once
 #include <type_traits>
@@ -122,10 +124,9 @@ class Strassen {
         half_(g.C / 2),
         pitch_(pitch_of(g.C)) {}
 
-  // The rows of a unit: its upper half, then its lower one, which may be a row shorter.
+  // The rows of a unit: even ones are its upper half, odd ones its lower half, which may be a row shorter.
   struct Unit {
     int64_t n, begin, end;
-    int64_t upper() const { return (end - begin + 1) / 2; }
   };
   Unit unit_at(int64_t index) const {
     const int64_t image = units_of_image(g_), pixels = g_.P * g_.Q, i = index % image;
@@ -197,9 +198,9 @@ class Strassen {
   // The left factors of the products, [product][kMR][pitch], of a unit's rows. Where the lower half has no row to pair
   // with the last one of the upper half, that is paired with itself: the products cancel whatever it is.
   void combine(const Source& from, const Unit& unit, A* out) const {
-    const int64_t upper = unit.upper(), lower = unit.end - unit.begin - upper, quarter = kMR * pitch_;
-    for (int64_t i = 0; i < upper; i++, out += pitch_) {
-      const int64_t pair = i < lower ? upper + i : i;
+    const int64_t count = unit.end - unit.begin, quarter = kMR * pitch_;
+    for (int64_t i = 0; i < count; i += 2, out += pitch_) {
+      const int64_t pair = i + 1 < count ? i + 1 : i;
       for (int64_t c = 0; c < half_;) {
         const int64_t run = smaller(half_ - c, smaller(from.run - c % from.run, from.run - (c + half_) % from.run));
         const A *const a11 = from.at(i, c), *const a12 = from.at(i, c + half_);
@@ -227,12 +228,12 @@ class Strassen {
   // Where the results of a unit's halves go.
   void place(const Unit& unit, RowPanel<A>* halves) const {
     int64_t p = unit.begin / g_.Q, q = unit.begin % g_.Q;
-    const int64_t upper = unit.upper();
-    halves[0].rows = static_cast<int>(upper);
-    halves[1].rows = static_cast<int>(unit.end - unit.begin - upper);
-    for (int64_t i = 0; i < unit.end - unit.begin; i++) {
-      RowPanel<A>& half = halves[i < upper ? 0 : 1];
-      const int64_t row = i < upper ? i : i - upper;
+    const int64_t count = unit.end - unit.begin;
+    halves[0].rows = static_cast<int>((count + 1) / 2);
+    halves[1].rows = static_cast<int>(count / 2);
+    for (int64_t i = 0; i < count; i++) {
+      RowPanel<A>& half = halves[i % 2];
+      const int64_t row = i / 2;
       half.y[row] = unit.n * e_.y.stride_n + p * e_.y.stride_h + q * e_.y.stride_w;
       half.residual[row] = unit.n * e_.residual.stride_n + p * e_.residual.stride_h + q * e_.residual.stride_w;
       if (++q == g_.Q) q = 0, p++;
@@ -272,8 +273,7 @@ class Strassen {
         const A* const weight = weight_ + q * kProducts * half_ * kNR;
         for (int64_t i = 0; i < rows.rows; i++)
           for (int64_t v = 0; v < columns; v += kLanes)
-            by_definition(source, quarter / 2 * pixels.upper() + i, weight + v, alone ? 2 : quarter % 2,
-                          panel.sums + i * kNR + v);
+            by_definition(source, 2 * i + quarter / 2, weight + v, alone ? 2 : quarter % 2, panel.sums + i * kNR + v);
       }
       finish<T>(panel, rows, e_.activation, columns);
     }
