@@ -34,7 +34,6 @@ struct LabelSmoothingBackward {
 
 namespace cpu {
 
-double sum_of_weights(const LabeledRows& rows);  // K where there are none
 void label_smoothing_forward(const LabelSmoothingForward& args);
 void label_smoothing_backward(const LabelSmoothingBackward& args);
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helpers import assert_as_accurate, needs_kernels
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from instruction_sets import without_bf16_products
 from torch import Tensor
@@ -468,6 +468,8 @@ def test_module_is_the_operator():
     weighted=st.booleans(),
     seed=st.integers(0, 2**31),
 )
+# A single chain of sums over the weights was too inaccurate for this one.
+@example(1, 579, "f64", 0.5, 0.0, 1.0, "mean", True, 1)
 def test_property_as_accurate_as_pytorch(N, K, dtype, scale, offset, smoothing, reduction, weighted, seed):
     logits, target = problem(N, K, torch.float32, scale, seed)
     weight = torch.rand(K, generator=torch.Generator().manual_seed(seed)) + 0.1 if weighted else None

@@ -89,12 +89,11 @@ struct ForwardKernels {
   static void strassen_tile(const SeparableTask& t, const Tile& tile) {
     const Geometry& g = t.geometry;
     const int64_t image = g.P * g.Q, pitch = tile_pitch<O>(g.C), panel = panel_operands<O>(g.C);
-    O* const a = static_cast<O*>(scratch(Scratch::kTile, static_cast<size_t>(2 * panel) * sizeof(O)));
     Strassen<T>::tile(g, t.pointwise, t.epilogue, tile, [&](int64_t n, int64_t begin, int64_t end) {
+      const int64_t count = ceil_div(end - begin, kMR) * panel;
+      O* const a = static_cast<O*>(scratch(Scratch::kTile, static_cast<size_t>(count) * sizeof(O)));
       depthwise<T>(t, n * image + begin, n * image + end, a);
-      typename Strassen<T>::Source rows{{}, kChain, kMR * pitch};
-      for (int64_t i = 0; i < end - begin; i++) rows.row[i] = a + i / kMR * panel + i % kMR * pitch;
-      return rows;
+      return typename Strassen<T>::Source{a, panel, pitch, kChain, kMR * pitch};
     });
   }
   static constexpr SeparableKernels strassen(const char* counter) {

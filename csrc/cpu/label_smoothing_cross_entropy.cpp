@@ -19,16 +19,6 @@ int64_t rows_per_thread(const LabeledRows& rows) {
 
 }  // namespace
 
-double sum_of_weights(const LabeledRows& rows) {
-  if (!rows.weight) return static_cast<double>(rows.K);
-  double sum = 0;
-  for (int64_t c = 0; c < rows.K; ++c) {
-    sum += rows.dtype == DType::kFloat64 ? static_cast<const double*>(rows.weight)[c]
-                                         : static_cast<double>(static_cast<const float*>(rows.weight)[c]);
-  }
-  return sum;
-}
-
 void label_smoothing_forward(const LabelSmoothingForward& args) {
   const LabelSmoothingTable& kernels = table(args.rows.dtype);
   count_kernel(kernels.forward_counter);
@@ -39,8 +29,9 @@ void label_smoothing_forward(const LabelSmoothingForward& args) {
 void label_smoothing_backward(const LabelSmoothingBackward& args) {
   const LabelSmoothingTable& kernels = table(args.rows.dtype);
   count_kernel(kernels.backward_counter);
-  const double weights = sum_of_weights(args.rows);
-  parallel_for(0, args.rows.N, rows_per_thread(args.rows),
+  const LabeledRows& rows = args.rows;
+  const double weights = rows.weight ? kernels.sum_of_weights(rows.weight, rows.K) : static_cast<double>(rows.K);
+  parallel_for(0, rows.N, rows_per_thread(rows),
                [&](int64_t begin, int64_t end) { kernels.backward(args, weights, begin, end); });
 }
 

@@ -7,8 +7,9 @@ namespace ik::cpu {
 struct LabelSmoothingTable {
   const char* forward_counter;
   const char* backward_counter;
+  double (*sum_of_weights)(const void* weight, int64_t n);
   void (*forward)(const LabelSmoothingForward& args, int64_t row_begin, int64_t row_end);
-  // weights: the sum of all class weights
+  // weights: the sum of all class weights, K where there are none
   void (*backward)(const LabelSmoothingBackward& args, double weights, int64_t row_begin, int64_t row_end);
 };
 

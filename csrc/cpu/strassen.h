@@ -30,15 +30,18 @@ class Strassen {
   // float64 asks for accuracy. Fewer channels earn less than their sums and differences cost, and of few terms the sum
   // is so accurate that its error would grow visibly.
   static bool applies(const Geometry& g) {
-    return std::is_same_v<A, float> && g.C % 2 == 0 && g.C >= 512 && g.K >= 128;
+    return std::is_same_v<A, float> && g.C % 2 == 0 && g.C >= 640 && g.K >= 128;
   }
 
-  // Where a producer left up to 2 kMR rows of A: channel c of row i is at row[i] + c / run * step + c % run.
+  // Rows of A as a producer left them: runs of channels are `step` apart.
   struct Source {
-    const A* row[2 * kMR];
+    const A* data;
+    int64_t panel, pitch;  // from kMR rows, and from a row, to the next
     int64_t run, step;
 
-    const A* at(int64_t i, int64_t c) const { return row[i] + c / run * step + c % run; }
+    const A* at(int64_t i, int64_t c) const {
+      return data + i / kMR * panel + i % kMR * pitch + c / run * step + c % run;
+    }
   };
 
   // [unit][product][C / 2][kNR]. The last unit may be a single panel, which stands for both: four products then.
@@ -144,7 +147,7 @@ class Strassen {
         static_cast<RowPanel<A>*>(scratch(Scratch::kRows, static_cast<size_t>(2 * count) * sizeof(RowPanel<A>)));
     for (int64_t i = 0; i < count; i++) {
       const Unit unit = unit_at(tile_.row_begin + i);
-      combine(produce(unit.n, unit.begin, unit.end), unit, inputs + i * inputs_of_unit);
+      combine(produce(unit.n, unit.begin, unit.end), unit.end - unit.begin, inputs + i * inputs_of_unit);
       place(unit, halves + 2 * i);
     }
 
@@ -197,8 +200,8 @@ class Strassen {
 
   // The left factors of the products, [product][kMR][pitch], of a unit's rows. Where the lower half has no row to pair
   // with the last one of the upper half, that is paired with itself: the products cancel whatever it is.
-  void combine(const Source& from, const Unit& unit, A* out) const {
-    const int64_t count = unit.end - unit.begin, quarter = kMR * pitch_;
+  void combine(const Source& from, int64_t count, A* out) const {
+    const int64_t quarter = kMR * pitch_;
     for (int64_t i = 0; i < count; i += 2, out += pitch_) {
       const int64_t pair = i + 1 < count ? i + 1 : i;
       for (int64_t c = 0; c < half_;) {
