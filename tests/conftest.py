@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from instruction_sets import runs_here, without_bf16_products
+from instruction_sets import runs_here
 
 from inception_kernels import _extension, backends, roofline
 from inception_kernels.models.loading import make_torchvision_importable
@@ -111,15 +111,6 @@ def use_isa() -> Iterator[Callable[[str], None]]:
         backends.set_cpu_isa(name)
 
     yield use
-    backends.set_cpu_isa(before)
-
-
-@pytest.fixture
-def products_of_float32() -> Iterator[None]:
-    """Those of bf16 have too few digits for Winograd's and Strassen's algorithms."""
-    before = backends.cpu_isa()
-    backends.set_cpu_isa(without_bf16_products(before))
-    yield
     backends.set_cpu_isa(before)
 
 

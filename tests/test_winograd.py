@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from instruction_sets import without_bf16_products
 from operator_cases import DTYPES, Case, check, conv_case, evaluate, evaluate_on, in_layout, pair_case, run
 from oracle import assert_as_accurate_as_torch, conv2d_bn_act
 
 from inception_kernels import backends
 
-pytestmark = pytest.mark.usefixtures("poisoned_memory", "products_of_float32")
+pytestmark = pytest.mark.usefixtures("poisoned_memory")
 CONV = dict(window=(3, 3), padding=1, bn=False, activation="none")
 
 
@@ -18,6 +19,15 @@ def counted(case) -> str:
     backends.reset_counters()
     run(case, "cpu")
     return " ".join(backends.counters())
+
+
+@pytest.fixture(autouse=True)
+def products_of_float32():
+    """Products of bf16 have too few digits for the algorithm."""
+    isa = torch.ops.inception_kernels._cpu_isa()
+    torch.ops.inception_kernels._set_cpu_isa(without_bf16_products(isa))
+    yield
+    torch.ops.inception_kernels._set_cpu_isa(isa)
 
 
 # Changes to a convolution that is computed by the algorithm, and whether it still is.

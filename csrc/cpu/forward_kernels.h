@@ -20,7 +20,8 @@ struct ForwardKernels {
   // Pairs have too few digits for sums and differences of them.
   static constexpr bool kWide = std::is_same_v<O, A>;
   static bool by_winograd(const Geometry& g) { return kWide && Winograd<T>::applies(g); }
-  static bool by_strassen(const Geometry& g) { return kWide && Strassen<T>::applies(g); }
+  static constexpr bool kStrassen = kWide && Strassen<T>::kPays;
+  static bool by_strassen(const Geometry& g) { return kStrassen && Strassen<T>::applies(g); }
 
   static int64_t window_operands(const Geometry& g) { return g.R * g.S * operands<T>(g.C); }
   static size_t columns_bytes(int64_t K, int64_t k) { return static_cast<size_t>(round_up(K, kNR) * k) * sizeof(O); }
@@ -98,7 +99,7 @@ struct ForwardKernels {
   }
   static constexpr SeparableKernels strassen(const char* counter) {
     using S = Strassen<T>;
-    if constexpr (!kWide)
+    if constexpr (!kStrassen)
       return {};
     else
       return {counter, S::weight_bytes, S::pack, S::rows, S::panels, strassen_tile_rows, strassen_tile};

@@ -84,7 +84,7 @@ struct KernelTable {
   void (*depthwise_pack)(const Geometry&, const WeightView&, void* packed);
   bool (*by_strassen)(const Geometry&);  // whether packed weights are those of `strassen`
   SeparableKernels separable;
-  SeparableKernels strassen;  // products by Strassen's algorithm; null where they have too few digits for it
+  SeparableKernels strassen;  // products by Strassen's algorithm; null where it does not pay
 };
 
 inline const char* conv_counter(const KernelTable& table, const Geometry& geometry) {

@@ -27,11 +27,12 @@ class Strassen {
   // Sums and differences weigh more than what they are made of: their error must be smaller than a convolution's.
   static constexpr int64_t kShortChain = 96;
 
-  // float64 asks for accuracy. Fewer channels earn less than their sums and differences cost, and of few terms the sum
-  // is so accurate that its error would grow visibly.
-  static bool applies(const Geometry& g) {
-    return std::is_same_v<A, float> && g.C % 2 == 0 && g.C >= 640 && g.K >= 128;
-  }
+  // float64 asks for accuracy, and register blocks smaller than those of AVX-512 add up their products so often that
+  // nothing is gained.
+  static constexpr bool kPays = std::is_same_v<A, float> && Gemm<A>::kBytes == 64;
+  // Fewer channels earn less than their sums and differences cost, and of few terms the sum is so accurate that its
+  // error would grow visibly.
+  static bool applies(const Geometry& g) { return g.C % 2 == 0 && g.C >= 640 && g.K >= 128; }
 
   // Rows of A as a producer left them: runs of channels are `step` apart.
   struct Source {
