@@ -13,6 +13,7 @@
 #include "cpu/integers.h"
 #include "cpu/kernel_table.h"
 #include "cpu/operand.h"
+#include "cpu/scratch.h"
 #include "cpu/upcoming.h"
 
 namespace ik::cpu::IK_ISA {
@@ -46,6 +47,22 @@ struct Segment {
   bool ends_chain;
 };
 
+// k in equal chains of at most `longest`.
+struct Chains {
+  const Segment* segments;
+  int count;
+
+  Chains(int64_t k, int64_t longest) : count(static_cast<int>(ceil_div(k, longest))) {
+    Segment* const out =
+        static_cast<Segment*>(scratch(Scratch::kSegments, static_cast<size_t>(count) * sizeof(Segment)));
+    for (int64_t i = 0; i < count; i++) {
+      const int64_t from = k * i / count;
+      out[i] = {from, from, k * (i + 1) / count - from, true};
+    }
+    segments = out;
+  }
+};
+
 // At most kMR rows of A and where their results go: elements from the output's (residual's) column 0.
 template <typename O>
 struct RowPanel {
@@ -55,6 +72,11 @@ struct RowPanel {
   int segment_begin, segment_end;
   int64_t y[Gemm<O>::kMR], residual[Gemm<O>::kMR];
 };
+
+template <typename A>
+inline bool not_finite(Vec<A> x) {
+  return any_nan(x * broadcast(A(0)));
+}
 
 // What is done with sums that are not a result yet.
 template <typename A>

@@ -124,7 +124,7 @@ class Strassen {
       : g_(g),
         weight_(static_cast<const A*>(weight)),
         e_(epilogue),
-        tile_{part.row_begin / kMR, ceil_div(part.row_end, kMR), part.panel_begin, part.panel_end},
+        tile_{part.row_begin / kMR, part.row_end / kMR, part.panel_begin, part.panel_end},
         half_(g.C / 2),
         pitch_(pitch_of(g.C)) {}
 
@@ -152,20 +152,14 @@ class Strassen {
       place(unit, halves + 2 * i);
     }
 
-    const int64_t chains = ceil_div(half_, kShortChain);
-    Segment* const segments =
-        static_cast<Segment*>(scratch(Scratch::kSegments, static_cast<size_t>(chains) * sizeof(Segment)));
-    for (int64_t i = 0; i < chains; i++) {
-      const int64_t from = half_ * i / chains;
-      segments[i] = {from, from, half_ * (i + 1) / chains - from, true};
-    }
+    const Chains chains(half_, kShortChain);
     alignas(64) A sums[kMR * kNR];
     ColumnPanel<T> panel{};
-    panel.segments = segments;
+    panel.segments = chains.segments;
     panel.pitch = pitch_;
     panel.sums = sums;
     RowPanel<A> rows{};
-    rows.segment_end = static_cast<int>(chains);
+    rows.segment_end = chains.count;
     constexpr std::make_integer_sequence<int, kMR> kAllRows{};
     constexpr int64_t kLines = kNR * static_cast<int64_t>(sizeof(A)) / kCacheLine;
     for (int64_t q = tile_.panel_begin; q < tile_.panel_end; q++) {
@@ -209,21 +203,22 @@ class Strassen {
         const int64_t run = smaller(half_ - c, smaller(from.run - c % from.run, from.run - (c + half_) % from.run));
         const A *const a11 = from.at(i, c), *const a12 = from.at(i, c + half_);
         const A *const a21 = from.at(pair, c), *const a22 = from.at(pair, c + half_);
-        const auto put = [&](int64_t j, Vec<A> x11, Vec<A> x12, Vec<A> x21, Vec<A> x22, auto... lanes)
-                             __attribute__((always_inline)) {
-                               A* const to = out + c + j;
-                               store(to, x11 + x22, lanes...);
-                               store(to + quarter, x21 + x22, lanes...);
-                               store(to + 2 * quarter, x11, lanes...);
-                               store(to + 3 * quarter, x22, lanes...);
-                               store(to + 4 * quarter, x11 + x12, lanes...);
-                               store(to + 5 * quarter, x21 - x11, lanes...);
-                               store(to + 6 * quarter, x12 - x22, lanes...);
-                             };
+        // `lanes`: none, or how many of the vector's.
+        const auto put = [&](int64_t j, auto... lanes) __attribute__((always_inline)) {
+          const Vec<A> x11 = load(a11 + j, lanes...), x12 = load(a12 + j, lanes...);
+          const Vec<A> x21 = load(a21 + j, lanes...), x22 = load(a22 + j, lanes...);
+          A* const to = out + c + j;
+          store(to, x11 + x22, lanes...);
+          store(to + quarter, x21 + x22, lanes...);
+          store(to + 2 * quarter, x11, lanes...);
+          store(to + 3 * quarter, x22, lanes...);
+          store(to + 4 * quarter, x11 + x12, lanes...);
+          store(to + 5 * quarter, x21 - x11, lanes...);
+          store(to + 6 * quarter, x12 - x22, lanes...);
+        };
         int64_t j = 0;
-        for (; j + kLanes <= run; j += kLanes) put(j, load(a11 + j), load(a12 + j), load(a21 + j), load(a22 + j));
-        if (const int rest = static_cast<int>(run - j))
-          put(j, load(a11 + j, rest), load(a12 + j, rest), load(a21 + j, rest), load(a22 + j, rest), rest);
+        for (; j + kLanes <= run; j += kLanes) put(j);
+        if (j < run) put(j, static_cast<int>(run - j));
         c += run;
       }
     }
@@ -283,7 +278,6 @@ class Strassen {
     }
   }
 
-  static bool not_finite(Vec<A> x) { return any_nan(x * broadcast(A(0))); }
   static bool finite(const A* sums, int rows, int64_t columns) {
     Vec<A> zeros = broadcast(A(0));
     for (int i = 0; i < rows; i++)

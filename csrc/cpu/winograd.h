@@ -102,20 +102,14 @@ class Winograd {
     A* const inputs = static_cast<A*>(scratch(Scratch::kTile, static_cast<size_t>(count * panel_elements) * sizeof(A)));
     for (int64_t i = 0; i < count; i++) transform_inputs(tile_.row_begin + i, inputs + i * panel_elements);
 
-    const int64_t chains = ceil_div(g_.C, kShortChain);
-    Segment* const segments =
-        static_cast<Segment*>(scratch(Scratch::kSegments, static_cast<size_t>(chains) * sizeof(Segment)));
-    for (int64_t i = 0; i < chains; i++) {
-      const int64_t from = g_.C * i / chains;
-      segments[i] = {from, from, g_.C * (i + 1) / chains - from, true};
-    }
+    const Chains chains(g_.C, kShortChain);
     alignas(64) A products[kProducts * kMR * kNR];
     ColumnPanel<T> panel{};
-    panel.segments = segments;
+    panel.segments = chains.segments;
     panel.pitch = pitch_;
     panel.updates = 1;
     RowPanel<A> rows{};
-    rows.segment_end = static_cast<int>(chains);
+    rows.segment_end = chains.count;
     constexpr std::make_integer_sequence<int, kMR> kAllRows{};
     for (int64_t q = tile_.panel_begin; q < tile_.panel_end; q++) {
       const A* const weight = static_cast<const A*>(t_.weight) + q * kProducts * g_.C * kNR;
@@ -247,8 +241,6 @@ class Winograd {
       }
     }
   }
-
-  static bool not_finite(Vec<A> x) { return any_nan(x * broadcast(A(0))); }
 
   // Those of the block of outputs at (p, q) that are not finite, from the transformed weights of kLanes columns.
   void by_definition(int64_t n, int64_t p, int64_t q, const A* weight, Vec<A> (*y)[2]) const {
