@@ -124,8 +124,8 @@ def notes(rows: Iterable[Row]) -> list[str]:
         "Speed-up is the baseline's median divided by ours, of the same run: above 1 we are faster.",
         "% of roofline is the floor (arithmetic at the rate of PyTorch's fastest product, measured, or each tensor "
         "moved once at the measured copy bandwidth) divided by the median. Operations are those of the definition: "
-        "Winograd's algorithm and windows without their padding take fewer and may pass 100. At the floor: what the "
-        "speed-up over the fastest would be at 100.",
+        "Winograd's and Strassen's algorithms and windows without their padding take fewer and may pass 100. At the "
+        "floor: what the speed-up over the fastest would be at 100.",
         "Error is the largest against float64, relative to the largest magnitude. Our time is withheld where our "
         "error is above twice that of eager PyTorch in the same dtype, a baseline's where it is ten times further off.",
     ]
