@@ -10,10 +10,10 @@ import pytest
 from instruction_sets import runs_here
 
 ROOT = Path(__file__).parents[1]
-# The emulated tiles are AVX-512, and what surrounds them in these kernels is AVX-512 BF16: nothing else executes them.
-pytestmark = pytest.mark.skipif(not runs_here("avx512bf16"), reason="this processor has no AVX-512 BF16")
 
 
+# No other processor can execute these kernels: what surrounds their tiles is AVX-512 BF16, emulated or not.
+@pytest.mark.skipif(not runs_here("avx512bf16"), reason="this processor has no AVX-512 BF16")
 def test_bf16_on_emulated_tiles():
     result = subprocess.run(
         [sys.executable, "-m", "tools.emulate_amx"], cwd=ROOT, capture_output=True, text=True, timeout=1800, check=False,
@@ -24,6 +24,8 @@ def test_bf16_on_emulated_tiles():
     assert passed and int(passed[1]) > 300, result.stdout[-500:]
 
 
+# The emulated tiles themselves are AVX-512.
+@pytest.mark.skipif(not runs_here("avx512"), reason="this processor has no AVX-512")
 def test_tiles_without_a_scope_are_an_error(tmp_path):
     """The emulation notices what would end the process on AMX, too."""
     source = tmp_path / "tiles.cpp"

@@ -22,12 +22,9 @@ def counted(case) -> str:
 
 
 @pytest.fixture(autouse=True)
-def products_of_float32():
+def products_of_float32(use_isa):
     """Products of bf16 have too few digits for the algorithm."""
-    isa = torch.ops.inception_kernels._cpu_isa()
-    torch.ops.inception_kernels._set_cpu_isa(without_bf16_products(isa))
-    yield
-    torch.ops.inception_kernels._set_cpu_isa(isa)
+    use_isa(without_bf16_products(backends.cpu_isa()))
 
 
 # Changes to a convolution that is computed by the algorithm, and whether it still is.
