@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,8 @@ def test_terminal_shows_all_rows_and_no_progress_in_a_file(rows: list[Row], tmp_
 
 
 README = """before
+<!-- bench:summary-cpu -->
+<!-- /bench:summary-cpu -->
 <!-- bench:networks-cpu -->
 old
 <!-- /bench:networks-cpu -->
@@ -120,7 +123,7 @@ def test_render_fills_tables_and_says_what_is_not_measured(rows: list[Row]) -> N
     assert "<!-- bench:networks-gpu -->\nnot measured\n<!-- /bench:networks-gpu -->" in text
     assert "| 4.00x | 0.50x | 0.50x | 1 |" in text  # the loss stays in
     assert render.render(text, rows, hashes) == text
-    assert render.render(text, [], hashes).count("not measured") == 3
+    assert render.render(text, [], hashes).count("not measured") == 4
 
 
 def test_render_has_no_lines_of_what_takes_no_layers(rows: list[Row]) -> None:
@@ -144,6 +147,38 @@ def test_render_marks_rows_of_changed_kernels(rows: list[Row]) -> None:
     text = render.render(README, rows, {"cpu": "changed", "cuda": "x"})
     assert "**4.00** (stale)" in text
     assert render.is_stale(rows[0], "changed")
+
+
+def test_the_summary_has_one_line_per_network_with_every_way_to_use_the_package(rows: list[Row]) -> None:
+    ours = [row for row in rows if row.kind == "network" and row.role == OURS]
+    faster = {"eager": 8.0, "channels_last": 1.25, "openvino": 1.125}
+    others = [dataclasses.replace(row, backend="inception_kernels:optimize", speedup=faster) for row in ours]
+    step = dataclasses.replace(ours[0], pass_="training", speedup={"eager": 3.0, "torch.compile": 1.5})
+    slow = dataclasses.replace(ours[0], case="not compared", median_ms=1.0, speedup={})
+    assert rows[0].environment is not None
+    text = render.render(README, [*rows, *others, step, slow], {"cpu": rows[0].environment.source_hash})
+    summary = text[: text.index("<!-- /bench:summary-cpu -->")]
+    assert "| network | batch | dtype | `swap`, inference | `optimize`, inference | `swap`, training step |" in summary
+    assert "| a xception | 2 | float32 | 0.50x / 0.50x | 1.25x / 1.12x | - / 1.50x |" in summary
+    assert "| a xception | 2 | bfloat16 | 0.50x / 0.50x | 1.25x / 1.12x | not measured |" in summary
+    assert "not compared" not in summary
+
+
+def test_rows_of_earlier_kernels_are_folded_away_behind_present_ones(rows: list[Row]) -> None:
+    environment = rows[0].environment
+    assert environment is not None
+    earlier = dataclasses.replace(environment, source_hash="earlier", commit="earlier")
+    old = [dataclasses.replace(row, environment=earlier) for row in rows]
+    text = render.render(README, [*old, *rows], {"cpu": environment.source_hash})
+    tables = re.findall(r"<!-- bench:([a-z]+)-cpu -->\n(.*?)<!-- /bench", text, re.DOTALL)
+    assert [name for name, _ in tables] == ["summary", "networks", "operators"]
+    assert "stale" not in tables[0][1] and "<details>" not in tables[0][1]
+    for _, table in tables[1:]:
+        present, folded = table.split("<details><summary>Measured with earlier kernels (stale)</summary>\n\n")
+        assert "commit earlier" not in present and "commit earlier" in folded
+        assert folded.endswith("\n</details>\n") and folded.count("commit") == 1
+    only_old = render.render(README, old, {"cpu": environment.source_hash})
+    assert "<details>" not in only_old and "0.50x / 0.50x (stale)" in only_old
 
 
 def test_render_refuses_unknown_and_open_markers(rows: list[Row]) -> None:

@@ -13,6 +13,9 @@ from inception_kernels.bench import columns, report
 from inception_kernels.bench.row import NOT_APPLICABLE, OK, OURS, Environment, Row
 from inception_kernels.bench.timing import geometric_mean
 
+Draw = Callable[[Sequence[Row], str], Iterator[str]]
+Table = Callable[[Sequence[Row], str], list[str]]
+
 NOT_MEASURED = "not measured"
 _MARKED = re.compile(r"(<!-- bench:(?P<name>[a-z-]+) -->\n).*?(<!-- /bench:(?P=name) -->)", re.DOTALL)
 
@@ -57,69 +60,114 @@ def is_stale(row: Row, current: str) -> bool:
     return row.environment is not None and row.environment.source_hash != current
 
 
+def _summary(rows: Sequence[Row], current: str) -> Iterator[str]:
+    """One line per network, batch and dtype: what each way to use the package gains over two baselines.
+
+    Only of the kernels as they are, unless nothing has been measured since they changed.
+    """
+    ours = [row for row in rows if row.kind == "network" and row.role == OURS and row.speedup]
+    fresh = [row for row in ours if not is_stale(row, current)]
+    machines: dict[tuple[str, str, int], list[Row]] = {}
+    for row in fresh or ours:
+        assert row.environment is not None
+        where = row.environment
+        machines.setdefault((where.device, where.isa, where.threads), []).append(row)
+    for members in machines.values():
+        assert members[0].environment is not None
+        ways = sorted({(row.pass_, row.backend) for row in members})
+        body = []
+        for network, batch, dtype in sorted({(row.case, row.batch, row.dtype) for row in members}):
+            found = {
+                (row.pass_, row.backend): row
+                for row in members
+                if (row.case, row.batch, row.dtype) == (network, batch, dtype)
+            }
+            body.append([network, str(batch), dtype, *(_gain(found.get(way), current) for way in ways)])
+        headings = ["network", "batch", "dtype", *(_way(*way) for way in ways)]
+        yield from _section(members[0].environment, report.table(headings, body))
+
+
+def _gain(row: Row | None, current: str) -> str:
+    if row is None:
+        return NOT_MEASURED
+    over = columns.speedups(row)
+    stale = " (stale)" if is_stale(row, current) else ""
+    return f"{_ratio(over.get('channels_last')) or '-'} / {_ratio(over['fastest'])}{stale}"
+
+
+def _way(pass_: str, backend: str) -> str:
+    """How a user gets this row: what the harness calls `inception_kernels` is a swapped model."""
+    way = backend.removeprefix("inception_kernels").lstrip(":") or "swap"
+    return f"`{way}`, {'training step' if pass_ == 'training' else pass_}"
+
+
 def _networks(rows: Sequence[Row], current: str) -> Iterator[str]:
     """One line per network, pass, batch and dtype: our time, each baseline's, and the ratio to the fastest."""
-    for where, members in _by_environment((row for row in rows if row.kind == "network"), current):
-        names = [
-            name for name in columns.baselines(members) if any(r.backend == name and r.status == OK for r in members)
-        ]
-        ours_names = sorted({row.backend for row in members if row.role == OURS})
-        several = len(ours_names) > 1
-        body = []
-        for case in columns.by_case(members):
-            by_name = {row.backend: row for row in case}
-            for ours in (row for row in case if row.role == OURS):
-                if several and ours.status == NOT_APPLICABLE:
-                    continue
-                fastest = columns.speedups(ours).get("fastest")
-                body.append(
-                    [
-                        ours.case,
-                        ours.pass_,
-                        str(ours.batch),
-                        f"{ours.dtype} autocast" if ours.autocast else ours.dtype,
-                        *(_time(by_name.get(name)) for name in names),
-                        *([ours.backend] if several else []),
-                        f"**{_time(ours)}**" + (" (stale)" if is_stale(ours, current) else ""),
-                        "" if ours.roofline_percent is None else f"{ours.roofline_percent:.0f}",
-                        _ratio(fastest),
-                        _ratio(columns.speedup_at_floor(ours)),
-                    ]
-                )
-        headings = ["network", "pass", "batch", "dtype", *(f"{name} ms" for name in names)]
-        headings += ["ours", "ms"] if several else [f"{ours_names[0]} ms" if ours_names else "ours ms"]
-        headings += ["% of roofline", "over the fastest", "at the floor"]
-        yield from _section(where, report.table(headings, body))
+    return _folded("network", _network_table, rows, current)
+
+
+def _network_table(members: Sequence[Row], current: str) -> list[str]:
+    names = [name for name in columns.baselines(members) if any(r.backend == name and r.status == OK for r in members)]
+    ours_names = sorted({row.backend for row in members if row.role == OURS})
+    several = len(ours_names) > 1
+    body = []
+    for case in columns.by_case(members):
+        by_name = {row.backend: row for row in case}
+        for ours in (row for row in case if row.role == OURS):
+            if several and ours.status == NOT_APPLICABLE:
+                continue
+            fastest = columns.speedups(ours).get("fastest")
+            body.append(
+                [
+                    ours.case,
+                    ours.pass_,
+                    str(ours.batch),
+                    f"{ours.dtype} autocast" if ours.autocast else ours.dtype,
+                    *(_time(by_name.get(name)) for name in names),
+                    *([ours.backend] if several else []),
+                    f"**{_time(ours)}**" + (" (stale)" if is_stale(ours, current) else ""),
+                    "" if ours.roofline_percent is None else f"{ours.roofline_percent:.0f}",
+                    _ratio(fastest),
+                    _ratio(columns.speedup_at_floor(ours)),
+                ]
+            )
+    headings = ["network", "pass", "batch", "dtype", *(f"{name} ms" for name in names)]
+    headings += ["ours", "ms"] if several else [f"{ours_names[0]} ms" if ours_names else "ours ms"]
+    headings += ["% of roofline", "over the fastest", "at the floor"]
+    return report.table(headings, body)
 
 
 def _operators(rows: Sequence[Row], current: str) -> Iterator[str]:
     """One line per operator, pass, batch and dtype: geometric means over its layers, and how many of them we lose."""
-    for where, members in _by_environment((row for row in rows if row.kind == "operator"), current):
-        ours = [row for row in members if row.role == OURS and row.backend not in _of_networks_only(members)]
-        timed = [row for row in ours if row.speedup]
-        names = list(dict.fromkeys(name for row in timed for name in columns.speedups(row)))
-        body = []
-        for key in dict.fromkeys((row.operator, row.pass_, row.batch, row.dtype, row.backend) for row in ours):
-            group = [row for row in timed if (row.operator, row.pass_, row.batch, row.dtype, row.backend) == key]
-            if not group:
-                body.append([key[0], key[1], str(key[2]), key[3], NOT_MEASURED, *[""] * (len(names) + 1)])
-                continue
-            ratios = {name: [columns.speedups(r)[name] for r in group if name in columns.speedups(r)] for name in names}
-            lost = sum(ratio < 1.0 for ratio in ratios["fastest"])
-            stale = " (stale)" if any(is_stale(row, current) for row in group) else ""
-            body.append(
-                [
-                    key[0],
-                    key[1],
-                    str(key[2]),
-                    key[3],
-                    f"{len(group)}{stale}",
-                    *(f"{geometric_mean(values):.2f}x" if values else "" for values in ratios.values()),
-                    str(lost),
-                ]
-            )
-        headings = ["operator", "pass", "batch", "dtype", "layers", *(f"over {name}" for name in names), "slower in"]
-        yield from _section(where, report.table(headings, body))
+    return _folded("operator", _operator_table, rows, current)
+
+
+def _operator_table(members: Sequence[Row], current: str) -> list[str]:
+    ours = [row for row in members if row.role == OURS and row.backend not in _of_networks_only(members)]
+    timed = [row for row in ours if row.speedup]
+    names = list(dict.fromkeys(name for row in timed for name in columns.speedups(row)))
+    body = []
+    for key in dict.fromkeys((row.operator, row.pass_, row.batch, row.dtype, row.backend) for row in ours):
+        group = [row for row in timed if (row.operator, row.pass_, row.batch, row.dtype, row.backend) == key]
+        if not group:
+            body.append([key[0], key[1], str(key[2]), key[3], NOT_MEASURED, *[""] * (len(names) + 1)])
+            continue
+        ratios = {name: [columns.speedups(r)[name] for r in group if name in columns.speedups(r)] for name in names}
+        lost = sum(ratio < 1.0 for ratio in ratios["fastest"])
+        stale = " (stale)" if any(is_stale(row, current) for row in group) else ""
+        body.append(
+            [
+                key[0],
+                key[1],
+                str(key[2]),
+                key[3],
+                f"{len(group)}{stale}",
+                *(f"{geometric_mean(values):.2f}x" if values else "" for values in ratios.values()),
+                str(lost),
+            ]
+        )
+    headings = ["operator", "pass", "batch", "dtype", "layers", *(f"over {name}" for name in names), "slower in"]
+    return report.table(headings, body)
 
 
 def _of_networks_only(rows: Sequence[Row]) -> set[str]:
@@ -130,6 +178,18 @@ def _of_networks_only(rows: Sequence[Row]) -> set[str]:
 
 def _machine(rows: Sequence[Row], current: str) -> Iterator[str]:
     yield from (f"- {line}" for line in columns.machine(rows))
+
+
+def _folded(kind: str, table: Table, rows: Sequence[Row], current: str) -> Iterator[str]:
+    """A table per environment. Those of earlier kernels are folded away where there are any of the present ones."""
+    groups = _by_environment((row for row in rows if row.kind == kind), current)
+    stale = [is_stale(members[0], current) for _, members in groups]
+    for i, (where, members) in enumerate(groups):
+        if stale[i] and i > 0 and not stale[i - 1]:
+            yield from ("<details><summary>Measured with earlier kernels (stale)</summary>", "")
+        yield from _section(where, table(members, current))
+    if len(set(stale)) == 2:
+        yield "</details>"
 
 
 def _by_environment(rows: Iterator[Row], current: str) -> list[tuple[Environment, list[Row]]]:
@@ -163,8 +223,9 @@ def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}x"
 
 
-Draw = Callable[[Sequence[Row], str], Iterator[str]]
 TABLES: dict[str, tuple[str, Draw]] = {
+    "summary-cpu": ("cpu", _summary),
+    "summary-gpu": ("cuda", _summary),
     "networks-cpu": ("cpu", _networks),
     "networks-gpu": ("cuda", _networks),
     "operators-cpu": ("cpu", _operators),
