@@ -38,8 +38,8 @@ triton-gates: .venv/test  ## compile every Triton kernel that may be chosen, che
 	$(BIN)/python -m tools.triton_gates --table --jobs 2
 
 test: .venv/test  ## all tests
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests -n 2 --require-third-party $(PYTEST_ARGS) $(NONE_IS_FINE)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreted -n 2 $(PYTEST_ARGS) $(NONE_IS_FINE)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest tests -n 2 --dist worksteal --require-third-party $(PYTEST_ARGS) $(NONE_IS_FINE)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/interpreted -n 2 --dist worksteal $(PYTEST_ARGS) $(NONE_IS_FINE)
 
 sanitize: .venv/test  ## a sample of the CPU operators' tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	OMP_WAIT_POLICY=passive $(BIN)/python -m tools.sanitize --sample 0.02 $(PYTEST_ARGS)
