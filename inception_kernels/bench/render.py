@@ -6,7 +6,7 @@ Where there is no row the table says "not measured"; a row whose kernels have ch
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from inception_kernels.bench import columns, report
@@ -63,17 +63,14 @@ def is_stale(row: Row, current: str) -> bool:
 def _summary(rows: Sequence[Row], current: str) -> Iterator[str]:
     """One line per network, batch and dtype: what each way to use the package gains over two baselines.
 
-    Only of the kernels as they are, unless nothing has been measured since they changed.
+    Only of the kernels as they are, unless nothing has been measured since they changed; the last time counts.
     """
     ours = [row for row in rows if row.kind == "network" and row.role == OURS and row.speedup]
     fresh = [row for row in ours if not is_stale(row, current)]
-    machines: dict[tuple[str, str, int], list[Row]] = {}
-    for row in fresh or ours:
-        assert row.environment is not None
-        where = row.environment
-        machines.setdefault((where.device, where.isa, where.threads), []).append(row)
-    for members in machines.values():
-        assert members[0].environment is not None
+    runs: dict[str, list[Row]] = {}  # inference and training are measured one after the other
+    for where, members in sorted(_by_environment(fresh or ours), key=lambda group: group[0].started):
+        runs.setdefault(_heading(where), []).extend(members)
+    for heading, members in runs.items():
         ways = sorted({(row.pass_, row.backend) for row in members})
         body = []
         for network, batch, dtype in sorted({(row.case, row.batch, row.dtype) for row in members}):
@@ -84,7 +81,7 @@ def _summary(rows: Sequence[Row], current: str) -> Iterator[str]:
             }
             body.append([network, str(batch), dtype, *(_gain(found.get(way), current) for way in ways)])
         headings = ["network", "batch", "dtype", *(_way(*way) for way in ways)]
-        yield from _section(members[0].environment, report.table(headings, body))
+        yield from _section(heading, report.table(headings, body))
 
 
 def _gain(row: Row | None, current: str) -> str:
@@ -182,18 +179,18 @@ def _machine(rows: Sequence[Row], current: str) -> Iterator[str]:
 
 def _folded(kind: str, table: Table, rows: Sequence[Row], current: str) -> Iterator[str]:
     """A table per environment. Those of earlier kernels are folded away where there are any of the present ones."""
-    groups = _by_environment((row for row in rows if row.kind == kind), current)
-    stale = [is_stale(members[0], current) for _, members in groups]
-    for i, (where, members) in enumerate(groups):
-        if stale[i] and i > 0 and not stale[i - 1]:
-            yield from ("<details><summary>Measured with earlier kernels (stale)</summary>", "")
-        yield from _section(where, table(members, current))
-    if len(set(stale)) == 2:
-        yield "</details>"
+    groups = _by_environment(row for row in rows if row.kind == kind)
+    present: list[str] = []
+    earlier: list[str] = []
+    for where, members in groups:
+        lines = earlier if is_stale(members[0], current) else present
+        lines += _section(_heading(where), table(members, current))
+    if present and earlier:
+        earlier = ["<details><summary>Measured with earlier kernels (stale)</summary>", "", *earlier, "</details>"]
+    yield from present + earlier
 
 
-def _by_environment(rows: Iterator[Row], current: str) -> list[tuple[Environment, list[Row]]]:
-    """Those of the kernels as they are come first."""
+def _by_environment(rows: Iterable[Row]) -> list[tuple[Environment, list[Row]]]:
     groups: list[tuple[Environment, list[Row]]] = []
     for row in rows:
         assert row.environment is not None
@@ -203,14 +200,17 @@ def _by_environment(rows: Iterator[Row], current: str) -> list[tuple[Environment
                 break
         else:
             groups.append((row.environment, [row]))
-    return sorted(groups, key=lambda group: is_stale(group[1][0], current))
+    return groups
 
 
-def _section(where: Environment, lines: Sequence[str]) -> list[str]:
+def _heading(where: Environment) -> str:
     kernels = where.isa.split(",")[0]
     cores = f", {where.threads} threads, {kernels}" if where.device_type == "cpu" else f", driver {where.driver}"
-    head = f"{where.device}{cores}, torch {where.versions.get('torch')}, {where.started[:10]}, commit {where.commit}:"
-    return [head, "", *lines, ""]
+    return f"{where.device}{cores}, torch {where.versions.get('torch')}, {where.started[:10]}, commit {where.commit}:"
+
+
+def _section(heading: str, lines: Sequence[str]) -> list[str]:
+    return [heading, "", *lines, ""]
 
 
 def _time(row: Row | None) -> str:
