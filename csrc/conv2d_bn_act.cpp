@@ -62,10 +62,10 @@ std::vector<int64_t> output_sizes(const ConvShape& shape) { return {shape.N, sha
 // Gradients of x and weight in the formats that the caller expects; those not wanted are empty.
 std::tuple<Tensor, Tensor> convolution_gradients(const Device& device, const ConvShape& shape, const Tensor& grad_z,
                                                  const Tensor& x, const Tensor& weight, bool wants_x, bool wants_weight,
-                                                 ScalarType weight_type) {
+                                                 bool batch_statistics, ScalarType weight_type) {
   Conv2dGradients gradients;
   if (shape.N > 0 && (wants_x || wants_weight)) {
-    gradients = device.conv2d_backward(shape, grad_z, x, weight, wants_x, wants_weight, weight_type);
+    gradients = device.conv2d_backward(shape, grad_z, x, weight, wants_x, wants_weight, batch_statistics, weight_type);
   }
   if (shape.N == 0 && wants_x) gradients.x = empty_activations(x, 0, shape.C, shape.H, shape.W, true);
   if (shape.N == 0 && wants_weight) {
@@ -145,7 +145,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv2d_bn_act_backwar
       device, {grad_y, raw, residual, bn_weight, bn_bias, mean, var, code, training, eps, needs_grad_z, output_mask[5],
                output_mask[2] && bn_weight, output_mask[3] && bn_bias, output_mask[4] && bias});
   auto [grad_x, grad_weight] =
-      convolution_gradients(device, shape, bn.grad_z, x, weight, output_mask[0], output_mask[1], weight_type);
+      convolution_gradients(device, shape, bn.grad_z, x, weight, output_mask[0], output_mask[1], training, weight_type);
   return {grad_x,
           grad_weight,
           like_parameter(bn.grad_gamma, bn_weight),

@@ -21,7 +21,8 @@ struct Conv2dForward {
 struct Conv2dBackward {
   ConvShape shape;
   DType dtype;
-  NhwcInput grad_z;  // [N, P, Q, K]: gradient of the convolution's raw output
+  NhwcInput grad_z;       // [N, P, Q, K]: gradient of the convolution's raw output
+  bool batch_statistics;  // grad_z of an image depends on the others already, so that its gradient's bits may, too
 };
 
 namespace cpu {

@@ -32,3 +32,8 @@ def runs_here(isa: str) -> bool:
 def without_bf16_products(isa: str) -> str:
     """The instruction set whose kernels run in its place where no product of bf16 is involved."""
     return "avx512" if isa in ("avx512bf16", "amx") else isa
+
+
+def without_tiles(isa: str) -> str:
+    """The instruction set whose kernels run in its place where tiles do not compute."""
+    return "avx512bf16" if isa == "amx" else isa

@@ -51,7 +51,8 @@ class Device {
   void conv2d_forward_statistics(const Conv2dForward& args, const Tensor& weight, void* mean, void* var) const;
   // Of a batch that is not empty; grad_z is channels-last. The weight's gradient is of weight_type.
   Conv2dGradients conv2d_backward(const ConvShape& shape, const Tensor& grad_z, const Tensor& x, const Tensor& weight,
-                                  bool wants_x, bool wants_weight, torch::headeronly::ScalarType weight_type) const;
+                                  bool wants_x, bool wants_weight, bool batch_statistics,
+                                  torch::headeronly::ScalarType weight_type) const;
 
   size_t separable_packed_depthwise_bytes(const ConvShape& shape, DType dtype) const;
   size_t separable_packed_pointwise_bytes(const ConvShape& shape, DType dtype) const;

@@ -121,7 +121,9 @@ void asymmetric_pair_forward(const PairForward& args) {
   }
   const int64_t halo = (pair.second.R - 1) * pair.second.dilation_h;
   const int64_t fits = (kIntermediateBytes / row_bytes - halo) / pair.second.stride_h;
-  const int64_t band = std::clamp<int64_t>(fits, 1, (P + threads - 1) / threads), bands = (P + band - 1) / band;
+  const int64_t step = conv_kernels(table, pair.second).band_rows(pair.second);
+  const int64_t most = std::clamp<int64_t>(fits, 1, (P + threads - 1) / threads);
+  const int64_t band = std::max(step, most / step * step), bands = (P + band - 1) / band;
   parallel_for(0, images * bands, 1, [&](int64_t begin, int64_t end) {
     void* const own = buffer((band * pair.second.stride_h + halo) * row_bytes);
     for (int64_t i = begin; i < end; i++) {

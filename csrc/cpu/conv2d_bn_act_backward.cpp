@@ -78,7 +78,8 @@ void one_residue(const KernelTable& table, const Conv2dBackward& args, const Wei
   taps.stride_k = weight.stride_c, taps.stride_c = weight.stride_k;
   taps.stride_r = -vertical.step * weight.stride_r, taps.stride_s = -horizontal.step * weight.stride_s;
   const ConvTask task{g, args.grad_z, nullptr, {nullptr, nullptr, {}, Activation::kNone, out}};
-  run_unpacked_conv(table, task, taps, num_threads());
+  const ConvKernels& kernels = unpacked_conv_kernels(table, g, args.batch_statistics ? g.N : 1);
+  run_unpacked_conv(table, kernels, task, taps, num_threads());
 }
 
 }  // namespace

@@ -76,10 +76,10 @@ void Device::conv2d_forward_statistics(const Conv2dForward& args, const Tensor& 
 }
 
 Conv2dGradients Device::conv2d_backward(const ConvShape& shape, const Tensor& grad_z, const Tensor& x,
-                                        const Tensor& weight, bool wants_x, bool wants_weight,
+                                        const Tensor& weight, bool wants_x, bool wants_weight, bool batch_statistics,
                                         torch::headeronly::ScalarType weight_type) const {
   const DType dtype = dtype_of(x, "x");
-  const Conv2dBackward args{shape, dtype, input_view(grad_z)};
+  const Conv2dBackward args{shape, dtype, input_view(grad_z), batch_statistics};
   Conv2dGradients gradients;
   if (wants_x) {
     gradients.x = empty_activations(x, shape.N, shape.C, shape.H, shape.W, true);

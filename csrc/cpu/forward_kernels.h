@@ -5,7 +5,7 @@
 #include "cpu/depthwise.h"
 #include "cpu/pack_columns.h"
 #include "cpu/strassen.h"
-#include "cpu/winograd.h"
+#include "cpu/winograd_windows.h"
 
 namespace ik::cpu::IK_ISA {
 
@@ -18,41 +18,40 @@ struct ForwardKernels {
   static constexpr int64_t kTileBytes = kLanes * sizeof(O) == 64 ? 512 << 10 : 192 << 10;
 
   // Pairs have too few digits for sums and differences of them.
-  static constexpr bool kWide = std::is_same_v<O, A>;
-  static bool by_winograd(const Geometry& g) { return kWide && Winograd<T>::applies(g); }
-  static constexpr bool kStrassen = kWide && Strassen<T>::kPays;
+  static constexpr bool kStrassen = std::is_same_v<O, A> && Strassen<T>::kPays;
   static bool by_strassen(const Geometry& g) { return kStrassen && Strassen<T>::applies(g); }
 
   static int64_t window_operands(const Geometry& g) { return g.R * g.S * operands<T>(g.C); }
   static size_t columns_bytes(int64_t K, int64_t k) { return static_cast<size_t>(round_up(K, kNR) * k) * sizeof(O); }
-  static size_t conv_weight_bytes(const Geometry& g) {
-    return by_winograd(g) ? Winograd<T>::weight_bytes(g) : columns_bytes(g.K, window_operands(g));
-  }
+  static size_t conv_weight_bytes(const Geometry& g) { return columns_bytes(g.K, window_operands(g)); }
   static void conv_pack(const Geometry& g, const WeightView& w, void* packed, int64_t panel_begin, int64_t panel_end) {
-    if constexpr (kWide)
-      if (by_winograd(g)) return Winograd<T>::pack(g, w, packed, panel_begin, panel_end);
     const int64_t k = window_operands(g);
     for (int64_t q = panel_begin; q < panel_end; q++)
       pack_columns<T>(g, w, q * kNR, static_cast<O*>(packed) + q * k * kNR);
   }
   // Row panels of unequal height count as whole ones, so that any split at multiples of kMR is one between panels.
-  static int64_t conv_rows(const Geometry& g) {
-    if (by_winograd(g)) return Winograd<T>::rows(g);
-    return g.N * PixelLines(g, kMR).panels_of_image() * kMR;
-  }
+  static int64_t conv_rows(const Geometry& g) { return g.N * PixelLines(g, kMR).panels_of_image() * kMR; }
   static int64_t conv_tile_rows(const Geometry& g) {
-    if (by_winograd(g)) return Winograd<T>::tile_rows(g, kTileBytes);
     const PixelLines lines(g, kMR);
     const int64_t pixels = larger(1, lines.strip_lines(0, g.P)) * lines.width;
     const int64_t image = pixels * operands<T>(g.C) * static_cast<int64_t>(sizeof(O));
     return larger(2, kTileBytes * lines.panels_of_image() / larger(1, image)) * kMR;
   }
   static void conv_tile(const ConvTask& t, const Tile& tile) {
-    const Geometry& g = t.geometry;
-    if constexpr (kWide)
-      if (by_winograd(g)) return Winograd<T>::tile(t, tile);
     const Rows<O> rows = ConvRows<T>::of(t, tile.row_begin / kMR, tile.row_end / kMR);
-    multiply<T>(rows, t.weight, window_operands(g), g.K, t.epilogue, tile.panel_begin, tile.panel_end);
+    multiply<T>(rows, t.weight, window_operands(t.geometry), t.geometry.K, t.epilogue, tile.panel_begin,
+                tile.panel_end);
+  }
+
+  static int64_t conv_band_rows(const Geometry&) { return 1; }
+
+  using ByWinograd = WinogradWindows<T>;
+  // Against products of pairs it gains less.
+  static constexpr int64_t kWinogradPixels = std::is_same_v<O, A> ? 0 : 512;
+  static int64_t winograd_tile_rows(const Geometry& g) { return ByWinograd::tile_rows(g, kTileBytes); }
+  static constexpr ConvKernels winograd(const char* counter) {
+    using W = ByWinograd;
+    return {counter, W::weight_bytes, W::pack, W::rows, winograd_tile_rows, W::tile, W::band_rows};
   }
 
   static int64_t separable_rows(const Geometry& g) { return g.N * g.P * g.Q; }
@@ -105,21 +104,17 @@ struct ForwardKernels {
       return {counter, S::weight_bytes, S::pack, S::rows, S::panels, strassen_tile_rows, strassen_tile};
   }
 
-  static constexpr KernelTable table(int format, const char* name, const char* conv2d, const char* winograd,
+  static constexpr KernelTable table(int format, const char* name, const char* conv2d, const char* winograd_name,
                                      const char* separable_name, const char* strassen_name, const char* pair) {
     return {format,
             name,
-            conv2d,
-            winograd,
             pair,
             kMR,
             kNR,
-            by_winograd,
-            conv_weight_bytes,
-            conv_pack,
-            conv_rows,
-            conv_tile_rows,
-            conv_tile,
+            ByWinograd::applies,
+            {conv2d, conv_weight_bytes, conv_pack, conv_rows, conv_tile_rows, conv_tile, conv_band_rows},
+            winograd(winograd_name),
+            kWinogradPixels,
             depthwise_weight_bytes,
             depthwise_pack,
             by_strassen,

@@ -32,7 +32,7 @@ struct Epilogue {
 struct ConvTask {
   Geometry geometry;
   NhwcInput x;
-  const void* weight;  // as conv_pack wrote it
+  const void* weight;  // as the kernel that runs it packs it
   Epilogue epilogue;
 };
 
@@ -53,6 +53,19 @@ struct Tile {
   int64_t panel_begin, panel_end;
 };
 
+// One way to compute a dense convolution.
+struct ConvKernels {
+  const char* counter;
+  size_t (*weight_bytes)(const Geometry&);
+  void (*pack)(const Geometry&, const WeightView&, void* packed, int64_t panel_begin, int64_t panel_end);
+  int64_t (*rows)(const Geometry&);
+  int64_t (*tile_rows)(const Geometry&);  // the most rows a tile should have
+  void (*tile)(const ConvTask&, const Tile&);
+  // Output rows that are computed together: where the input holds no more than a band needs, the band must begin and
+  // end at multiples of it to have the bits of the whole.
+  int64_t (*band_rows)(const Geometry&);
+};
+
 // One way to compute a separable convolution.
 struct SeparableKernels {
   const char* counter;
@@ -67,18 +80,14 @@ struct SeparableKernels {
 struct KernelTable {
   int format;  // of packed weights: differs between tables whose formats differ
   const char* name;
-  const char* conv2d_counter;
-  const char* winograd_counter;  // of dense convolutions that Winograd's algorithm computes
   const char* pair_counter;
   int64_t row_granule;  // rows are best split at multiples of this
   int64_t panel_width;
 
-  bool (*by_winograd)(const Geometry&);
-  size_t (*conv_weight_bytes)(const Geometry&);
-  void (*conv_pack)(const Geometry&, const WeightView&, void* packed, int64_t panel_begin, int64_t panel_end);
-  int64_t (*conv_rows)(const Geometry&);
-  int64_t (*conv_tile_rows)(const Geometry&);  // the most rows a tile should have
-  void (*conv_tile)(const ConvTask&, const Tile&);
+  bool (*by_winograd)(const Geometry&);  // whether packed weights are those of `winograd`
+  ConvKernels conv;
+  ConvKernels winograd;     // null where nothing is computed by Winograd's algorithm
+  int64_t winograd_pixels;  // so many earn the transformation of weights for one use
 
   size_t (*depthwise_weight_bytes)(const Geometry&);
   void (*depthwise_pack)(const Geometry&, const WeightView&, void* packed);
@@ -87,8 +96,9 @@ struct KernelTable {
   SeparableKernels strassen;  // products by Strassen's algorithm; null where it does not pay
 };
 
-inline const char* conv_counter(const KernelTable& table, const Geometry& geometry) {
-  return table.by_winograd(geometry) ? table.winograd_counter : table.conv2d_counter;
+// Of a dense convolution whose weights are packed once and used often.
+inline const ConvKernels& conv_kernels(const KernelTable& table, const Geometry& geometry) {
+  return table.by_winograd(geometry) ? table.winograd : table.conv;
 }
 // Of a separable convolution whose weights are packed once and used often.
 inline const SeparableKernels& separable_kernels(const KernelTable& table, const Geometry& geometry) {

@@ -58,6 +58,10 @@ inline VecPair join(VecF first, VecF second) {
 inline VecPair add_second(VecPair first, VecF second) {
   return {_mm512_or_si512(first.v, _mm512_castps_si512(second.v))};
 }
+inline VecF first_of(VecPair a) { return {_mm512_castsi512_ps(_mm512_slli_epi32(a.v, 16))}; }
+inline VecF second_of(VecPair a) {
+  return {_mm512_castsi512_ps(_mm512_and_si512(a.v, _mm512_set1_epi32(static_cast<int>(0xffff0000u))))};
+}
 #endif
 
 template <typename T>

@@ -44,6 +44,15 @@ inline void store_channel(Operand<T>* tap, int64_t c, Vec<Accum<T>> columns) {
     store(to, c % 2 == 0 ? join(columns, broadcast(0.0f)) : add_second(load(to), columns));
 }
 
+template <typename T>
+inline Vec<Accum<T>> load_channel(const Operand<T>* tap, int64_t c) {
+  const auto operands = load(tap + c / kDepth<T> * Gemm<Operand<T>>::kNR);
+  if constexpr (kDepth<T> == 1)
+    return operands;
+  else
+    return c % 2 == 0 ? first_of(operands) : second_of(operands);
+}
+
 // Columns that lie next to each other in the weight.
 template <typename T>
 inline void pack_adjacent_columns(const Geometry& g, const WeightView& w, int64_t column, int64_t columns,

@@ -62,7 +62,7 @@ class Decoder {
     const bool begins_region = s.begins_region != 0 || index_ == 0;
     switch (static_cast<StepKind>(s.kind)) {
       case StepKind::kConv2d:
-        return {conv_counter(kernels_, geometry(s)), begins_region, conv(s)};
+        return {conv_kernels(kernels_, geometry(s)).counter, begins_region, conv(s)};
       case StepKind::kSeparable:
         return {separable_kernels(kernels_, geometry(s)).counter, begins_region, separable(s)};
       case StepKind::kMaxPool:

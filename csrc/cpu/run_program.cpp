@@ -40,7 +40,7 @@ class Units {
 
   void run(int64_t i) const {
     if (const auto* conv = std::get_if<ConvTask>(&step_.task)) {
-      kernels_.conv_tile(*conv, tiles_[i]);
+      conv_kernels(kernels_, conv->geometry).tile(*conv, tiles_[i]);
     } else if (const auto* separable = std::get_if<SeparableTask>(&step_.task)) {
       separable_kernels(kernels_, separable->geometry).tile(*separable, tiles_[i]);
     } else {
@@ -56,7 +56,8 @@ class Units {
 
  private:
   Work work_of(const Step& step) const {
-    if (const auto* conv = std::get_if<ConvTask>(&step.task)) return conv_work(kernels_, conv->geometry);
+    if (const auto* conv = std::get_if<ConvTask>(&step.task))
+      return conv_work(kernels_, conv_kernels(kernels_, conv->geometry), conv->geometry);
     if (const auto* separable = std::get_if<SeparableTask>(&step.task))
       return separable_work(kernels_, separable_kernels(kernels_, separable->geometry), separable->geometry);
     return {0, 1, 1, 0, 0};

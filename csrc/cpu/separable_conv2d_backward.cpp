@@ -142,11 +142,11 @@ ConvTask pointwise_task(const SeparableBackward& args, int64_t n0, int64_t n1, i
 }
 
 void run_on_this_thread(const KernelTable& forward, const ConvTask& task) {
-  const int64_t count = forward.conv_rows(task.geometry), panels = panels_of(forward, task.geometry.K);
+  const int64_t count = forward.conv.rows(task.geometry), panels = panels_of(forward, task.geometry.K);
   const int64_t most =
-      std::max(forward.row_granule, forward.conv_tile_rows(task.geometry) / forward.row_granule * forward.row_granule);
+      std::max(forward.row_granule, forward.conv.tile_rows(task.geometry) / forward.row_granule * forward.row_granule);
   for (int64_t row = 0; row < count; row += most)
-    forward.conv_tile(task, {row, std::min(count, row + most), 0, panels});
+    forward.conv.tile(task, {row, std::min(count, row + most), 0, panels});
 }
 
 struct DataPass {
@@ -184,8 +184,8 @@ void tiled_pass(const DataPass& pass) {
   const int64_t panels = divide_up(s.C, pass.table.columns);
   const KernelTable& forward = pass.forward;
   const Geometry pixels{1, s.K, 1, s.Q(), s.C, 1, 1, 1, 1, 0, 0, 1, 1, 1, s.Q()};
-  void* packed = scratch(Scratch::kPacked, forward.conv_weight_bytes(pixels));
-  pack_conv(forward, pixels, pass.weight, packed);
+  void* packed = scratch(Scratch::kPacked, forward.conv.weight_bytes(pixels));
+  pack_conv(forward, forward.conv, pixels, pass.weight, packed);
   parallel_for(0, pass.plan.tiles, 1, [&](int64_t begin, int64_t end) {
     const SeparableScratch buffers = pass.buffers();
     void* grad_mid = scratch(Scratch::kGradient, pass.plan.most_rows * s.Q() * s.C * storage_bytes(pass.args.dtype));
@@ -211,7 +211,8 @@ void panel_pass(const DataPass& pass) {
   char* grad_mid = static_cast<char*>(scratch(Scratch::kGradient, pass.plan.images * image * storage));
   for (int64_t n0 = 0; n0 < s.N; n0 += pass.plan.images) {
     const int64_t n1 = std::min(s.N, n0 + pass.plan.images);
-    run_unpacked_conv(pass.forward, pointwise_task(pass.args, n0, n1, 0, s.P(), grad_mid), pass.weight, num_threads());
+    const ConvTask pointwise = pointwise_task(pass.args, n0, n1, 0, s.P(), grad_mid);
+    run_unpacked_conv(pass.forward, pass.forward.conv, pointwise, pass.weight, num_threads());
     parallel_for(0, (n1 - n0) * panels, 1, [&](int64_t begin, int64_t end) {
       const SeparableScratch buffers = pass.buffers();
       for (int64_t i = begin; i < end;) {

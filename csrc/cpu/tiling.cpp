@@ -42,11 +42,11 @@ Geometry band_of(const Geometry& geometry, int64_t p_begin, int64_t p_end) {
   return band;
 }
 
-Work conv_work(const KernelTable& table, const Geometry& geometry) {
+Work conv_work(const KernelTable& table, const ConvKernels& kernels, const Geometry& geometry) {
   Work work;
-  work.rows = table.conv_rows(geometry);
+  work.rows = kernels.rows(geometry);
   work.row_granule = table.row_granule;
-  work.tile_rows = table.conv_tile_rows(geometry);
+  work.tile_rows = kernels.tile_rows(geometry);
   work.panels = panels_of(table, geometry.K);
   work.produce_cost = 0.3;  // a load and a store for kMR multiply-adds a panel
   return work;

@@ -21,7 +21,7 @@ struct Work {
   double produce_cost;  // of one row, in units of one row times one panel
 };
 
-Work conv_work(const KernelTable& table, const Geometry& geometry);
+Work conv_work(const KernelTable& table, const ConvKernels& kernels, const Geometry& geometry);
 Work separable_work(const KernelTable& table, const SeparableKernels& kernels, const Geometry& geometry);
 
 // The tiles that cover a work, in the order of their rows, so that equal shares of them are about equal work.

@@ -1,14 +1,13 @@
-// Dense 3 x 3 convolutions of stride 1 by Winograd's F(2 x 2, 3 x 3) (Lavin and Gray 2016, section 4.1): a block of
-// 2 x 2 outputs is 16 products over the channels instead of 36. With 1D F(2, 3) in both directions,
-//   y0 = m0 + m1 + m2       m0 = (d0 - d2) g0        m1 = (d1 + d2) (g0 + g1 + g2) / 2
-//   y1 = m1 - m2 - m3       m3 = (d1 - d3) g2        m2 = (d2 - d1) (g0 - g1 + g2) / 2
-// the same 16 products of gemm.h for all blocks of a tile: A are transformed inputs, B transformed weights.
-// Differences of infinities are no numbers: outputs that are not finite are computed again by the definition, so that
-// an infinite input has the effect that it should have.
+// Dense convolutions of stride 1 by Winograd's algorithm (Lavin and Gray 2016), Down and Across of the window
+// (cook_toom.h): a block of Down::kOutputs x Across::kOutputs outputs is Down::kProducts x Across::kProducts products
+// over the channels. These are products of gemm.h in the accumulation type, for all blocks of a tile: A are transformed
+// inputs, B transformed weights. Differences of infinities are no numbers: outputs that are not finite are computed
+// again by the definition, so that an infinite input has the effect that it should have.
 //
 #pragma once
 #include <type_traits>
 
+#include "cpu/cook_toom.h"
 #include "cpu/gemm.h"
 #include "cpu/pack_columns.h"
 #include "cpu/scratch.h"
@@ -16,95 +15,103 @@
 namespace ik::cpu::IK_ISA {
 
 // The blocks of an image, and how they are cut into row panels, which depends on the geometry alone. Blocks begin at
-// even output rows and columns of the whole image, so that a band of rows has the bits of the whole.
+// multiples of their height in the whole image, wherever a band of rows begins.
 struct WinogradBlocks {
-  int64_t phase;          // 1: the first row of blocks begins one row above the band
+  int64_t phase;          // rows of the first line of blocks that lie above the band
   int64_t lines, length;  // blocks of an image, down and across
-  int64_t panels;         // row panels of an image
+  int64_t panels;         // row panels of an image: an even number, which two threads share fairly
 
-  WinogradBlocks(const Geometry& g, int64_t most_rows)
-      : phase(g.first_p % 2),
-        lines(ceil_div(g.P + phase, 2)),
-        length(ceil_div(g.Q, 2)),
-        panels(ceil_div(lines * length, most_rows)) {}
+  WinogradBlocks(const Geometry& g, int64_t height, int64_t width, int64_t most_rows)
+      : phase(g.first_p % height),
+        lines(ceil_div(g.P + phase, height)),
+        length(ceil_div(g.Q, width)),
+        panels(smaller(round_up(ceil_div(lines * length, most_rows), 2), lines * length)) {}
   int64_t begin(int64_t panel) const { return lines * length * panel / panels; }
 };
 
-template <typename T>
+template <typename T, typename Down, typename Across, int64_t kMostWeights>
 class Winograd {
  public:
   using A = Accum<T>;
-  static constexpr int64_t kMR = Gemm<A>::kMR, kNR = Gemm<A>::kNR, kLanes = Vec<A>::kLanes, kNV = Gemm<A>::kNV;
-  static constexpr int64_t kProducts = 16;
-  // The sums of a product come to weigh more than its terms: their error must be smaller than a convolution's.
-  static constexpr int64_t kShortChain = 48;
+  static constexpr int64_t kMR = Gemm<A>::kMR, kNR = Gemm<A>::kNR, kLanes = Vec<A>::kLanes;
+  static constexpr int kHeight = Down::kOutputs, kWidth = Across::kOutputs;  // of a block
+  static constexpr int kLines = Down::kProducts, kColumns = Across::kProducts;
+  static constexpr int64_t kProducts = kLines * kColumns;
+  // The sums of a product come to weigh more than its terms: their error must be smaller than a convolution's, unless
+  // storage rounds much more.
+  static constexpr int64_t kLongestChain = std::is_same_v<T, A> ? 48 : kChain;
 
   // float64 asks for accuracy. Few channels leave too little between the transforms, and transformed weights beyond a
   // core's share of the cache cost more than the products saved.
   static bool applies(const Geometry& g) {
-    return std::is_same_v<A, float> && g.R == 3 && g.S == 3 && g.stride_h == 1 && g.stride_w == 1 &&
-           g.dilation_h == 1 && g.dilation_w == 1 && g.C >= 16 && g.K >= 16 && g.C * g.K <= 1 << 16;
+    return std::is_same_v<A, float> && fits<Down>(g.R, g.stride_h, g.dilation_h) &&
+           fits<Across>(g.S, g.stride_w, g.dilation_w) && g.C >= 16 && g.K >= 16 && g.C * g.K <= kMostWeights;
   }
 
   // [panel of kNR columns][product][C][kNR]
   static size_t weight_bytes(const Geometry& g) {
-    return static_cast<size_t>(round_up(g.K, kNR) * kProducts * g.C) * sizeof(A);
+    return static_cast<size_t>(ceil_div(g.K, kNR) * kProducts * product_of(g)) * sizeof(A);
   }
   static void pack(const Geometry& g, const WeightView& w, void* packed, int64_t panel_begin, int64_t panel_end) {
-    A* const taps = static_cast<A*>(scratch(Scratch::kTaps, static_cast<size_t>(9 * g.C * kNR) * sizeof(A)));
-    const int64_t product = g.C * kNR;
+    using O = Operand<T>;
+    const int64_t tap = operands<T>(g.C) * kNR, product = product_of(g);
+    O* const taps = static_cast<O*>(scratch(Scratch::kTaps, static_cast<size_t>(g.R * g.S * tap) * sizeof(O)));
     for (int64_t q = panel_begin; q < panel_end; q++) {
       pack_columns<T>(g, w, q * kNR, taps);
       A* const out = static_cast<A*>(packed) + q * kProducts * product;
-      for (int64_t i = 0; i < product; i += kLanes) {
-        Vec<A> half[4][3];
-        for (int s = 0; s < 3; s++) {
-          Vec<A> column[4];
-          transform_taps(load(taps + s * product + i), load(taps + (3 + s) * product + i),
-                         load(taps + (6 + s) * product + i), column);
-          for (int a = 0; a < 4; a++) half[a][s] = column[a];
+      for (int64_t c = 0; c < g.C; c++)
+        for (int64_t v = 0; v < kNR; v += kLanes) {
+          Vec<A> down[Across::kTaps][kLines];
+          for (int s = 0; s < Across::kTaps; s++) {
+            Vec<A> column[Down::kTaps];
+            for (int r = 0; r < Down::kTaps; r++)
+              column[r] = load_channel<T>(taps + (r * Across::kTaps + s) * tap + v, c);
+            Down::template taps<A>(column, down[s]);
+          }
+          for (int a = 0; a < kLines; a++) {
+            Vec<A> row[Across::kTaps], across[kColumns];
+            for (int s = 0; s < Across::kTaps; s++) row[s] = down[s][a];
+            Across::template taps<A>(row, across);
+            for (int b = 0; b < kColumns; b++) store(out + (kColumns * a + b) * product + c * kNR + v, across[b]);
+          }
         }
-        for (int a = 0; a < 4; a++) {
-          Vec<A> row[4];
-          transform_taps(half[a][0], half[a][1], half[a][2], row);
-          for (int b = 0; b < 4; b++) store(out + (4 * a + b) * product + i, row[b]);
-        }
-      }
     }
   }
 
-  static int64_t rows(const Geometry& g) { return g.N * WinogradBlocks(g, kMR).panels * kMR; }
+  static int64_t rows(const Geometry& g) { return g.N * WinogradBlocks(g, kHeight, kWidth, kMR).panels * kMR; }
   // Transformed inputs for a panel of B to be worth reading, of about the size that L2 holds beside it.
   static int64_t tile_rows(const Geometry& g, int64_t tile_bytes) {
+    constexpr int64_t kLeast = kProducts > 16 ? 2 : 4, kMost = 16;
     const int64_t row_bytes = kProducts * (g.C + kNR) * static_cast<int64_t>(sizeof(A));
-    return larger(4, smaller(16, tile_bytes / row_bytes / kMR)) * kMR;
+    return larger(kLeast, smaller(kMost, tile_bytes / row_bytes / kMR)) * kMR;
   }
   static void tile(const ConvTask& task, const Tile& part) { Winograd(task, part).run(); }
 
  private:
+  template <typename Direction>
+  static bool fits(int64_t window, int64_t stride, int64_t dilation) {
+    return window == Direction::kTaps && stride == 1 && (window == 1 || dilation == 1);
+  }
+
+  // Elements of a product's weights. An odd number of rows, or those of all products would share sets of the caches.
+  static int64_t product_of(const Geometry& g) { return (g.C | 1) * kNR; }
+
   Winograd(const ConvTask& task, const Tile& part)
       : t_(task),
         g_(task.geometry),
-        blocks_(g_, kMR),
+        blocks_(g_, kHeight, kWidth, kMR),
         tile_{part.row_begin / kMR, part.row_end / kMR, part.panel_begin, part.panel_end},
-        pitch_(round_up(g_.C, kLanes)) {}
-
-  static void transform_taps(Vec<A> g0, Vec<A> g1, Vec<A> g2, Vec<A>* out) {
-    const Vec<A> half = broadcast(A(0.5)), outer = g0 + g2;
-    out[0] = g0;
-    out[1] = half * (outer + g1);
-    out[2] = half * (outer - g1);
-    out[3] = g2;
-  }
+        pitch_(round_up(g_.C, kLanes)),
+        product_inputs_(kMR * pitch_ + kLanes) {}
 
   void run() {
-    const int64_t count = tile_.row_end - tile_.row_begin, panel_elements = kProducts * kMR * pitch_;
+    const int64_t count = tile_.row_end - tile_.row_begin, panel_elements = kProducts * product_inputs_;
     A* const inputs = static_cast<A*>(scratch(Scratch::kTile, static_cast<size_t>(count * panel_elements) * sizeof(A)));
     for (int64_t i = 0; i < count; i++) transform_inputs(tile_.row_begin + i, inputs + i * panel_elements);
 
-    const Chains chains(g_.C, kShortChain);
+    const Chains chains(g_.C, kLongestChain);
     alignas(64) A products[kProducts * kMR * kNR];
-    ColumnPanel<T> panel{};
+    ColumnPanel<A> panel{};
     panel.segments = chains.segments;
     panel.pitch = pitch_;
     panel.updates = 1;
@@ -112,16 +119,16 @@ class Winograd {
     rows.segment_end = chains.count;
     constexpr std::make_integer_sequence<int, kMR> kAllRows{};
     for (int64_t q = tile_.panel_begin; q < tile_.panel_end; q++) {
-      const A* const weight = static_cast<const A*>(t_.weight) + q * kProducts * g_.C * kNR;
+      const A* const weight = static_cast<const A*>(t_.weight) + q * kProducts * product_of(g_);
       const int64_t columns = smaller(kNR, g_.K - q * kNR);
       for (int64_t i = 0; i < count; i++) {
         const int64_t index = (tile_.row_begin + i) % blocks_.panels;
         rows.rows = static_cast<int>(blocks_.begin(index + 1) - blocks_.begin(index));
-        const MicroKernel<T> kernel = columns > kLanes ? pick_micro_kernel<T, 2>(rows.rows, kAllRows)
-                                                       : pick_micro_kernel<T, 1>(rows.rows, kAllRows);
+        const MicroKernel<A> kernel = columns > kLanes ? pick_micro_kernel<A, 2>(rows.rows, kAllRows)
+                                                       : pick_micro_kernel<A, 1>(rows.rows, kAllRows);
         for (int64_t product = 0; product < kProducts; product++) {
-          rows.a = inputs + i * panel_elements + product * kMR * pitch_;
-          panel.b = weight + product * g_.C * kNR;
+          rows.a = inputs + i * panel_elements + product * product_inputs_;
+          panel.b = weight + product * product_of(g_);
           panel.sums = products + product * kMR * kNR;
           panel.update[0] = {panel.sums, false, false};
           kernel(panel, rows);
@@ -139,10 +146,10 @@ class Winograd {
     for (int64_t block = begin; block < end;) {
       const int64_t line = block / blocks_.length, across = block % blocks_.length;
       const int64_t count = smaller(end - block, blocks_.length - across);
-      const int64_t top = 2 * line - blocks_.phase - g_.pad_h, left = 2 * across - g_.pad_w;
-      const T* from[4];
-      int64_t step[4];
-      for (int r = 0; r < 4; r++) {
+      const int64_t top = kHeight * line - blocks_.phase - g_.pad_h, left = kWidth * across - g_.pad_w;
+      const T* from[kLines];
+      int64_t step[kLines];
+      for (int r = 0; r < kLines; r++) {
         const bool inside = top + r >= 0 && top + r < g_.H;
         from[r] = inside ? static_cast<const T*>(t_.x.data) + n * t_.x.stride_n + (top + r) * t_.x.stride_h : kZeros;
         step[r] = inside ? t_.x.stride_w : 0;
@@ -151,46 +158,41 @@ class Winograd {
         const int lanes = static_cast<int>(smaller(kLanes, g_.C - c));
         A* to = out + (block - begin) * pitch_ + c;
         const auto column = [&](int64_t w, Vec<A>* u) __attribute__((always_inline)) {
-          Vec<A> d[4];
+          Vec<A> d[kLines];
           if (w >= 0 && w < g_.W) {
-#pragma GCC unroll 4
-            for (int r = 0; r < 4; r++) {
+#pragma GCC unroll 12
+            for (int r = 0; r < kLines; r++) {
               const T* pixel = from[r] + (step[r] ? w * step[r] + c : 0);
               d[r] = lanes == kLanes ? load(pixel) : load(pixel, lanes);
             }
           } else {
-#pragma GCC unroll 4
-            for (int r = 0; r < 4; r++) d[r] = broadcast(A(0));
+#pragma GCC unroll 12
+            for (int r = 0; r < kLines; r++) d[r] = broadcast(A(0));
           }
-          transform_pixels(d, u);
+          Down::template inputs<A>(d, u);
         };
-        Vec<A> u[4][4];  // [column of the block][product down]
-        column(left, u[0]);
-        column(left + 1, u[1]);
+        constexpr int kShared = kColumns - kWidth;  // of neighbouring blocks
+        Vec<A> u[kColumns][kLines];
+#pragma GCC unroll 6
+        for (int i = 0; i < kShared; i++) column(left + i, u[i]);
         for (int64_t j = 0; j < count; j++, to += pitch_) {
-          column(left + 2 * j + 2, u[2]);
-          column(left + 2 * j + 3, u[3]);
-#pragma GCC unroll 4
-          for (int a = 0; a < 4; a++) {
-            const Vec<A> across_block[4] = {u[0][a], u[1][a], u[2][a], u[3][a]};
-            Vec<A> v[4];
-            transform_pixels(across_block, v);
-#pragma GCC unroll 4
-            for (int b = 0; b < 4; b++) store(to + (4 * a + b) * kMR * pitch_, v[b]);
-            u[0][a] = u[2][a];
-            u[1][a] = u[3][a];
+#pragma GCC unroll 6
+          for (int i = kShared; i < kColumns; i++) column(left + kWidth * j + i, u[i]);
+#pragma GCC unroll 12
+          for (int a = 0; a < kLines; a++) {
+            Vec<A> row[kColumns], v[kColumns];
+#pragma GCC unroll 12
+            for (int b = 0; b < kColumns; b++) row[b] = u[b][a];
+            Across::template inputs<A>(row, v);
+#pragma GCC unroll 12
+            for (int b = 0; b < kColumns; b++) store(to + (kColumns * a + b) * product_inputs_, v[b]);
+#pragma GCC unroll 6
+            for (int i = 0; i < kShared; i++) u[i][a] = u[kWidth + i][a];
           }
         }
       }
       block += count;
     }
-  }
-
-  static void transform_pixels(const Vec<A>* d, Vec<A>* out) {
-    out[0] = d[0] - d[2];
-    out[1] = d[1] + d[2];
-    out[2] = d[2] - d[1];
-    out[3] = d[1] - d[3];
   }
 
   // products[product][kMR][kNR] of row panel `panel` to its outputs' columns from `column` on.
@@ -206,26 +208,30 @@ class Winograd {
       const bool affine = e.scale || e.shift;
       for (int64_t block = begin; block < end; block++) {
         const A* const m = products + (block - begin) * kNR + v;
-        Vec<A> down[2][4], y[2][2];
-#pragma GCC unroll 4
-        for (int b = 0; b < 4; b++) {
-          const auto at = [&](int a) { return load(m + (4 * a + b) * kMR * kNR); };
-          const Vec<A> m1 = at(1), m2 = at(2);
-          down[0][b] = at(0) + m1 + m2;
-          down[1][b] = m1 - m2 - at(3);
+        Vec<A> down[kHeight][kColumns], y[kHeight][kWidth];
+#pragma GCC unroll 12
+        for (int b = 0; b < kColumns; b++) {
+          Vec<A> column[kLines], results[kHeight];
+#pragma GCC unroll 12
+          for (int a = 0; a < kLines; a++) column[a] = load(m + (kColumns * a + b) * kMR * kNR);
+          Down::template outputs<A>(column, results);
+#pragma GCC unroll 6
+          for (int r = 0; r < kHeight; r++) down[r][b] = results[r];
         }
-#pragma GCC unroll 2
-        for (int r = 0; r < 2; r++) {
-          y[r][0] = down[r][0] + down[r][1] + down[r][2];
-          y[r][1] = down[r][1] - down[r][2] - down[r][3];
+        Vec<A> sum = broadcast(A(0));
+#pragma GCC unroll 6
+        for (int r = 0; r < kHeight; r++) {
+          Across::template outputs<A>(down[r], y[r]);
+#pragma GCC unroll 6
+          for (int s = 0; s < kWidth; s++) sum = sum + y[r][s];
         }
-        const int64_t p = block / blocks_.length * 2 - blocks_.phase, q = block % blocks_.length * 2;
-        if (not_finite(y[0][0] + y[0][1] + y[1][0] + y[1][1])) by_definition(n, p, q, weight + v, y);
-#pragma GCC unroll 2
-        for (int r = 0; r < 2; r++) {
+        const int64_t p = block / blocks_.length * kHeight - blocks_.phase, q = block % blocks_.length * kWidth;
+        if (not_finite(sum)) by_definition(n, p, q, weight + v, y);
+#pragma GCC unroll 6
+        for (int r = 0; r < kHeight; r++) {
           if (p + r < 0 || p + r >= g_.P) continue;
-#pragma GCC unroll 2
-          for (int s = 0; s < 2; s++) {
+#pragma GCC unroll 6
+          for (int s = 0; s < kWidth; s++) {
             if (q + s >= g_.Q) continue;
             Vec<A> value = affine ? fmadd(y[r][s], scale, shift) : y[r][s];
             if (e.residual.data) value = value + load_at(e.residual, n, p + r, q + s, k, lanes);
@@ -243,18 +249,20 @@ class Winograd {
   }
 
   // Those of the block of outputs at (p, q) that are not finite, from the transformed weights of kLanes columns.
-  void by_definition(int64_t n, int64_t p, int64_t q, const A* weight, Vec<A> (*y)[2]) const {
+  void by_definition(int64_t n, int64_t p, int64_t q, const A* weight, Vec<A> (*y)[kWidth]) const {
     const auto tap = [&](int64_t r, int64_t s, int64_t c) {
-      const auto at = [&](int64_t a, int64_t b) { return load(weight + ((4 * a + b) * g_.C + c) * kNR); };
-      const auto across = [&](int64_t a) { return s == 1 ? at(a, 1) - at(a, 2) : at(a, s == 0 ? 0 : 3); };
-      return r == 1 ? across(1) - across(2) : across(r == 0 ? 0 : 3);
+      const auto at = [&](int64_t a, int64_t b) {
+        return load(weight + (kColumns * a + b) * product_of(g_) + c * kNR);
+      };
+      return Down::template tap<A>(
+          r, [&](int64_t a) { return Across::template tap<A>(s, [&](int64_t b) { return at(a, b); }); });
     };
-    for (int i = 0; i < 2; i++)
-      for (int j = 0; j < 2; j++) {
+    for (int i = 0; i < kHeight; i++)
+      for (int j = 0; j < kWidth; j++) {
         if (!not_finite(y[i][j])) continue;
         y[i][j] = broadcast(A(0));
-        for (int64_t r = 0; r < 3; r++)
-          for (int64_t s = 0; s < 3; s++) {
+        for (int64_t r = 0; r < Down::kTaps; r++)
+          for (int64_t s = 0; s < Across::kTaps; s++) {
             const int64_t h = p + i + r - g_.pad_h, w = q + j + s - g_.pad_w;
             if (h < 0 || h >= g_.H || w < 0 || w >= g_.W) continue;
             const T* const from =
@@ -275,6 +283,7 @@ class Winograd {
   const WinogradBlocks blocks_;
   const Tile tile_;  // rows in row panels
   const int64_t pitch_;
+  const int64_t product_inputs_;  // a line more than its rows, as for product_of
 };
 
 }  // namespace ik::cpu::IK_ISA

@@ -123,7 +123,7 @@ void Device::conv2d_forward_statistics(const Conv2dForward& given, const Tensor&
 }
 
 Conv2dGradients Device::conv2d_backward(const ConvShape& shape, const Tensor& grad_z, const Tensor& x,
-                                        const Tensor& weight, bool wants_x, bool wants_weight,
+                                        const Tensor& weight, bool wants_x, bool wants_weight, bool,
                                         torch::headeronly::ScalarType) const {
   return cuda::convolution_backward(shape, grad_z, x, weight, wants_x, wants_weight);
 }

@@ -34,7 +34,7 @@ uint16_t weight_bits(const WeightView& w, int64_t k, int64_t c, int64_t r, int64
   return static_cast<const Bf16*>(w.data)[k * w.stride_k + c * w.stride_c + r * w.stride_r + s * w.stride_s].bits;
 }
 
-// They would round what their products read to bf16.
+// Winograd's products would have to be of float32, Strassen's would round what they read to bf16.
 bool by_winograd(const Geometry&) { return false; }
 bool by_strassen(const Geometry&) { return false; }
 
@@ -177,6 +177,7 @@ void conv_tile_flat(const ConvTask& t, const Tile& tile) {
   multiply_tile(packed_operand(a, order.groups, order.blocks), t.weight, g.K, t.epilogue, output, tile);
 }
 
+int64_t conv_band_rows(const Geometry&) { return 1; }
 void conv_tile(const ConvTask& t, const Tile& tile) {
   if (Order(t.geometry).grouped)
     conv_tile_flat(t, tile);
@@ -237,17 +238,14 @@ void separable_tile(const SeparableTask& t, const Tile& tile) {
 const KernelTable& kernel_table_bf16() {
   static constexpr KernelTable kTable = {30,
                                          "amx_bf16",
-                                         "conv2d_bn_act.forward.cpu_amx_bf16",
-                                         nullptr,
                                          "asymmetric_pair.forward.cpu_amx_bf16",
                                          kRows,
                                          kColumns,
                                          by_winograd,
-                                         conv_weight_bytes,
-                                         conv_pack,
-                                         conv_rows,
-                                         conv_tile_rows,
-                                         conv_tile,
+                                         {"conv2d_bn_act.forward.cpu_amx_bf16", conv_weight_bytes, conv_pack, conv_rows,
+                                          conv_tile_rows, conv_tile, conv_band_rows},
+                                         {},
+                                         0,
                                          depthwise_weight_bytes,
                                          depthwise_pack,
                                          by_strassen,

@@ -1,0 +1,66 @@
+// The windows that Winograd's algorithm computes, and in which blocks.
+#pragma once
+#include <type_traits>
+
+#include "cpu/winograd.h"
+
+namespace ik::cpu::IK_ISA {
+
+// The first of the ways that applies.
+template <typename... Ways>
+struct AnyWinograd {
+  static bool applies(const Geometry& g) { return (Ways::applies(g) || ...); }
+  static size_t weight_bytes(const Geometry& g) {
+    size_t bytes = 0;
+    visit(g, [&](auto way) { bytes = decltype(way)::type::weight_bytes(g); });
+    return bytes;
+  }
+  static void pack(const Geometry& g, const WeightView& w, void* packed, int64_t panel_begin, int64_t panel_end) {
+    visit(g, [&](auto way) { decltype(way)::type::pack(g, w, packed, panel_begin, panel_end); });
+  }
+  static int64_t rows(const Geometry& g) {
+    int64_t rows = 0;
+    visit(g, [&](auto way) { rows = decltype(way)::type::rows(g); });
+    return rows;
+  }
+  static int64_t tile_rows(const Geometry& g, int64_t tile_bytes) {
+    int64_t rows = 0;
+    visit(g, [&](auto way) { rows = decltype(way)::type::tile_rows(g, tile_bytes); });
+    return rows;
+  }
+  static void tile(const ConvTask& task, const Tile& part) {
+    visit(task.geometry, [&](auto way) { decltype(way)::type::tile(task, part); });
+  }
+  static int64_t band_rows(const Geometry& g) {
+    int64_t rows = 1;
+    visit(g, [&](auto way) { rows = decltype(way)::type::kHeight; });
+    return rows;
+  }
+
+ private:
+  template <typename Body>
+  static void visit(const Geometry& g, const Body& body) {
+    const auto one = [&](auto way) {
+      const bool applies = decltype(way)::type::applies(g);
+      if (applies) body(way);
+      return applies;
+    };
+    (one(std::type_identity<Ways>{}) || ...);
+  }
+};
+
+// Transformed weights of more would take longer to read than the larger blocks save, or than any do.
+constexpr int64_t kFewWeights = 1 << 14, kManyWeights = 1 << 16;
+
+// Blocks so large that they cost digits, but none that a result of 16 bits has: of float32's 24 bits four are lost.
+template <typename T, bool kNarrow = sizeof(T) == 2>
+struct WinogradWindows : AnyWinograd<Winograd<T, CookToom<6, 3>, CookToom<6, 3>, kFewWeights>,
+                                     Winograd<T, CookToom<4, 3>, CookToom<4, 3>, kManyWeights>,
+                                     Winograd<T, CookToom<1, 1>, CookToom<6, 7>, kManyWeights>,
+                                     Winograd<T, CookToom<6, 7>, CookToom<1, 1>, kManyWeights>,
+                                     Winograd<T, CookToom<4, 5>, CookToom<4, 5>, kFewWeights>> {};
+// As accurate as a convolution.
+template <typename T>
+struct WinogradWindows<T, false> : AnyWinograd<Winograd<T, CookToom<2, 3>, CookToom<2, 3>, kManyWeights>> {};
+
+}  // namespace ik::cpu::IK_ISA
