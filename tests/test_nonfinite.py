@@ -3,7 +3,9 @@
 import pytest
 import torch
 from operator_cases import DTYPES, MAKERS, call, evaluate, evaluate_on, in_layout, run
-from oracle import ACTIVATIONS, COMPOSITIONS
+from oracle import ACTIVATIONS, COMPOSITIONS, assert_as_accurate_as_torch
+
+from inception_kernels import backends
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
@@ -35,11 +37,20 @@ def test_core_one_nan_pixel(name, dtype, place):
     clean = run(case, "cpu")
     x = case.tensors["x"].clone()
     x[place] = float("nan")
+    backends.reset_counters()
     dirty = run(case.but(x=x), "cpu")
-    expected = evaluation_of(case.but(x=x).cast(torch.float64)).isnan()
+    large_blocks = dtype in ("bf16", "f16") and any(name.endswith("_winograd") for name in backends.counters())
+    exact = evaluation_of(case.but(x=x).cast(torch.float64))
+    expected = exact.isnan()
     assert expected.any() and not expected.all()
     assert torch.equal(dirty.isnan(), expected), "NaN is not where float64 has it"
-    assert torch.equal(dirty[~expected], clean[~expected]), "a value that does not depend on the pixel changed"
+    if large_blocks:  # what shares a block with the pixel but does not depend on it is computed by the definition
+        torchs = [evaluation_of(case)[~expected]]
+        assert_as_accurate_as_torch(
+            dirty[~expected], exact[~expected], torchs, name="what does not depend on the pixel"
+        )
+    else:
+        assert torch.equal(dirty[~expected], clean[~expected]), "a value that does not depend on the pixel changed"
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf")])

@@ -1,23 +1,30 @@
-"""The gradients of 3 x 3 weights of stride 1 that the CPU computes by Winograd's algorithm."""
+"""The gradients of the weights of convolutions of stride 1 that the CPU computes by Winograd's algorithm."""
 
 import math
 
 import pytest
 import torch
-from instruction_sets import without_bf16_products
+from instruction_sets import without_bf16_products, without_tiles
 from operator_cases import DTYPES, Case, check, conv_case, evaluate, evaluate_on, in_layout
 from oracle import conv2d_bn_act
 
 from inception_kernels import backends
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-CONV = dict(window=(3, 3), padding=1, bn=False, activation="none")
+PLAIN = dict(bn=False, activation="none")
+CONV = dict(window=(3, 3), padding=1, **PLAIN)
+EVERY = [("f32", (3, 3))]
+EVERY += [(dtype, window) for dtype in ("bf16", "f16") for window in [(3, 3), (5, 5), (1, 7), (7, 1)]]
 
 
 @pytest.fixture(autouse=True)
-def products_of_float32(use_isa):
-    """Products of bf16 have too few digits for the algorithm."""
-    use_isa(without_bf16_products(backends.cpu_isa()))
+def no_tiles(use_isa):
+    """Products of bf16 tiles are too fast for the algorithm to gain."""
+    use_isa(without_tiles(backends.cpu_isa()))
+
+
+def same(window: tuple[int, int]) -> tuple[int, int]:
+    return window[0] // 2, window[1] // 2
 
 
 def gradient_of_weight(case: Case, *, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -29,79 +36,95 @@ def gradient_of_weight(case: Case, *, dtype: torch.dtype | None = None) -> torch
     return evaluate(conv2d_bn_act, case.cast(dtype), grad_y.to(dtype)).grads["weight"]
 
 
-# Changes to a convolution that is computed by the algorithm, and whether it still is.
-CHANGES = [
-    (dict(), True),
-    (dict(dtype=torch.bfloat16), True),
-    (dict(dtype=torch.float16), True),
-    (dict(dtype=torch.float64), False),
-    (dict(stride=2), False),
-    (dict(stride=(1, 2)), False),
-    (dict(stride=(2, 1)), False),
-    (dict(dilation=2), False),
-    (dict(dilation=(1, 2)), False),
-    (dict(window=(3, 5)), False),
-    (dict(window=(5, 3)), False),
-    (dict(window=(1, 3), padding=(0, 1)), False),
-    (dict(window=(3, 1), padding=(1, 0)), False),
-    (dict(C=15), False),
-    (dict(K=15), False),
-    (dict(C=256, K=257), False),  # transformed weights, or their sums, of more than 4 MiB
-]
+def kernels_of(case: Case) -> list[str]:
+    backends.reset_counters()
+    gradient_of_weight(case)
+    return [name for name in backends.counters() if name.startswith("conv2d_bn_act.backward")]
 
 
 @pytest.mark.parametrize(
     ("change", "used"),
     [
-        *CHANGES,
-        (dict(H=15, W=14), False),  # 56 blocks
-        (dict(N=2, H=9, W=15), True),  # 80, of which an odd row and column are half empty
+        (dict(), True),
+        (dict(dtype=torch.bfloat16), True),
+        (dict(dtype=torch.float16), True),
+        (dict(dtype=torch.float64), False),
+        (dict(stride=2), False),
+        (dict(stride=(1, 2)), False),
+        (dict(stride=(2, 1)), False),
+        (dict(dilation=2, H=18), False),
+        (dict(dilation=(1, 2), W=20), False),
+        (dict(window=(3, 5)), False),
+        (dict(window=(5, 3)), False),
+        (dict(window=(1, 3), padding=(0, 1)), False),
+        (dict(window=(3, 1), padding=(1, 0)), False),
+        (dict(window=(5, 5), padding=2), False),
+        (dict(window=(1, 7), padding=(0, 3)), False),
+        (dict(window=(7, 1), padding=(3, 0)), False),
+        (dict(C=15), False),
+        (dict(K=15), False),
+        (dict(C=256, K=256), True),
+        (dict(C=256, K=257), False),  # sums of more than 4 MiB
+        (dict(H=15), False),  # 255 pixels
+        (dict(N=2, H=8), True),  # 272
     ],
     ids=str,
 )
 def test_which_gradients(change, used):
-    case = conv_case(**dict(N=1, C=16, H=16, W=17, K=16, **CONV) | change)
-    backends.reset_counters()
-    gradient_of_weight(case)
-    names = [name for name in backends.counters() if name.startswith("conv2d_bn_act.backward")]
+    names = kernels_of(conv_case(**dict(N=1, C=16, H=16, W=17, K=16, **CONV) | change))
     assert any(name.endswith("_winograd") for name in names) == used, names
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+@pytest.mark.parametrize(
+    ("change", "used"),
+    [
+        (dict(window=(5, 5), padding=2), True),
+        (dict(window=(5, 5), padding=2, C=128, K=129), False),
+        (dict(window=(1, 7), padding=(0, 3)), True),
+        (dict(window=(7, 1), padding=(3, 0)), True),
+        (dict(window=(1, 7), padding=(0, 3), dilation=(2, 1)), True),  # of a direction with one tap
+        (dict(window=(1, 7), padding=(0, 6), dilation=(1, 2)), False),
+        (dict(window=(1, 7), padding=(0, 3), stride=(2, 1), H=32), False),
+        (dict(window=(7, 1), padding=(3, 0), C=256, K=257), False),
+        (dict(window=(7, 1), padding=(3, 0), H=15), False),
+    ],
+    ids=str,
+)
+def test_which_gradients_of_16_bits(change, used, dtype):
+    names = kernels_of(conv_case(**dict(N=1, C=16, H=16, W=17, K=16, dtype=DTYPES[dtype], **PLAIN) | change))
+    assert any(name.endswith("_winograd") for name in names) == used, names
+
+
+@pytest.mark.parametrize(("dtype", "window"), EVERY, ids=str)
 @pytest.mark.parametrize("padding", [0, 1, 2, (0, 3)], ids=str)
 @pytest.mark.parametrize(
     ("N", "C", "H", "W", "K"),
     [
-        (2, 16, 15, 19, 29),
+        (2, 16, 19, 23, 29),
         (1, 33, 37, 18, 16),
-        (70, 17, 3, 3, 43),  # an image is one row of blocks or two
+        (70, 17, 7, 7, 43),  # an image is one row of blocks or two
         (3, 40, 68, 70, 20),  # several chunks, and several partial sums
-        (1, 32, 3, 200, 64),
+        (1, 32, 7, 200, 64),
     ],
 )
-def test_gradients(N, C, H, W, K, padding, dtype):
-    check(conv_case(N=N, C=C, H=H, W=W, K=K, dtype=DTYPES[dtype], **CONV | dict(padding=padding)), "cpu")
+def test_gradients(N, C, H, W, K, padding, dtype, window):
+    check(
+        conv_case(N=N, C=C, H=H, W=W, K=K, window=window, padding=padding, dtype=DTYPES[dtype], **PLAIN),
+        "cpu",
+    )
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512"])
-def test_gradients_of_every_instruction_set(isa, layout, use_isa):
+@pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512bf16"])
+@pytest.mark.parametrize(("dtype", "window"), EVERY, ids=str)
+def test_gradients_of_every_instruction_set(dtype, window, isa, layout, use_isa):
     use_isa(isa)
-    case = conv_case(N=2, C=37, H=33, W=35, K=45, **CONV)
+    case = conv_case(N=2, C=37, H=33, W=35, K=45, window=window, padding=same(window), dtype=DTYPES[dtype], **PLAIN)
     case = case.but(weight=in_layout(case.tensors["weight"], layout))
     backends.reset_counters()
     check(case, "cpu")
-    assert backends.counters()[f"conv2d_bn_act.backward.cpu_{isa}_f32_winograd"] == 1
-
-
-def test_products_of_bf16_have_too_few_digits(use_isa):
-    use_isa("avx512bf16")
-    case = conv_case(N=1, C=16, H=16, W=17, K=16, dtype=torch.bfloat16, **CONV)
-    backends.reset_counters()
-    gradient_of_weight(case)
-    names = [name for name in backends.counters() if name.startswith("conv2d_bn_act.backward")]
-    assert len(names) == 1
-    assert not names[0].endswith("_winograd"), names
+    assert backends.counters()[f"conv2d_bn_act.backward.cpu_{without_bf16_products(isa)}_{dtype}_winograd"] == 1
 
 
 @pytest.mark.parametrize(("C", "K", "size"), [(16, 16, 40), (32, 64, 60), (64, 96, 35), (80, 192, 20), (256, 256, 16)])
@@ -118,26 +141,39 @@ def test_the_typical_error_of_gradients(C, K, size):
     assert min(math.exp(torch.stack(found).log().mean()) for found in ratios.values()) < 1
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize(("dtype", "window"), [each for each in EVERY if each[0] != "f32"], ids=str)
+@pytest.mark.parametrize(("C", "K", "size"), [(16, 32, 60), (64, 96, 35), (192, 192, 17)])
+def test_the_typical_error_of_16_bits_is_that_of_storing_the_result(C, K, size, dtype, window):
+    options = dict(N=2, C=C, H=size, W=size, K=K, window=window, padding=same(window), dtype=DTYPES[dtype], **PLAIN)
+    if window == (5, 5) and C * K > 1 << 14:
+        options |= dict(C=128, K=128)
+    case = conv_case(**options)
+    assert any(name.endswith("_winograd") for name in kernels_of(case))
+    exact = gradient_of_weight(case, dtype=torch.float64)
+    ours, stored = ((y - exact).square().mean().sqrt() for y in (gradient_of_weight(case), exact.to(DTYPES[dtype])))
+    assert ours <= 1.01 * stored
+
+
+@pytest.mark.parametrize(("dtype", "window"), EVERY, ids=str)
 @pytest.mark.parametrize("values", [(math.inf,), (-math.inf, math.inf), (math.nan,), (math.inf, math.nan)], ids=str)
-def test_gradients_of_infinities_and_nan_are_those_of_the_definition(values, dtype):
-    case = conv_case(N=2, C=17, H=16, W=15, K=37, dtype=DTYPES[dtype], **CONV)
+def test_gradients_of_infinities_and_nan_are_those_of_the_definition(values, dtype, window):
+    case = conv_case(N=2, C=17, H=16, W=15, K=37, window=window, padding=same(window), dtype=DTYPES[dtype], **PLAIN)
     x = case.tensors["x"].clone()
     for i, value in enumerate(values):
         x[i, 3 * i, 0, i] = value  # at the border, where not every tap meets it
     case = case.but(x=x)
     exact = gradient_of_weight(case, dtype=torch.float64)
-    backends.reset_counters()
+    names = kernels_of(case)
     found = gradient_of_weight(case)
     assert exact.isfinite().any() and not exact.isfinite().all()
     for kind in (torch.isfinite, torch.isnan, torch.isposinf, torch.isneginf):
         assert torch.equal(kind(found), kind(exact)), kind.__name__
-    names = [name for name in backends.counters() if name.startswith("conv2d_bn_act.backward")]
     assert len(names) == 2, names  # what computed it at last is counted too
 
 
-def test_gradients_do_not_depend_on_the_threads():
-    case = conv_case(N=3, C=40, H=68, W=70, K=36, **CONV)
+@pytest.mark.parametrize(("dtype", "window"), EVERY, ids=str)
+def test_gradients_do_not_depend_on_the_threads(dtype, window):
+    case = conv_case(N=3, C=40, H=68, W=70, K=36, window=window, padding=same(window), dtype=DTYPES[dtype], **PLAIN)
     threads = torch.get_num_threads()
     try:
         results = []

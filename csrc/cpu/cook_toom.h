@@ -4,10 +4,10 @@
 #pragma once
 #include <cstdint>
 
-#include "cpu/vec.h"
+namespace ik::cpu {
 
-namespace ik::cpu::IK_ISA {
-
+// Ops: a vector type V with + and -, add(sum, x, factor) = sum + x * factor, times(x, factor). It must be of the
+// instruction set, whose code the linker must not merge with another's.
 template <int kOutputsValue, int kTapsValue>
 struct CookToom {
   static constexpr int kOutputs = kOutputsValue, kTaps = kTapsValue, kProducts = kOutputs + kTaps - 1;
@@ -15,17 +15,17 @@ struct CookToom {
   static_assert(kOutputs > 1 && kTaps > 1 && kProducts % 2 == 0 && kPairs <= 5, "points come in pairs");
 
   // The factors that belong to taps g[0] to g[kTaps - 1].
-  template <typename A>
-  static void taps(const Vec<A>* g, Vec<A>* out) {
-    out[0] = g[0] * broadcast(A(1 / kConstants.zero[0]));
+  template <typename Ops, typename V = typename Ops::V>
+  static void taps(const V* g, V* out) {
+    out[0] = Ops::times(g[0], 1 / kConstants.zero[0]);
     out[kLast] = g[kTaps - 1];
 #pragma GCC unroll 5
     for (int j = 0; j < kPairs; j++) {
-      Vec<A> even = g[0] * broadcast(A(kConstants.taps[j][0])), odd = g[1] * broadcast(A(kConstants.taps[j][1]));
+      V even = Ops::times(g[0], kConstants.taps[j][0]), odd = Ops::times(g[1], kConstants.taps[j][1]);
 #pragma GCC unroll 7
       for (int t = 2; t < kTaps; t++) {
-        Vec<A>& sum = t % 2 == 0 ? even : odd;
-        sum = fmadd(g[t], broadcast(A(kConstants.taps[j][t])), sum);
+        V& sum = t % 2 == 0 ? even : odd;
+        sum = Ops::add(sum, g[t], kConstants.taps[j][t]);
       }
       out[2 * j + 1] = even + odd;
       out[2 * j + 2] = even - odd;
@@ -33,68 +33,79 @@ struct CookToom {
   }
 
   // Those of inputs d[0] to d[kProducts - 1].
-  template <typename A>
-  static void inputs(const Vec<A>* d, Vec<A>* out) {
-    out[0] = polynomial<A>(kConstants.zero, kPairs, d);
-    out[kLast] = polynomial<A>(kConstants.zero, kPairs, d + 1);
+  template <typename Ops, typename V = typename Ops::V>
+  static void inputs(const V* d, V* out) {
+    out[0] = polynomial<Ops>(kConstants.zero, kPairs, d);
+    out[kLast] = polynomial<Ops>(kConstants.zero, kPairs, d + 1);
 #pragma GCC unroll 5
     for (int j = 0; j < kPairs; j++) {
-      const Vec<A> even = polynomial<A>(kConstants.pair[j], kPairs - 1, d + 2);
-      const Vec<A> odd = polynomial<A>(kConstants.pair[j], kPairs - 1, d + 1);
-      out[2 * j + 1] = add<A>(even, odd, kConstants.point[j]);
-      out[2 * j + 2] = add<A>(even, odd, -kConstants.point[j]);
+      const V even = polynomial<Ops>(kConstants.pair[j], kPairs - 1, d + 2);
+      const V odd = polynomial<Ops>(kConstants.pair[j], kPairs - 1, d + 1);
+      out[2 * j + 1] = Ops::add(even, odd, kConstants.point[j]);
+      out[2 * j + 2] = Ops::add(even, odd, -kConstants.point[j]);
     }
   }
 
   // Outputs y[0] to y[kOutputs - 1] of the products' sums.
-  template <typename A>
-  static void outputs(const Vec<A>* m, Vec<A>* y) {
-    Vec<A> sums[kPairs], differences[kPairs];
+  template <typename Ops, typename V = typename Ops::V>
+  static void outputs(const V* m, V* y) {
+    combine<Ops, kOutputs>(kConstants.powers, 1.0, m, y);
+  }
+
+  // outputs() transposed: the factors of the outputs' gradients in the gradient of a tap.
+  template <typename Ops, typename V = typename Ops::V>
+  static void output_gradients(const V* y, V* out) {
+    out[0] = y[0];
+    out[kLast] = y[kOutputs - 1];
 #pragma GCC unroll 5
     for (int j = 0; j < kPairs; j++) {
-      sums[j] = m[2 * j + 1] + m[2 * j + 2];
-      differences[j] = m[2 * j + 1] - m[2 * j + 2];
-    }
+      V even = y[0], odd = Ops::times(y[1], kConstants.powers[1][j]);
 #pragma GCC unroll 6
-    for (int i = 0; i < kOutputs; i++) {
-      const Vec<A>* const terms = i % 2 == 0 ? sums : differences;
-      Vec<A> sum = i == 0 ? m[0] + terms[0] : terms[0] * broadcast(A(kConstants.power[i][0]));
-#pragma GCC unroll 5
-      for (int j = 1; j < kPairs; j++) sum = add<A>(sum, terms[j], kConstants.power[i][j]);
-      y[i] = i == kOutputs - 1 ? sum + m[kLast] : sum;
+      for (int i = 2; i < kOutputs; i++) {
+        V& sum = i % 2 == 0 ? even : odd;
+        sum = Ops::add(sum, y[i], kConstants.powers[i][j]);
+      }
+      out[2 * j + 1] = even + odd;
+      out[2 * j + 2] = even - odd;
     }
   }
 
+  // taps() transposed: the taps' gradients g[0] to g[kTaps - 1] of the products' sums.
+  template <typename Ops, typename V = typename Ops::V>
+  static void tap_gradients(const V* m, V* g) {
+    combine<Ops, kTaps>(kConstants.tap_powers, 1 / kConstants.zero[0], m, g);
+  }
+
   // Tap t again, from its factors at(0) to at(kProducts - 1).
-  template <typename A, typename At>
-  static Vec<A> tap(int64_t t, At at) {
-    Vec<A> sum = broadcast(A(0));
-    for (int i = 0; i < kTaps; i++)
-      sum = fmadd(at(i + 1 < kTaps ? i : kLast), broadcast(A(kConstants.inverse[t][i])), sum);
+  template <typename Ops, typename At>
+  static auto tap(int64_t t, At at) {
+    auto sum = Ops::times(at(0), kConstants.inverse[t][0]);
+    for (int i = 1; i < kTaps; i++) sum = Ops::add(sum, at(i + 1 < kTaps ? i : kLast), kConstants.inverse[t][i]);
     return sum;
   }
 
  private:
   struct Constants {
-    double point[kPairs];            // a
-    double zero[kPairs + 1];         // coefficients of the product of all x^2 - a^2, in x^2
-    double pair[kPairs][kPairs];     // of the product without the pair's own
-    double taps[kPairs][kTaps];      // a^t over the product of a's distances from all other points
-    double power[kOutputs][kPairs];  // a^i
-    double inverse[kTaps][kTaps];    // of what taps() does for the first kTaps - 1 factors and the last
+    double point[kPairs];              // a
+    double zero[kPairs + 1];           // coefficients of the product of all x^2 - a^2, in x^2
+    double pair[kPairs][kPairs];       // of the product without the pair's own
+    double taps[kPairs][kTaps];        // a^t over the product of a's distances from all other points
+    double powers[kOutputs][kPairs];   // a^i
+    double tap_powers[kTaps][kPairs];  // taps, transposed
+    double inverse[kTaps][kTaps];      // of what taps() does for the first kTaps - 1 factors and the last
   };
 
   // Few digits are lost for these; halves and quarters are exact.
   static constexpr double kPoints[][5] = {{1}, {0.75, 1.5}, {0.5, 1, 2}, {0.5, 1, 1.5, 2.5}, {0.5, 0.75, 1, 1.5, 2.5}};
 
   // Times (x^2 - a^2).
-  static constexpr void multiply(double* coefficients, int degree, double a) {
+  static consteval void multiply(double* coefficients, int degree, double a) {
     coefficients[degree + 1] = coefficients[degree];
     for (int k = degree; k > 0; k--) coefficients[k] = coefficients[k - 1] - a * a * coefficients[k];
     coefficients[0] *= -a * a;
   }
 
-  static constexpr Constants make() {
+  static consteval Constants make() {
     Constants c{};
     const double* const points = kPoints[kPairs - 1];
     c.zero[0] = 1;
@@ -109,16 +120,16 @@ struct CookToom {
         distances *= points[j] * points[j] - points[i] * points[i];
       }
       double power = 1;
-      for (int t = 0; t < kTaps; t++, power *= points[j]) c.taps[j][t] = power / distances;
+      for (int t = 0; t < kTaps; t++, power *= points[j]) c.taps[j][t] = c.tap_powers[t][j] = power / distances;
       power = 1;
-      for (int i = 0; i < kOutputs; i++, power *= points[j]) c.power[i][j] = power;
+      for (int i = 0; i < kOutputs; i++, power *= points[j]) c.powers[i][j] = power;
     }
     invert(c);
     return c;
   }
 
   // Gauss and Jordan.
-  static constexpr void invert(Constants& c) {
+  static consteval void invert(Constants& c) {
     double m[kTaps][2 * kTaps] = {};
     for (int i = 0; i < kTaps; i++) {
       m[i][kTaps + i] = 1;
@@ -152,18 +163,34 @@ struct CookToom {
       for (int i = 0; i < kTaps; i++) c.inverse[t][i] = m[t][kTaps + i];
   }
 
-  // sum + x * factor; the compiler knows the factor.
-  template <typename A>
-  static Vec<A> add(Vec<A> sum, Vec<A> x, double factor) {
-    return factor == 1 ? sum + x : factor == -1 ? sum - x : fmadd(x, broadcast(A(factor)), sum);
-  }
   // Of every other input; the leading coefficient is one.
-  template <typename A>
-  static Vec<A> polynomial(const double* coefficients, int degree, const Vec<A>* d) {
-    Vec<A> sum = d[2 * degree];
+  template <typename Ops, typename V = typename Ops::V>
+  static V polynomial(const double* coefficients, int degree, const V* d) {
+    V sum = d[2 * degree];
 #pragma GCC unroll 5
-    for (int k = degree - 1; k >= 0; k--) sum = add<A>(sum, d[2 * k], coefficients[k]);
+    for (int k = degree - 1; k >= 0; k--) sum = Ops::add(sum, d[2 * k], coefficients[k]);
     return sum;
+  }
+
+  // out[i]: the sums (even i) or differences of all pairs of m times factors[i], with m[0] in the first and m[kLast] in
+  // the last.
+  template <typename Ops, int kCount, typename V = typename Ops::V>
+  static void combine(const double (&factors)[kCount][kPairs], double first, const V* m, V* out) {
+    V sums[kPairs], differences[kPairs];
+#pragma GCC unroll 5
+    for (int j = 0; j < kPairs; j++) {
+      sums[j] = m[2 * j + 1] + m[2 * j + 2];
+      differences[j] = m[2 * j + 1] - m[2 * j + 2];
+    }
+#pragma GCC unroll 7
+    for (int i = 0; i < kCount; i++) {
+      const V* const terms = i % 2 == 0 ? sums : differences;
+      V sum = Ops::times(terms[0], factors[i][0]);
+#pragma GCC unroll 5
+      for (int j = 1; j < kPairs; j++) sum = Ops::add(sum, terms[j], factors[i][j]);
+      if (i == 0) sum = Ops::add(sum, m[0], first);
+      out[i] = i == kCount - 1 ? sum + m[kLast] : sum;
+    }
   }
 
   static constexpr Constants kConstants = make();
@@ -173,22 +200,30 @@ struct CookToom {
 template <>
 struct CookToom<1, 1> {
   static constexpr int kOutputs = 1, kTaps = 1, kProducts = 1;
-  template <typename A>
-  static void taps(const Vec<A>* g, Vec<A>* out) {
+  template <typename Ops, typename V = typename Ops::V>
+  static void taps(const V* g, V* out) {
     out[0] = g[0];
   }
-  template <typename A>
-  static void inputs(const Vec<A>* d, Vec<A>* out) {
+  template <typename Ops, typename V = typename Ops::V>
+  static void inputs(const V* d, V* out) {
     out[0] = d[0];
   }
-  template <typename A>
-  static void outputs(const Vec<A>* m, Vec<A>* y) {
+  template <typename Ops, typename V = typename Ops::V>
+  static void outputs(const V* m, V* y) {
     y[0] = m[0];
   }
-  template <typename A, typename At>
-  static Vec<A> tap(int64_t, At at) {
+  template <typename Ops, typename V = typename Ops::V>
+  static void output_gradients(const V* y, V* out) {
+    out[0] = y[0];
+  }
+  template <typename Ops, typename V = typename Ops::V>
+  static void tap_gradients(const V* m, V* g) {
+    g[0] = m[0];
+  }
+  template <typename Ops, typename At>
+  static auto tap(int64_t, At at) {
     return at(0);
   }
 };
 
-}  // namespace ik::cpu::IK_ISA
+}  // namespace ik::cpu

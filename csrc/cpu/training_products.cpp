@@ -15,24 +15,24 @@ constexpr int64_t kChunkPixels = 400;       // about: each chunk is a visit to t
 constexpr int64_t kGroupPixels = 1024;      // worth a partial sum, which costs a pass over the weight
 constexpr int64_t kGroups = 16;
 constexpr int64_t kTilePixels = 32;
-// By Winograd's algorithm a strip holds 16 products of each block.
+// By Winograd's algorithm a strip holds all products of each block.
 constexpr int64_t kChunkBlocks = 96;
 constexpr int64_t kBlockStripBytes = 256 << 10;
-constexpr int64_t kLeastBlocks = 64;       // fewer do not earn the passes over 16 sums
-constexpr int64_t kMostWeights = 1 << 16;  // the 16 sums of more go through memory for every chunk
+constexpr int64_t kLeastPixels = 256;  // fewer do not earn the passes over the sums of all products
 
 // What the sums of a pair of panels run over.
 struct Extent {
-  int64_t rows;    // of output pixels, or of blocks of 2 x 2 of them, in all images
+  int64_t rows;    // of output pixels, or of Winograd's blocks of them, in all images
   int64_t length;  // of a row
   int64_t sums;    // taps, or Winograd's products
   int64_t copies;  // of grad_z and x in the buffers of a chunk
 };
 
-Extent extent_of(const WeightGradient& args, bool winograd) {
+Extent extent_of(const WeightGradient& args, const WinogradGradient* winograd) {
   const ConvShape& s = args.shape;
-  constexpr int64_t kProducts = 16;
-  if (winograd) return {s.N * divide_up(s.P(), 2), divide_up(s.Q(), 2), kProducts, kProducts};
+  if (winograd)
+    return {s.N * divide_up(s.P(), winograd->height), divide_up(s.Q(), winograd->width), winograd->products,
+            winograd->products};
   return {s.N * s.P(), s.Q(), args.depthwise || args.columns ? 1 : s.R * s.S, 1};
 }
 
@@ -82,7 +82,7 @@ Blocks share_channels(const Kernels& table, const WeightGradient& args, const Pl
   return best;
 }
 
-Plan make_plan(const Kernels& table, const WeightGradient& args, bool winograd) {
+Plan make_plan(const Kernels& table, const WeightGradient& args, const WinogradGradient* winograd) {
   const ConvShape& s = args.shape;
   const int64_t element = table.accumulator_bytes, channels = args.columns ? s.R * s.S * s.C : s.C;
   Plan plan;
@@ -194,28 +194,31 @@ bool sum_by(const WeightKernels& kernels, const Kernels& table, const WeightGrad
   return finished;
 }
 
-// 3 x 3 windows of stride 1, whose 36 products for four pixels become 16.
-bool by_winograd(const Kernels& table, const WeightGradient& args) {
+// Null if the gradient goes by the definition.
+const WinogradGradient* winograd_of(const Kernels& table, const WeightGradient& args) {
   const ConvShape& s = args.shape;
-  const Extent blocks = extent_of(args, true);
   constexpr int64_t kLeastChannels = 16;
-  return table.winograd.gradient && !args.depthwise && s.R == 3 && s.S == 3 && s.stride_h == 1 && s.stride_w == 1 &&
-         s.dilation_h == 1 && s.dilation_w == 1 && s.C >= kLeastChannels && s.K >= kLeastChannels &&
-         s.C * s.K <= kMostWeights && blocks.rows * blocks.length >= kLeastBlocks;
+  if (args.depthwise || s.stride_h != 1 || s.stride_w != 1 || (s.R > 1 && s.dilation_h != 1) ||
+      (s.S > 1 && s.dilation_w != 1) || s.C < kLeastChannels || s.K < kLeastChannels ||
+      s.N * s.P() * s.Q() < kLeastPixels)
+    return nullptr;
+  for (const WinogradGradient *way = table.winograd, *end = way + table.winograd_count; way < end; ++way)
+    if (way->R == s.R && way->S == s.S && s.C * s.K <= way->most_weights) return way;
+  return nullptr;
 }
 
 }  // namespace
 
 void weight_gradient(const Kernels& table, const WeightGradient& given, const WeightOutput& grad_weight, bool wide) {
   WeightGradient args = given;
-  if (by_winograd(table, args)) {
+  if (const WinogradGradient* const winograd = winograd_of(table, args)) {
     count_kernel(table.winograd_name);
-    if (sum_by(table.winograd, table, args, make_plan(table, args, true), grad_weight, wide)) return;
+    if (sum_by(winograd->kernels, table, args, make_plan(table, args, winograd), grad_weight, wide)) return;
   }
   args.shape = drop_skipped(given.shape, args.x);
   args.columns = !args.depthwise && args.shape.C < table.columns / 2 && args.shape.R * args.shape.S > 1;
   if (!args.depthwise) count_kernel(table.conv_name);
-  sum_by(table.weight, table, args, make_plan(table, args, false), grad_weight, wide);
+  sum_by(table.weight, table, args, make_plan(table, args, nullptr), grad_weight, wide);
 }
 
 }  // namespace ik::cpu::training

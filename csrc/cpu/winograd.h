@@ -29,10 +29,21 @@ struct WinogradBlocks {
   int64_t begin(int64_t panel) const { return lines * length * panel / panels; }
 };
 
+// Vectors for CookToom, in which the compiler knows all factors.
+template <typename A>
+struct VecOps {
+  using V = Vec<A>;
+  static V times(V x, double factor) { return factor == 1 ? x : x * broadcast(A(factor)); }
+  static V add(V sum, V x, double factor) {
+    return factor == 1 ? sum + x : factor == -1 ? sum - x : fmadd(x, broadcast(A(factor)), sum);
+  }
+};
+
 template <typename T, typename Down, typename Across, int64_t kMostWeights>
 class Winograd {
  public:
   using A = Accum<T>;
+  using Ops = VecOps<A>;
   static constexpr int64_t kMR = Gemm<A>::kMR, kNR = Gemm<A>::kNR, kLanes = Vec<A>::kLanes;
   static constexpr int kHeight = Down::kOutputs, kWidth = Across::kOutputs;  // of a block
   static constexpr int kLines = Down::kProducts, kColumns = Across::kProducts;
@@ -66,12 +77,12 @@ class Winograd {
             Vec<A> column[Down::kTaps];
             for (int r = 0; r < Down::kTaps; r++)
               column[r] = load_channel<T>(taps + (r * Across::kTaps + s) * tap + v, c);
-            Down::template taps<A>(column, down[s]);
+            Down::template taps<Ops>(column, down[s]);
           }
           for (int a = 0; a < kLines; a++) {
             Vec<A> row[Across::kTaps], across[kColumns];
             for (int s = 0; s < Across::kTaps; s++) row[s] = down[s][a];
-            Across::template taps<A>(row, across);
+            Across::template taps<Ops>(row, across);
             for (int b = 0; b < kColumns; b++) store(out + (kColumns * a + b) * product + c * kNR + v, across[b]);
           }
         }
@@ -169,7 +180,7 @@ class Winograd {
 #pragma GCC unroll 12
             for (int r = 0; r < kLines; r++) d[r] = broadcast(A(0));
           }
-          Down::template inputs<A>(d, u);
+          Down::template inputs<Ops>(d, u);
         };
         constexpr int kShared = kColumns - kWidth;  // of neighbouring blocks
         Vec<A> u[kColumns][kLines];
@@ -183,7 +194,7 @@ class Winograd {
             Vec<A> row[kColumns], v[kColumns];
 #pragma GCC unroll 12
             for (int b = 0; b < kColumns; b++) row[b] = u[b][a];
-            Across::template inputs<A>(row, v);
+            Across::template inputs<Ops>(row, v);
 #pragma GCC unroll 12
             for (int b = 0; b < kColumns; b++) store(to + (kColumns * a + b) * product_inputs_, v[b]);
 #pragma GCC unroll 6
@@ -214,14 +225,14 @@ class Winograd {
           Vec<A> column[kLines], results[kHeight];
 #pragma GCC unroll 12
           for (int a = 0; a < kLines; a++) column[a] = load(m + (kColumns * a + b) * kMR * kNR);
-          Down::template outputs<A>(column, results);
+          Down::template outputs<Ops>(column, results);
 #pragma GCC unroll 6
           for (int r = 0; r < kHeight; r++) down[r][b] = results[r];
         }
         Vec<A> sum = broadcast(A(0));
 #pragma GCC unroll 6
         for (int r = 0; r < kHeight; r++) {
-          Across::template outputs<A>(down[r], y[r]);
+          Across::template outputs<Ops>(down[r], y[r]);
 #pragma GCC unroll 6
           for (int s = 0; s < kWidth; s++) sum = sum + y[r][s];
         }
@@ -254,8 +265,8 @@ class Winograd {
       const auto at = [&](int64_t a, int64_t b) {
         return load(weight + (kColumns * a + b) * product_of(g_) + c * kNR);
       };
-      return Down::template tap<A>(
-          r, [&](int64_t a) { return Across::template tap<A>(s, [&](int64_t b) { return at(a, b); }); });
+      return Down::template tap<Ops>(
+          r, [&](int64_t a) { return Across::template tap<Ops>(s, [&](int64_t b) { return at(a, b); }); });
     };
     for (int i = 0; i < kHeight; i++)
       for (int j = 0; j < kWidth; j++) {

@@ -21,7 +21,7 @@ EMULATED = Variant(
     flags="-DIK_EMULATE_AMX -O1",
     compiler=os.environ.get("CXX", "g++"),
     tests=("conv2d_bn_act", "separable_conv2d", "asymmetric_pair", "nonfinite", "determinism", "winograd",
-           "run_program", "optimize", "properties", "backends"),
+           "weight_winograd", "run_program", "optimize", "properties", "backends"),
     environment={"IK_CPU_ISA": "amx", "IK_EMULATED_AMX": "1"},
 )  # fmt: skip
 SELECTION = ("-k", "(bf16 or amx) and not reference and not triton")

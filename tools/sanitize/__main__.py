@@ -21,7 +21,7 @@ from tools.variant import Variant
 
 TESTS = ("conv2d_bn_act", "separable_conv2d", "asymmetric_pair", "pointwise_depthwise_conv2d",
          "label_smoothing_cross_entropy", "max_pool2d", "avg_pool2d", "memory", "nonfinite", "determinism",
-         "winograd", "strassen", "run_program")  # fmt: skip
+         "winograd", "weight_winograd", "strassen", "run_program")  # fmt: skip
 FLAGS = "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1 -O1"
 
 

@@ -26,7 +26,6 @@ Kernels make_kernels() {
   kernels.conv_name = "conv2d_bn_act.backward.cpu_avx512bf16_bf16";
   kernels.separable_name = "separable_conv2d.backward.cpu_avx512bf16_bf16";
   kernels.weight.gradient = &weight_gradient<Bf16, PairProduct>;
-  kernels.winograd = {};  // pairs have too few digits for what its transforms would write
   return kernels;
 }
 

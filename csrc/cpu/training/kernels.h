@@ -94,6 +94,14 @@ struct WeightKernels {
                       int64_t k1, const WeightOutput& grad_weight);
 };
 
+// The gradient of weights of R x S taps by Winograd's algorithm, in blocks of height x width pixels of grad_z.
+struct WinogradGradient {
+  int64_t R, S;
+  int64_t height, width, products;
+  int64_t most_weights;  // of all taps together so many: the sums of more go through memory for every chunk
+  WeightKernels kernels;
+};
+
 struct Kernels {
   const char* norm_forward_name;
   const char* norm_backward_name;
@@ -116,7 +124,8 @@ struct Kernels {
   // [panel][R * S + 1][columns]: taps, then the bias.
   void (*pack_depthwise)(const ConvShape& shape, const WeightView& weight, const void* bias, void* packed);
   WeightKernels weight;
-  WeightKernels winograd;  // null where products have too few digits for it
+  const WinogradGradient* winograd;
+  int64_t winograd_count;
 
   // partial [c panel][R * S + 1][columns], written where the tile is: its weight and bias gradients.
   void (*separable_data)(const SeparableData& args, const SeparableTile& tile, const SeparableScratch& scratch,

@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "../cook_toom.h"
 #include "../intrinsics.h"
 #include "../storage.h"
 #include "kernels.h"
@@ -22,20 +23,16 @@ namespace {
 #include "separable.inl"
 // clang-format on
 
-// float64 asks for accuracy.
-template <typename T>
-constexpr WeightKernels winograd_kernels() {
-  using A = Accum<T>;
-  if constexpr (sizeof(A) > sizeof(float))
-    return {};
-  else
-    return {&weight_gradient_winograd<T>, &weight_finish_winograd<T>, &weight_finish_winograd<A>};
-}
-
 template <typename T>
 constexpr Kernels table(const char* norm_forward, const char* norm_backward, const char* conv, const char* winograd,
                         const char* separable) {
   using A = Accum<T>;
+  const WinogradGradient* winograd_gradients = nullptr;  // float64 asks for accuracy
+  int64_t winograd_count = 0;
+  if constexpr (sizeof(A) == sizeof(float)) {
+    winograd_gradients = WinogradGradients<T>::kAll;
+    winograd_count = sizeof(WinogradGradients<T>::kAll) / sizeof(WinogradGradient);
+  }
   return Kernels{norm_forward,
                  norm_backward,
                  conv,
@@ -52,7 +49,8 @@ constexpr Kernels table(const char* norm_forward, const char* norm_backward, con
                  &norm_apply<T>,
                  &pack_depthwise<T>,
                  {&weight_gradient<T, PixelProduct>, &weight_finish<T>, &weight_finish<A>},
-                 winograd_kernels<T>(),
+                 winograd_gradients,
+                 winograd_count,
                  &separable_data<T>,
                  &store_doubles<T>,
                  &store_doubles<A>};
