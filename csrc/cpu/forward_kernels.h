@@ -46,6 +46,7 @@ struct ForwardKernels {
   static int64_t conv_band_rows(const Geometry&) { return 1; }
 
   using ByWinograd = WinogradWindows<T>;
+  static_assert(Gemm<A>::kMR == kMR && Gemm<A>::kNR == kNR, "its tiles are of the table's rows and panels");
   // Against products of pairs it gains less.
   static constexpr int64_t kWinogradPixels = std::is_same_v<O, A> ? 0 : 512;
   static int64_t winograd_tile_rows(const Geometry& g) { return ByWinograd::tile_rows(g, kTileBytes); }

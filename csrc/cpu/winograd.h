@@ -121,7 +121,8 @@ class Winograd {
     for (int64_t i = 0; i < count; i++) transform_inputs(tile_.row_begin + i, inputs + i * panel_elements);
 
     const Chains chains(g_.C, kLongestChain);
-    alignas(64) A products[kProducts * kMR * kNR];
+    A* const products =
+        static_cast<A*>(scratch(Scratch::kCombined, static_cast<size_t>(kProducts * kMR * kNR) * sizeof(A)));
     ColumnPanel<A> panel{};
     panel.segments = chains.segments;
     panel.pitch = pitch_;
