@@ -7,24 +7,18 @@ import torch
 from instruction_sets import without_bf16_products, without_tiles
 from operator_cases import DTYPES, Case, check, conv_case, evaluate, evaluate_on, in_layout
 from oracle import conv2d_bn_act
+from winograd_cases import CHANGES, CONV, NARROW, NARROW_CHANGES, PLAIN, WIDE, same_padding
 
 from inception_kernels import backends
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-PLAIN = dict(bn=False, activation="none")
-CONV = dict(window=(3, 3), padding=1, **PLAIN)
-EVERY = [("f32", (3, 3))]
-EVERY += [(dtype, window) for dtype in ("bf16", "f16") for window in [(3, 3), (5, 5), (1, 7), (7, 1)]]
+EVERY = [*WIDE, *NARROW]
 
 
 @pytest.fixture(autouse=True)
 def no_tiles(use_isa):
     """Products of bf16 tiles are too fast for the algorithm to gain."""
     use_isa(without_tiles(backends.cpu_isa()))
-
-
-def same(window: tuple[int, int]) -> tuple[int, int]:
-    return window[0] // 2, window[1] // 2
 
 
 def gradient_of_weight(case: Case, *, dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -45,54 +39,23 @@ def kernels_of(case: Case) -> list[str]:
 @pytest.mark.parametrize(
     ("change", "used"),
     [
-        (dict(), True),
-        (dict(dtype=torch.bfloat16), True),
-        (dict(dtype=torch.float16), True),
-        (dict(dtype=torch.float64), False),
-        (dict(stride=2), False),
-        (dict(stride=(1, 2)), False),
-        (dict(stride=(2, 1)), False),
-        (dict(dilation=2, H=18), False),
-        (dict(dilation=(1, 2), W=20), False),
-        (dict(window=(3, 5)), False),
-        (dict(window=(5, 3)), False),
-        (dict(window=(1, 3), padding=(0, 1)), False),
-        (dict(window=(3, 1), padding=(1, 0)), False),
-        (dict(window=(5, 5), padding=2), False),
-        (dict(window=(1, 7), padding=(0, 3)), False),
-        (dict(window=(7, 1), padding=(3, 0)), False),
-        (dict(C=15), False),
-        (dict(K=15), False),
-        (dict(C=256, K=256), True),
-        (dict(C=256, K=257), False),  # sums of more than 4 MiB
-        (dict(H=15), False),  # 255 pixels
-        (dict(N=2, H=8), True),  # 272
+        *CHANGES,
+        (dict(H=15, W=17), False),  # 255 pixels
+        (dict(N=2, H=8, W=17), True),  # 272
     ],
     ids=str,
 )
 def test_which_gradients(change, used):
-    names = kernels_of(conv_case(**dict(N=1, C=16, H=16, W=17, K=16, **CONV) | change))
+    names = kernels_of(conv_case(**dict(N=1, C=16, H=40, W=42, K=16, **CONV) | change))
     assert any(name.endswith("_winograd") for name in names) == used, names
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "f16"])
 @pytest.mark.parametrize(
-    ("change", "used"),
-    [
-        (dict(window=(5, 5), padding=2), True),
-        (dict(window=(5, 5), padding=2, C=128, K=129), False),
-        (dict(window=(1, 7), padding=(0, 3)), True),
-        (dict(window=(7, 1), padding=(3, 0)), True),
-        (dict(window=(1, 7), padding=(0, 3), dilation=(2, 1)), True),  # of a direction with one tap
-        (dict(window=(1, 7), padding=(0, 6), dilation=(1, 2)), False),
-        (dict(window=(1, 7), padding=(0, 3), stride=(2, 1), H=32), False),
-        (dict(window=(7, 1), padding=(3, 0), C=256, K=257), False),
-        (dict(window=(7, 1), padding=(3, 0), H=15), False),
-    ],
-    ids=str,
+    ("change", "used"), [*NARROW_CHANGES, (dict(window=(7, 1), padding=(3, 0), H=15, W=17), False)], ids=str
 )
 def test_which_gradients_of_16_bits(change, used, dtype):
-    names = kernels_of(conv_case(**dict(N=1, C=16, H=16, W=17, K=16, dtype=DTYPES[dtype], **PLAIN) | change))
+    names = kernels_of(conv_case(**dict(N=1, C=16, H=40, W=42, K=16, dtype=DTYPES[dtype], **PLAIN) | change))
     assert any(name.endswith("_winograd") for name in names) == used, names
 
 
@@ -120,7 +83,9 @@ def test_gradients(N, C, H, W, K, padding, dtype, window):
 @pytest.mark.parametrize(("dtype", "window"), EVERY, ids=str)
 def test_gradients_of_every_instruction_set(dtype, window, isa, layout, use_isa):
     use_isa(isa)
-    case = conv_case(N=2, C=37, H=33, W=35, K=45, window=window, padding=same(window), dtype=DTYPES[dtype], **PLAIN)
+    case = conv_case(
+        N=2, C=37, H=33, W=35, K=45, window=window, padding=same_padding(window), dtype=DTYPES[dtype], **PLAIN
+    )
     case = case.but(weight=in_layout(case.tensors["weight"], layout))
     backends.reset_counters()
     check(case, "cpu")
@@ -141,10 +106,12 @@ def test_the_typical_error_of_gradients(C, K, size):
     assert min(math.exp(torch.stack(found).log().mean()) for found in ratios.values()) < 1
 
 
-@pytest.mark.parametrize(("dtype", "window"), [each for each in EVERY if each[0] != "f32"], ids=str)
+@pytest.mark.parametrize(("dtype", "window"), NARROW, ids=str)
 @pytest.mark.parametrize(("C", "K", "size"), [(16, 32, 60), (64, 96, 35), (192, 192, 17)])
 def test_the_typical_error_of_16_bits_is_that_of_storing_the_result(C, K, size, dtype, window):
-    options = dict(N=2, C=C, H=size, W=size, K=K, window=window, padding=same(window), dtype=DTYPES[dtype], **PLAIN)
+    options = dict(
+        N=2, C=C, H=size, W=size, K=K, window=window, padding=same_padding(window), dtype=DTYPES[dtype], **PLAIN
+    )
     if window == (5, 5) and C * K > 1 << 14:
         options |= dict(C=128, K=128)
     case = conv_case(**options)
@@ -157,7 +124,9 @@ def test_the_typical_error_of_16_bits_is_that_of_storing_the_result(C, K, size, 
 @pytest.mark.parametrize(("dtype", "window"), EVERY, ids=str)
 @pytest.mark.parametrize("values", [(math.inf,), (-math.inf, math.inf), (math.nan,), (math.inf, math.nan)], ids=str)
 def test_gradients_of_infinities_and_nan_are_those_of_the_definition(values, dtype, window):
-    case = conv_case(N=2, C=17, H=16, W=15, K=37, window=window, padding=same(window), dtype=DTYPES[dtype], **PLAIN)
+    case = conv_case(
+        N=2, C=17, H=16, W=15, K=37, window=window, padding=same_padding(window), dtype=DTYPES[dtype], **PLAIN
+    )
     x = case.tensors["x"].clone()
     for i, value in enumerate(values):
         x[i, 3 * i, 0, i] = value  # at the border, where not every tap meets it
@@ -173,7 +142,9 @@ def test_gradients_of_infinities_and_nan_are_those_of_the_definition(values, dty
 
 @pytest.mark.parametrize(("dtype", "window"), EVERY, ids=str)
 def test_gradients_do_not_depend_on_the_threads(dtype, window):
-    case = conv_case(N=3, C=40, H=68, W=70, K=36, window=window, padding=same(window), dtype=DTYPES[dtype], **PLAIN)
+    case = conv_case(
+        N=3, C=40, H=68, W=70, K=36, window=window, padding=same_padding(window), dtype=DTYPES[dtype], **PLAIN
+    )
     threads = torch.get_num_threads()
     try:
         results = []

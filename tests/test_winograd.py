@@ -8,16 +8,12 @@ import torch.nn.functional as F
 from instruction_sets import without_bf16_products, without_tiles
 from operator_cases import DTYPES, Case, check, conv_case, in_layout, pair_case, run
 from oracle import assert_as_accurate_as_torch, conv2d_bn_act
+from winograd_cases import CHANGES, CONV, NARROW, NARROW_CHANGES, PLAIN, WIDE, same_padding
 
 from inception_kernels import backends
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
-PLAIN = dict(bn=False, activation="none")
-CONV = dict(window=(3, 3), padding=1, **PLAIN)
-# float64 is always computed by the definition.
-WINDOWS = {"f64": [(3, 3)], "f32": [(3, 3)]} | {dtype: [(3, 3), (5, 5), (1, 7), (7, 1)] for dtype in ("bf16", "f16")}
-EVERY = [(dtype, window) for dtype, windows in WINDOWS.items() for window in windows]
-NARROW = [(dtype, window) for dtype, window in EVERY if dtype in ("bf16", "f16")]
+EVERY = [("f64", (3, 3)), *WIDE, *NARROW]  # float64 is always computed by the definition
 
 
 @pytest.fixture(autouse=True)
@@ -32,10 +28,6 @@ def counted(case: Case) -> str:
     return " ".join(backends.counters())
 
 
-def same(window: tuple[int, int]) -> tuple[int, int]:
-    return window[0] // 2, window[1] // 2
-
-
 def torchs_of(case: Case) -> list[torch.Tensor]:
     return [
         conv2d_bn_act(**case.but(x=in_layout(case.tensors["x"], layout)).tensors, **case.options)
@@ -47,55 +39,14 @@ def exact_of(case: Case) -> torch.Tensor:
     return conv2d_bn_act(**case.cast(torch.float64).tensors, **case.options)
 
 
-@pytest.mark.parametrize(
-    ("change", "used"),
-    [
-        (dict(), True),
-        (dict(dtype=torch.bfloat16), True),
-        (dict(dtype=torch.float16), True),
-        (dict(dtype=torch.float64), False),
-        (dict(stride=2), False),
-        (dict(stride=(1, 2)), False),
-        (dict(stride=(2, 1)), False),
-        (dict(dilation=2), False),
-        (dict(dilation=(1, 2)), False),
-        (dict(window=(3, 5)), False),
-        (dict(window=(5, 3)), False),
-        (dict(window=(1, 3), padding=(0, 1)), False),
-        (dict(window=(3, 1), padding=(1, 0)), False),
-        (dict(window=(5, 5), padding=2), False),
-        (dict(window=(1, 7), padding=(0, 3)), False),
-        (dict(window=(7, 1), padding=(3, 0)), False),
-        (dict(C=15), False),
-        (dict(K=15), False),
-        (dict(C=256, K=256), True),
-        (dict(C=256, K=257), False),  # transformed weights, or their sums, of more than 4 MiB
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("change", "used"), CHANGES, ids=str)
 def test_which_convolutions(change, used):
     names = counted(conv_case(**dict(N=1, C=16, H=6, W=7, K=16, **CONV) | change))
     assert ("_winograd" in names) == used
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "f16"])
-@pytest.mark.parametrize(
-    ("change", "used"),
-    [
-        (dict(window=(5, 5), padding=2), True),
-        (dict(window=(5, 5), padding=2, C=128, K=129), False),
-        (dict(window=(1, 7), padding=(0, 3)), True),
-        (dict(window=(7, 1), padding=(3, 0)), True),
-        (dict(window=(1, 7), padding=(0, 3), dilation=(2, 1)), True),  # of a direction with one tap
-        (dict(window=(1, 7), padding=(0, 6), dilation=(1, 2)), False),
-        (dict(window=(1, 7), padding=(0, 3), stride=(2, 1)), False),
-        (dict(window=(7, 1), padding=(3, 0), stride=(1, 2)), False),
-        (dict(window=(7, 7), padding=3), False),
-        (dict(window=(1, 5), padding=(0, 2)), False),
-        (dict(window=(1, 7), padding=(0, 3), C=256, K=257), False),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize(("change", "used"), NARROW_CHANGES, ids=str)
 def test_which_convolutions_of_16_bits(change, used, dtype):
     names = counted(conv_case(**dict(N=1, C=16, H=8, W=9, K=16, dtype=DTYPES[dtype], **PLAIN) | change))
     assert ("_winograd" in names) == used
@@ -126,10 +77,10 @@ def test_many_weights_go_by_smaller_blocks(dtype):
 
 
 @pytest.mark.parametrize("isa", ["portable", "avx2", "avx512", "avx512bf16"])
-@pytest.mark.parametrize(("dtype", "window"), [("f32", (3, 3)), *NARROW], ids=str)
+@pytest.mark.parametrize(("dtype", "window"), [*WIDE, *NARROW], ids=str)
 def test_every_instruction_set_with_all_that_may_follow(isa, dtype, window, use_isa):
     use_isa(isa)
-    options = dict(N=2, C=21, H=13, W=19, K=37, window=window, padding=same(window), bias=True, residual=True)
+    options = dict(N=2, C=21, H=13, W=19, K=37, window=window, padding=same_padding(window), bias=True, residual=True)
     case = conv_case(**options, dtype=DTYPES[dtype], activation="silu")
     assert f"cpu_{without_bf16_products(isa) if dtype != 'bf16' else isa}_{dtype}_winograd" in counted(case)
     check(case, "cpu")
@@ -152,16 +103,20 @@ def test_the_typical_error(C, K):
 @pytest.mark.parametrize(("dtype", "window"), NARROW, ids=str)
 @pytest.mark.parametrize(("C", "K"), [(16, 32), (64, 96), (192, 192)])
 def test_the_typical_error_of_16_bits_is_that_of_storing_the_result(C, K, dtype, window):
-    case = conv_case(N=1, C=C, H=24, W=24, K=K, window=window, padding=same(window), dtype=DTYPES[dtype], **PLAIN)
+    case = conv_case(
+        N=1, C=C, H=24, W=24, K=K, window=window, padding=same_padding(window), dtype=DTYPES[dtype], **PLAIN
+    )
     exact = exact_of(case)
     ours, torchs = ((y - exact).square().mean().sqrt() for y in (run(case, "cpu"), exact.to(DTYPES[dtype])))
     assert ours <= 1.01 * torchs
 
 
-@pytest.mark.parametrize(("dtype", "window"), [("f32", (3, 3)), *NARROW], ids=str)
+@pytest.mark.parametrize(("dtype", "window"), [*WIDE, *NARROW], ids=str)
 def test_a_large_pixel_costs_its_neighbours_few_digits(dtype, window):
     """Errors are relative to what lies under a block; of float32's 24 bits seven may be lost."""
-    case = conv_case(N=1, C=32, H=20, W=21, K=40, window=window, padding=same(window), dtype=DTYPES[dtype], **PLAIN)
+    case = conv_case(
+        N=1, C=32, H=20, W=21, K=40, window=window, padding=same_padding(window), dtype=DTYPES[dtype], **PLAIN
+    )
     x = case.tensors["x"].clone()
     x[0, :, 9, 10] *= 1000
     case = case.but(x=x)
@@ -170,9 +125,9 @@ def test_a_large_pixel_costs_its_neighbours_few_digits(dtype, window):
     assert ((run(case, "cpu") - exact).abs() <= rounding + 2**-17 * exact.abs().max()).all()
 
 
-@pytest.mark.parametrize(("dtype", "window"), [("f32", (3, 3)), *NARROW], ids=str)
+@pytest.mark.parametrize(("dtype", "window"), [*WIDE, *NARROW], ids=str)
 def test_infinities_and_nan_have_the_effect_of_the_definition(dtype, window):
-    padding = same(window)
+    padding = same_padding(window)
     case = conv_case(N=2, C=17, H=22, W=23, K=37, window=window, padding=padding, dtype=DTYPES[dtype], **PLAIN)
     clean = run(case, "cpu")
     x = case.tensors["x"].clone()
@@ -195,7 +150,9 @@ def test_infinities_and_nan_have_the_effect_of_the_definition(dtype, window):
 @pytest.mark.parametrize(("dtype", "window"), [("f32", (3, 3)), ("bf16", (3, 3)), ("bf16", (1, 7))], ids=str)
 def test_values_too_large_for_the_transforms(dtype, window):
     """Sums and differences of them overflow, the result does not."""
-    case = conv_case(N=1, C=16, H=14, W=15, K=19, window=window, padding=same(window), dtype=DTYPES[dtype], **PLAIN)
+    case = conv_case(
+        N=1, C=16, H=14, W=15, K=19, window=window, padding=same_padding(window), dtype=DTYPES[dtype], **PLAIN
+    )
     case = case.but(x=case.tensors["x"] * 2.0**124, weight=case.tensors["weight"] * 2.0**-10)
     y = run(case, "cpu")
     assert y.isfinite().all()
@@ -217,7 +174,7 @@ def test_values_too_large_for_the_transforms(dtype, window):
 def test_bands_of_a_pair_have_the_bits_of_the_whole(dtype, windows):
     """A pair cuts large images into bands of rows, as many as there are threads: blocks stay where they were."""
     case = pair_case(
-        N=1, C=16, H=61, W=1280, M=20, K=33, windows=windows, padding1=same(windows[0]), padding2=same(windows[1]),
+        N=1, C=16, H=61, W=1280, M=20, K=33, windows=windows, padding1=same_padding(windows[0]), padding2=same_padding(windows[1]),
         dtype=DTYPES[dtype], activation="none",
     )  # fmt: skip
     threads = torch.get_num_threads()
