@@ -168,7 +168,7 @@ def test_batch_statistics_far_from_zero():
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize(
-    ("C", "K", "window"), [(448, 64, (3, 3)), (2048, 64, (1, 1)), (192, 192, (1, 7))], ids=["3x3", "1x1", "1x7"]
+    ("C", "K", "window"), [(448, 384, (3, 3)), (2048, 64, (1, 1)), (192, 192, (1, 7))], ids=["3x3", "1x1", "1x7"]
 )
 def test_deep_sums_of_inception_layers(C, K, window, layout):
     """PyTorch adds in blocks where the input is contiguous: long sums must be as good in either format."""

@@ -60,8 +60,7 @@ ConvTask task_of(const Conv2dForward& args) {
 }  // namespace
 
 const ConvKernels& unpacked_conv_kernels(const KernelTable& table, const Geometry& geometry, int64_t images) {
-  const bool pays = images * geometry.P * geometry.Q >= table.winograd_pixels;
-  return pays && table.by_winograd(geometry) ? table.winograd : table.conv;
+  return table.by_winograd_once(geometry, images) ? table.winograd : table.conv;
 }
 
 void pack_conv(const KernelTable& table, const ConvKernels& kernels, const Geometry& geometry, const WeightView& weight,
@@ -78,18 +77,29 @@ void run_unpacked_conv(const KernelTable& table, const ConvKernels& kernels, con
                        const WeightView& weight, int threads) {
   const Geometry& g = task.geometry;
   const int64_t panels = panels_of(table, g.K), bytes = static_cast<int64_t>(kernels.weight_bytes(g));
-  if (!packs_by_thread(table, kernels, g, bytes, threads)) {
-    ConvTask whole = task;
-    void* const packed = scratch(Scratch::kPacked, bytes);
-    pack_conv(table, kernels, g, weight, packed);
-    whole.weight = packed;
-    return run_packed(table, kernels, whole, threads);
+  const int64_t granules = ceil_div(kernels.rows(g), table.row_granule);
+  threads = std::max(1, threads);
+  ConvTask own = task;
+  // A tile for each thread, of all panels.
+  const int64_t tile_rows = ceil_div(granules, threads) * table.row_granule;
+  if (kernels.packs_panels && kernels.packs_panels(g, tile_rows)) {
+    own.unpacked = &weight;
+    const int64_t rows = granules * table.row_granule;
+    return parallel_for(0, ceil_div(rows, tile_rows), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; i++)
+        kernels.tile(own, {i * tile_rows, std::min(rows, (i + 1) * tile_rows), 0, panels});
+    });
   }
-  const int64_t total = panels * ceil_div(kernels.rows(g), table.row_granule);
-  const int64_t shares = std::min<int64_t>(std::max(1, threads), total);
-  parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
-    multiply_share(table, kernels, task, weight, bytes / panels, total * begin / shares, total * end / shares);
-  });
+  if (packs_by_thread(table, kernels, g, bytes, threads)) {
+    const int64_t total = panels * granules, shares = std::min<int64_t>(threads, total);
+    return parallel_for(0, shares, 1, [&](int64_t begin, int64_t end) {
+      multiply_share(table, kernels, task, weight, bytes / panels, total * begin / shares, total * end / shares);
+    });
+  }
+  void* const packed = scratch(Scratch::kPacked, bytes);
+  pack_conv(table, kernels, g, weight, packed);
+  own.weight = packed;
+  run_packed(table, kernels, own, threads);
 }
 
 size_t conv2d_packed_bytes(const ConvShape& shape, DType dtype) {

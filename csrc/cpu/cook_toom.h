@@ -12,24 +12,12 @@ template <int kOutputsValue, int kTapsValue>
 struct CookToom {
   static constexpr int kOutputs = kOutputsValue, kTaps = kTapsValue, kProducts = kOutputs + kTaps - 1;
   static constexpr int kPairs = (kProducts - 2) / 2, kLast = kProducts - 1;
-  static_assert(kOutputs > 1 && kTaps > 1 && kProducts % 2 == 0 && kPairs <= 5, "points come in pairs");
+  static_assert(kOutputs > 1 && kTaps > 1 && kProducts % 2 == 0 && kPairs <= 5 && kPairs != 4, "points come in pairs");
 
   // The factors that belong to taps g[0] to g[kTaps - 1].
   template <typename Ops, typename V = typename Ops::V>
   static void taps(const V* g, V* out) {
-    out[0] = Ops::times(g[0], 1 / kConstants.zero[0]);
-    out[kLast] = g[kTaps - 1];
-#pragma GCC unroll 5
-    for (int j = 0; j < kPairs; j++) {
-      V even = Ops::times(g[0], kConstants.taps[j][0]), odd = Ops::times(g[1], kConstants.taps[j][1]);
-#pragma GCC unroll 7
-      for (int t = 2; t < kTaps; t++) {
-        V& sum = t % 2 == 0 ? even : odd;
-        sum = Ops::add(sum, g[t], kConstants.taps[j][t]);
-      }
-      out[2 * j + 1] = even + odd;
-      out[2 * j + 2] = even - odd;
-    }
+    evaluate<Ops, kTaps>(kConstants.taps, 1 / kConstants.zero[0], g, out);
   }
 
   // Those of inputs d[0] to d[kProducts - 1].
@@ -55,25 +43,13 @@ struct CookToom {
   // outputs() transposed: the factors of the outputs' gradients in the gradient of a tap.
   template <typename Ops, typename V = typename Ops::V>
   static void output_gradients(const V* y, V* out) {
-    out[0] = y[0];
-    out[kLast] = y[kOutputs - 1];
-#pragma GCC unroll 5
-    for (int j = 0; j < kPairs; j++) {
-      V even = y[0], odd = Ops::times(y[1], kConstants.powers[1][j]);
-#pragma GCC unroll 6
-      for (int i = 2; i < kOutputs; i++) {
-        V& sum = i % 2 == 0 ? even : odd;
-        sum = Ops::add(sum, y[i], kConstants.powers[i][j]);
-      }
-      out[2 * j + 1] = even + odd;
-      out[2 * j + 2] = even - odd;
-    }
+    evaluate<Ops, kOutputs>(kConstants.powers, 1.0, y, out);
   }
 
   // taps() transposed: the taps' gradients g[0] to g[kTaps - 1] of the products' sums.
   template <typename Ops, typename V = typename Ops::V>
   static void tap_gradients(const V* m, V* g) {
-    combine<Ops, kTaps>(kConstants.tap_powers, 1 / kConstants.zero[0], m, g);
+    combine<Ops, kTaps>(kConstants.taps, 1 / kConstants.zero[0], m, g);
   }
 
   // Tap t again, from its factors at(0) to at(kProducts - 1).
@@ -86,17 +62,16 @@ struct CookToom {
 
  private:
   struct Constants {
-    double point[kPairs];              // a
-    double zero[kPairs + 1];           // coefficients of the product of all x^2 - a^2, in x^2
-    double pair[kPairs][kPairs];       // of the product without the pair's own
-    double taps[kPairs][kTaps];        // a^t over the product of a's distances from all other points
-    double powers[kOutputs][kPairs];   // a^i
-    double tap_powers[kTaps][kPairs];  // taps, transposed
-    double inverse[kTaps][kTaps];      // of what taps() does for the first kTaps - 1 factors and the last
+    double point[kPairs];             // a
+    double zero[kPairs + 1];          // coefficients of the product of all x^2 - a^2, in x^2
+    double pair[kPairs][kPairs];      // of the product without the pair's own
+    double taps[kTaps][kPairs];       // a^t over the product of a's distances from all other points
+    double powers[kOutputs][kPairs];  // a^i
+    double inverse[kTaps][kTaps];     // of what taps() does for the first kTaps - 1 factors and the last
   };
 
-  // Few digits are lost for these; halves and quarters are exact.
-  static constexpr double kPoints[][5] = {{1}, {0.75, 1.5}, {0.5, 1, 2}, {0.5, 1, 1.5, 2.5}, {0.5, 0.75, 1, 1.5, 2.5}};
+  // Of one, two, three and five pairs. Few digits are lost for these, and binary fractions are exact.
+  static constexpr double kPoints[][5] = {{1}, {0.625, 1.5}, {0.5, 1, 2}, {}, {0.5, 0.75, 1, 1.5, 2.5}};
 
   // Times (x^2 - a^2).
   static consteval void multiply(double* coefficients, int degree, double a) {
@@ -120,7 +95,7 @@ struct CookToom {
         distances *= points[j] * points[j] - points[i] * points[i];
       }
       double power = 1;
-      for (int t = 0; t < kTaps; t++, power *= points[j]) c.taps[j][t] = c.tap_powers[t][j] = power / distances;
+      for (int t = 0; t < kTaps; t++, power *= points[j]) c.taps[t][j] = power / distances;
       power = 1;
       for (int i = 0; i < kOutputs; i++, power *= points[j]) c.powers[i][j] = power;
     }
@@ -139,7 +114,7 @@ struct CookToom {
         else if (i == kTaps - 1)
           m[i][t] = t == kTaps - 1 ? 1 : 0;
         else
-          m[i][t] = i % 2 == 0 && t % 2 != 0 ? -c.taps[(i - 1) / 2][t] : c.taps[(i - 1) / 2][t];
+          m[i][t] = i % 2 == 0 && t % 2 != 0 ? -c.taps[t][(i - 1) / 2] : c.taps[t][(i - 1) / 2];
       }
     }
     for (int i = 0; i < kTaps; i++) {
@@ -172,10 +147,29 @@ struct CookToom {
     return sum;
   }
 
-  // out[i]: the sums (even i) or differences of all pairs of m times factors[i], with m[0] in the first and m[kLast] in
-  // the last.
+  // out: `zero` times x[0], at each pair of points the sums of factors[i] times x[i] with both signs of odd i, and the
+  // last x.
   template <typename Ops, int kCount, typename V = typename Ops::V>
-  static void combine(const double (&factors)[kCount][kPairs], double first, const V* m, V* out) {
+  static void evaluate(const double (&factors)[kCount][kPairs], double zero, const V* x, V* out) {
+    out[0] = Ops::times(x[0], zero);
+    out[kLast] = x[kCount - 1];
+#pragma GCC unroll 5
+    for (int j = 0; j < kPairs; j++) {
+      V even = Ops::times(x[0], factors[0][j]), odd = Ops::times(x[1], factors[1][j]);
+#pragma GCC unroll 7
+      for (int i = 2; i < kCount; i++) {
+        V& sum = i % 2 == 0 ? even : odd;
+        sum = Ops::add(sum, x[i], factors[i][j]);
+      }
+      out[2 * j + 1] = even + odd;
+      out[2 * j + 2] = even - odd;
+    }
+  }
+
+  // evaluate() transposed: out[i] is the sum of factors[i] times the sums (even i) or differences of all pairs of m,
+  // with `zero` times m[0] in the first and m[kLast] in the last.
+  template <typename Ops, int kCount, typename V = typename Ops::V>
+  static void combine(const double (&factors)[kCount][kPairs], double zero, const V* m, V* out) {
     V sums[kPairs], differences[kPairs];
 #pragma GCC unroll 5
     for (int j = 0; j < kPairs; j++) {
@@ -188,7 +182,7 @@ struct CookToom {
       V sum = Ops::times(terms[0], factors[i][0]);
 #pragma GCC unroll 5
       for (int j = 1; j < kPairs; j++) sum = Ops::add(sum, terms[j], factors[i][j]);
-      if (i == 0) sum = Ops::add(sum, m[0], first);
+      if (i == 0) sum = Ops::add(sum, m[0], zero);
       out[i] = i == kCount - 1 ? sum + m[kLast] : sum;
     }
   }

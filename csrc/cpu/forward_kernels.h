@@ -47,12 +47,20 @@ struct ForwardKernels {
 
   using ByWinograd = WinogradWindows<T>;
   static_assert(Gemm<A>::kMR == kMR && Gemm<A>::kNR == kNR, "its tiles are of the table's rows and panels");
-  // Against products of pairs it gains less.
-  static constexpr int64_t kWinogradPixels = std::is_same_v<O, A> ? 0 : 512;
+  static bool by_winograd_once(const Geometry& g, int64_t images) {
+    // Against products of pairs it gains less than it takes to transform weights for fewer pixels.
+    constexpr int64_t kLeastPixels = std::is_same_v<O, A> ? 0 : 512;
+    // PyTorch computes single images of so few values by a more accurate method than others. (Weights that are packed
+    // before there is an image cannot follow it in that.)
+    constexpr int64_t kFewValues = std::is_same_v<T, float> ? 20480 : 0;
+    const bool pays = images * g.P * g.Q >= kLeastPixels;
+    const bool accurate = images > 1 || smaller(g.C * g.H * g.W, g.K * g.P * g.Q) > kFewValues;
+    return pays && accurate && ByWinograd::applies(g);
+  }
   static int64_t winograd_tile_rows(const Geometry& g) { return ByWinograd::tile_rows(g, kTileBytes); }
   static constexpr ConvKernels winograd(const char* counter) {
     using W = ByWinograd;
-    return {counter, W::weight_bytes, W::pack, W::rows, winograd_tile_rows, W::tile, W::band_rows};
+    return {counter, W::weight_bytes, W::pack, W::rows, winograd_tile_rows, W::tile, W::band_rows, W::packs_panels};
   }
 
   static int64_t separable_rows(const Geometry& g) { return g.N * g.P * g.Q; }
@@ -113,9 +121,9 @@ struct ForwardKernels {
             kMR,
             kNR,
             ByWinograd::applies,
-            {conv2d, conv_weight_bytes, conv_pack, conv_rows, conv_tile_rows, conv_tile, conv_band_rows},
+            by_winograd_once,
+            {conv2d, conv_weight_bytes, conv_pack, conv_rows, conv_tile_rows, conv_tile, conv_band_rows, nullptr},
             winograd(winograd_name),
-            kWinogradPixels,
             depthwise_weight_bytes,
             depthwise_pack,
             by_strassen,

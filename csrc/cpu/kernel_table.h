@@ -34,6 +34,7 @@ struct ConvTask {
   NhwcInput x;
   const void* weight;  // as the kernel that runs it packs it
   Epilogue epilogue;
+  const WeightView* unpacked = nullptr;  // instead of `weight`, where ConvKernels::packs_panels
 };
 
 struct SeparableTask {
@@ -64,6 +65,8 @@ struct ConvKernels {
   // Output rows that are computed together: where the input holds no more than a band needs, the band must begin and
   // end at multiples of it to have the bits of the whole.
   int64_t (*band_rows)(const Geometry&);
+  // Whether tiles of so many rows and all panels should pack each panel when they come to it; null where none can.
+  bool (*packs_panels)(const Geometry&, int64_t tile_rows);
 };
 
 // One way to compute a separable convolution.
@@ -85,9 +88,10 @@ struct KernelTable {
   int64_t panel_width;
 
   bool (*by_winograd)(const Geometry&);  // whether packed weights are those of `winograd`
+  // Whether those that are packed for one use with so many images are.
+  bool (*by_winograd_once)(const Geometry&, int64_t images);
   ConvKernels conv;
-  ConvKernels winograd;     // null where nothing is computed by Winograd's algorithm
-  int64_t winograd_pixels;  // so many earn the transformation of weights for one use
+  ConvKernels winograd;  // null where nothing is computed by Winograd's algorithm
 
   size_t (*depthwise_weight_bytes)(const Geometry&);
   void (*depthwise_pack)(const Geometry&, const WeightView&, void* packed);

@@ -39,7 +39,7 @@ struct VecOps {
   }
 };
 
-template <typename T, typename Down, typename Across, int64_t kMostWeights>
+template <typename T, typename Down, typename Across, int64_t kMostWeights, int64_t kLeastChannels = 16>
 class Winograd {
  public:
   using A = Accum<T>;
@@ -48,15 +48,17 @@ class Winograd {
   static constexpr int kHeight = Down::kOutputs, kWidth = Across::kOutputs;  // of a block
   static constexpr int kLines = Down::kProducts, kColumns = Across::kProducts;
   static constexpr int64_t kProducts = kLines * kColumns;
-  // The sums of a product come to weigh more than its terms: their error must be smaller than a convolution's, unless
-  // storage rounds much more.
-  static constexpr int64_t kLongestChain = std::is_same_v<T, A> ? 48 : kChain;
+  // The sums of a product come to weigh more than its terms, in large blocks much more: their error must be smaller
+  // than a convolution's, unless storage rounds more than they lose.
+  static constexpr bool kLarge = Down::kProducts > 4 || Across::kProducts > 4;
+  static constexpr int64_t kLongestChain = !std::is_same_v<T, A> ? kChain : kLarge ? 24 : 48;
 
   // float64 asks for accuracy. Few channels leave too little between the transforms, and transformed weights beyond a
   // core's share of the cache cost more than the products saved.
   static bool applies(const Geometry& g) {
     return std::is_same_v<A, float> && fits<Down>(g.R, g.stride_h, g.dilation_h) &&
-           fits<Across>(g.S, g.stride_w, g.dilation_w) && g.C >= 16 && g.K >= 16 && g.C * g.K <= kMostWeights;
+           fits<Across>(g.S, g.stride_w, g.dilation_w) && g.C >= kLeastChannels && g.K >= 16 &&
+           g.C * g.K <= kMostWeights;
   }
 
   // [panel of kNR columns][product][C][kNR]
@@ -96,6 +98,11 @@ class Winograd {
     const int64_t row_bytes = kProducts * (g.C + kNR) * static_cast<int64_t>(sizeof(A));
     return larger(kLeast, smaller(kMost, tile_bytes / row_bytes / kMR)) * kMR;
   }
+  // Transformed inputs that share L2 with a panel of B, and rows enough for what every thread packs by itself.
+  static bool packs_panels(const Geometry& g, int64_t tile_rows) {
+    constexpr int64_t kInputBytes = 640 << 10;
+    return tile_rows >= 2 * kMR && tile_rows * kProducts * g.C * static_cast<int64_t>(sizeof(A)) <= kInputBytes;
+  }
   static void tile(const ConvTask& task, const Tile& part) { Winograd(task, part).run(); }
 
  private:
@@ -131,7 +138,7 @@ class Winograd {
     rows.segment_end = chains.count;
     constexpr std::make_integer_sequence<int, kMR> kAllRows{};
     for (int64_t q = tile_.panel_begin; q < tile_.panel_end; q++) {
-      const A* const weight = static_cast<const A*>(t_.weight) + q * kProducts * product_of(g_);
+      const A* const weight = panel_of_weight(q);
       const int64_t columns = smaller(kNR, g_.K - q * kNR);
       for (int64_t i = 0; i < count; i++) {
         const int64_t index = (tile_.row_begin + i) % blocks_.panels;
@@ -150,7 +157,16 @@ class Winograd {
     }
   }
 
-  // The blocks of row panel `panel` (numbered through all images) to out[product][kMR][pitch].
+  const A* panel_of_weight(int64_t q) const {
+    const int64_t elements = kProducts * product_of(g_);
+    if (!t_.unpacked) return static_cast<const A*>(t_.weight) + q * elements;
+    A* const packed = static_cast<A*>(scratch(Scratch::kPacked, static_cast<size_t>(elements) * sizeof(A)));
+    pack(g_, *t_.unpacked, packed - q * elements, q, q + 1);  // panel 0 would lie there
+    return packed;
+  }
+
+  // The blocks of row panel `panel` (numbered through all images) to out[product][kMR][pitch], a product's rows
+  // followed by one more vector.
   void transform_inputs(int64_t panel, A* out) const {
     alignas(64) static constexpr T kZeros[kLanes] = {};
     const int64_t n = panel / blocks_.panels, index = panel % blocks_.panels;
@@ -295,7 +311,7 @@ class Winograd {
   const WinogradBlocks blocks_;
   const Tile tile_;  // rows in row panels
   const int64_t pitch_;
-  const int64_t product_inputs_;  // a line more than its rows, as for product_of
+  const int64_t product_inputs_;  // of a panel: a vector more than its rows, as for product_of
 };
 
 }  // namespace ik::cpu::IK_ISA

@@ -36,6 +36,11 @@ struct AnyWinograd {
     visit(g, [&](auto way) { rows = decltype(way)::type::kHeight; });
     return rows;
   }
+  static bool packs_panels(const Geometry& g, int64_t tile_rows) {
+    bool packs = false;
+    visit(g, [&](auto way) { packs = decltype(way)::type::packs_panels(g, tile_rows); });
+    return packs;
+  }
 
  private:
   template <typename Body>
@@ -59,8 +64,13 @@ struct WinogradWindows : AnyWinograd<Winograd<T, CookToom<6, 3>, CookToom<6, 3>,
                                      Winograd<T, CookToom<1, 1>, CookToom<6, 7>, kManyWeights>,
                                      Winograd<T, CookToom<6, 7>, CookToom<1, 1>, kManyWeights>,
                                      Winograd<T, CookToom<4, 5>, CookToom<4, 5>, kFewWeights>> {};
-// As accurate as a convolution.
+// Of less than twice the error of PyTorch's channels-last convolution. That grows with the channels, which are added up
+// in long chains, and the error of large blocks hardly does: with fewer channels they would have more.
 template <typename T>
-struct WinogradWindows<T, false> : AnyWinograd<Winograd<T, CookToom<2, 3>, CookToom<2, 3>, kManyWeights>> {};
+struct WinogradWindows<T, false> : AnyWinograd<Winograd<T, CookToom<4, 3>, CookToom<4, 3>, kManyWeights, 64>,
+                                               Winograd<T, CookToom<2, 3>, CookToom<2, 3>, kManyWeights>,
+                                               Winograd<T, CookToom<1, 1>, CookToom<2, 7>, kManyWeights, 128>,
+                                               Winograd<T, CookToom<2, 7>, CookToom<1, 1>, kManyWeights, 128>,
+                                               Winograd<T, CookToom<2, 5>, CookToom<2, 5>, kManyWeights, 32>> {};
 
 }  // namespace ik::cpu::IK_ISA
