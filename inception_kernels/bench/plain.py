@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Protocol
 
@@ -235,3 +236,13 @@ class PlainPool(nn.Module):
 
 def _four(bn: nn.BatchNorm2d) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
     return bn.weight, bn.bias, bn.running_mean, bn.running_var
+
+
+def before_activation(module: nn.Module) -> nn.Module | None:
+    """A copy of an operator's module that ends before its last activation, if that has a kink."""
+    module = copy.deepcopy(module)
+    last = module.second if isinstance(module, PlainPair) else module
+    if not isinstance(last, PlainConv | PlainSeparable | PlainPointwiseDepthwise) or "relu" not in last.activation:
+        return None
+    last.activation = "none"
+    return module
