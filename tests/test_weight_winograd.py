@@ -7,7 +7,7 @@ import torch
 from instruction_sets import without_bf16_products, without_tiles
 from operator_cases import DTYPES, Case, check, conv_case, evaluate, evaluate_on, in_layout
 from oracle import conv2d_bn_act
-from winograd_cases import CHANGES, CONV, NARROW, NARROW_CHANGES, PLAIN, WIDE, same_padding
+from winograd_cases import CHANGES, CONV, NARROW, NARROW_CHANGES, PLAIN, WIDE, same_padding, with_threads
 
 from inception_kernels import backends
 
@@ -145,12 +145,5 @@ def test_gradients_do_not_depend_on_the_threads(dtype, window):
     case = conv_case(
         N=3, C=40, H=68, W=70, K=36, window=window, padding=same_padding(window), dtype=DTYPES[dtype], **PLAIN
     )
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 3, 5):
-            torch.set_num_threads(count)
-            results.append(gradient_of_weight(case))
-    finally:
-        torch.set_num_threads(threads)
+    results = with_threads(lambda: gradient_of_weight(case))
     assert all(torch.equal(result, results[0]) for result in results)

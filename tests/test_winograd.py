@@ -8,7 +8,17 @@ import torch.nn.functional as F
 from instruction_sets import without_bf16_products, without_tiles
 from operator_cases import DTYPES, Case, check, conv_case, evaluate, evaluate_on, in_layout, pair_case, run
 from oracle import assert_as_accurate_as_torch, conv2d_bn_act
-from winograd_cases import BLOCKS, CHANGES, CONV, LARGE_CHANGES, NARROW, NARROW_CHANGES, PLAIN, same_padding
+from winograd_cases import (
+    BLOCKS,
+    CHANGES,
+    CONV,
+    LARGE_CHANGES,
+    NARROW,
+    NARROW_CHANGES,
+    PLAIN,
+    same_padding,
+    with_threads,
+)
 
 from inception_kernels import backends
 
@@ -244,14 +254,7 @@ def test_bands_of_a_pair_have_the_bits_of_the_whole(dtype, windows, C):
         N=1, C=C, H=61, W=1280 * 16 // C, M=C + 4, K=33, windows=windows, padding1=same_padding(windows[0]), padding2=same_padding(windows[1]),
         dtype=DTYPES[dtype], activation="none",
     )  # fmt: skip
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 3, 5):
-            torch.set_num_threads(count)
-            results.append(run(case, "cpu"))
-    finally:
-        torch.set_num_threads(threads)
+    results = with_threads(lambda: run(case, "cpu"))
     assert all(torch.equal(result, results[0]) for result in results)
 
 
@@ -269,25 +272,10 @@ def test_weights_that_are_used_once_must_earn_it(N, H, used, use_isa):
 @pytest.mark.parametrize("size", [23, 70])
 def test_training_does_not_depend_on_the_threads(size, dtype, window, C):
     """Weights are packed by all threads for all, or by each for itself where it has few rows."""
-    case = conv_case(
-        N=2,
-        C=C,
-        H=size,
-        W=size,
-        K=C + 3,
-        window=window,
-        padding=same_padding(window),
-        dtype=DTYPES[dtype],
-        training=True,
-    )
+    options = dict(window=window, padding=same_padding(window), dtype=DTYPES[dtype], training=True)
+    case = conv_case(N=2, C=C, H=size, W=size, K=C + 3, **options)
     grad_y = torch.randn(2, C + 3, size, size, generator=torch.Generator().manual_seed(1)).to(DTYPES[dtype])
-    threads = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 3, 5):
-            torch.set_num_threads(count)
-            outcome = evaluate_on("cpu", case, grad_y)
-            results.append((outcome.y, outcome.grads["x"]))
-    finally:
-        torch.set_num_threads(threads)
-    assert all(torch.equal(y, results[0][0]) and torch.equal(grad, results[0][1]) for y, grad in results)
+    first, *others = with_threads(lambda: evaluate_on("cpu", case, grad_y))
+    for other in others:
+        assert torch.equal(other.y, first.y)
+        assert torch.equal(other.grads["x"], first.grads["x"])

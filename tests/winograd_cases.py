@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 
+T = TypeVar("T")
 PLAIN: dict[str, Any] = dict(bn=False, activation="none")
 CONV: dict[str, Any] = dict(window=(3, 3), padding=1, **PLAIN)
 
@@ -75,3 +77,16 @@ NARROW_CHANGES: list[tuple[dict[str, Any], bool]] = [
 
 def same_padding(window: tuple[int, int]) -> tuple[int, int]:
     return window[0] // 2, window[1] // 2
+
+
+def with_threads(compute: Callable[[], T]) -> list[T]:
+    """Its results with one thread and with several, also more than there are cores."""
+    before = torch.get_num_threads()
+    try:
+        results = []
+        for count in (1, 2, 3, 5):
+            torch.set_num_threads(count)
+            results.append(compute())
+        return results
+    finally:
+        torch.set_num_threads(before)
