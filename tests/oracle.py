@@ -185,9 +185,17 @@ class Sum:
         return self.norm * (torch.finfo(term_dtype).eps + accumulation * math.sqrt(self.count) / 5)
 
 
+def rms(t: Tensor) -> Tensor:
+    return t.square().mean().sqrt()
+
+
+def geometric_mean(ratios: Sequence[Tensor]) -> float:
+    return torch.stack(list(ratios)).log().mean().exp().item()
+
+
 def _errors(got: Tensor, exact: Tensor) -> tuple[float, float]:
     difference = got.to(torch.float64) - exact
-    return difference.abs().max().item(), difference.square().mean().sqrt().item()
+    return difference.abs().max().item(), rms(difference).item()
 
 
 def assert_as_accurate_as_torch(
