@@ -41,14 +41,17 @@ CHANGES: list[tuple[dict[str, Any], bool]] = [
     (dict(C=256, K=256), True),
     (dict(C=256, K=257), False),  # transformed weights, or their sums, of more than 4 MiB
 ]
-# Of PLAIN in float32.
+# Of PLAIN in float32, and of images so large that float32 has no more accurate way for them.
 LARGE_CHANGES: list[tuple[dict[str, Any], bool]] = [
     (dict(window=(5, 5), padding=2, C=31), False),
     (dict(window=(5, 5), padding=2, C=32), True),
     (dict(window=(5, 5), padding=2, C=32, K=15), False),
+    (dict(window=(5, 5), padding=2, C=256), True),
+    (dict(window=(5, 5), padding=2, C=257), False),
     (dict(window=(5, 5), padding=2, C=256, K=257), False),
     (dict(window=(1, 7), padding=(0, 3), C=127), False),
     (dict(window=(1, 7), padding=(0, 3), C=128), True),
+    (dict(window=(1, 7), padding=(0, 3), C=257), False),
     (dict(window=(7, 1), padding=(3, 0), C=127), False),
     (dict(window=(7, 1), padding=(3, 0), C=128), True),
     (dict(window=(7, 1), padding=(3, 0), C=128, dilation=(1, 2)), True),  # of a direction with one tap

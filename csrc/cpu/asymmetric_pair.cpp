@@ -66,7 +66,7 @@ struct Pair {
                     {},
                     args.first_activation,
                     {buffer, row * (row_end - row_begin), row, first.K}};
-    run_conv(table, one, threads);
+    run_conv(table, conv_kernels(table, first), one, threads);
 
     ConvTask two;
     two.geometry = band_of(second, p_begin, p_end);
@@ -80,7 +80,7 @@ struct Pair {
                     {},
                     args.second_activation,
                     shifted(args.y, n * args.y.stride_n + p_begin * args.y.stride_h, element)};
-    run_conv(table, two, threads);
+    run_conv(table, conv_kernels(table, second), two, threads);
   }
 };
 

@@ -49,10 +49,6 @@ void multiply_share(const KernelTable& table, const ConvKernels& kernels, const 
   }
 }
 
-void run_packed(const KernelTable& table, const ConvKernels& kernels, const ConvTask& task, int threads) {
-  for_each_tile(conv_work(table, kernels, task.geometry), threads, [&](const Tile& tile) { kernels.tile(task, tile); });
-}
-
 ConvTask task_of(const Conv2dForward& args) {
   return {geometry_of(args.shape), args.x, nullptr, {args.scale, args.shift, args.residual, args.activation, args.y}};
 }
@@ -69,8 +65,8 @@ void pack_conv(const KernelTable& table, const ConvKernels& kernels, const Geome
                [&](int64_t begin, int64_t end) { kernels.pack(geometry, weight, packed, begin, end); });
 }
 
-void run_conv(const KernelTable& table, const ConvTask& task, int threads) {
-  run_packed(table, conv_kernels(table, task.geometry), task, threads);
+void run_conv(const KernelTable& table, const ConvKernels& kernels, const ConvTask& task, int threads) {
+  for_each_tile(conv_work(table, kernels, task.geometry), threads, [&](const Tile& tile) { kernels.tile(task, tile); });
 }
 
 void run_unpacked_conv(const KernelTable& table, const ConvKernels& kernels, const ConvTask& task,
@@ -99,7 +95,7 @@ void run_unpacked_conv(const KernelTable& table, const ConvKernels& kernels, con
   void* const packed = scratch(Scratch::kPacked, bytes);
   pack_conv(table, kernels, g, weight, packed);
   own.weight = packed;
-  run_packed(table, kernels, own, threads);
+  run_conv(table, kernels, own, threads);
 }
 
 size_t conv2d_packed_bytes(const ConvShape& shape, DType dtype) {
@@ -118,8 +114,9 @@ void conv2d_forward(const Conv2dForward& args) {
   const KernelTable& table = kernel_table(args.dtype);
   ConvTask task = task_of(args);
   task.weight = packed_payload(table, PackedKind::kConv2d, args.shape, args.packed_weight);
-  count_kernel(conv_kernels(table, task.geometry).counter);
-  run_conv(table, task, num_threads());
+  const ConvKernels& kernels = conv_kernels(table, task.geometry);
+  count_kernel(kernels.counter);
+  run_conv(table, kernels, task, num_threads());
 }
 
 void conv2d_forward_unpacked(const Conv2dForward& args, const WeightView& weight) {

@@ -52,22 +52,26 @@ struct CookToom {
     combine<Ops, kTaps>(kConstants.taps, 1 / kConstants.zero[0], m, g);
   }
 
-  // Tap t again, from its factors at(0) to at(kProducts - 1).
+  // Tap t again, from its factors at(0) to at(kProducts - 1), all of which are rounded: by least squares.
   template <typename Ops, typename At>
-  static auto tap(int64_t t, At at) {
-    auto sum = Ops::times(at(0), kConstants.inverse[t][0]);
-    for (int i = 1; i < kTaps; i++) sum = Ops::add(sum, at(i + 1 < kTaps ? i : kLast), kConstants.inverse[t][i]);
-    return sum;
+  static auto tap(int t, At at) {
+    const double* const factors = kConstants.inverse[t];
+    const bool even = t % 2 == 0;
+    const auto pair = [&](int j) { return even ? at(2 * j + 1) + at(2 * j + 2) : at(2 * j + 1) - at(2 * j + 2); };
+    auto sum = Ops::times(pair(0), factors[1]);
+#pragma GCC unroll 5
+    for (int j = 1; j < kPairs; j++) sum = Ops::add(sum, pair(j), factors[2 * j + 1]);
+    return even ? Ops::add(Ops::add(sum, at(0), factors[0]), at(kLast), factors[kLast]) : sum;
   }
 
  private:
   struct Constants {
-    double point[kPairs];             // a
-    double zero[kPairs + 1];          // coefficients of the product of all x^2 - a^2, in x^2
-    double pair[kPairs][kPairs];      // of the product without the pair's own
-    double taps[kTaps][kPairs];       // a^t over the product of a's distances from all other points
-    double powers[kOutputs][kPairs];  // a^i
-    double inverse[kTaps][kTaps];     // of what taps() does for the first kTaps - 1 factors and the last
+    double point[kPairs];              // a
+    double zero[kPairs + 1];           // coefficients of the product of all x^2 - a^2, in x^2
+    double pair[kPairs][kPairs];       // of the product without the pair's own
+    double taps[kTaps][kPairs];        // a^t over the product of a's distances from all other points
+    double powers[kOutputs][kPairs];   // a^i
+    double inverse[kTaps][kProducts];  // of taps() with the least error, where all factors have the same relative one
   };
 
   // Of one, two, three and five pairs. Few digits are lost for these, and binary fractions are exact.
@@ -103,39 +107,36 @@ struct CookToom {
     return c;
   }
 
-  // Gauss and Jordan.
+  // By Gauss and Jordan. The normal equations are well-conditioned enough for double.
   static consteval void invert(Constants& c) {
-    double m[kTaps][2 * kTaps] = {};
-    for (int i = 0; i < kTaps; i++) {
-      m[i][kTaps + i] = 1;
+    double m[kTaps][kTaps + kProducts] = {};
+    for (int i = 0; i < kProducts; i++) {
+      double row[kTaps] = {}, squares = 0;
       for (int t = 0; t < kTaps; t++) {
         if (i == 0)
-          m[i][t] = t == 0 ? 1 / c.zero[0] : 0;
-        else if (i == kTaps - 1)
-          m[i][t] = t == kTaps - 1 ? 1 : 0;
+          row[t] = t == 0 ? 1 / c.zero[0] : 0;
+        else if (i == kLast)
+          row[t] = t == kTaps - 1 ? 1 : 0;
         else
-          m[i][t] = i % 2 == 0 && t % 2 != 0 ? -c.taps[t][(i - 1) / 2] : c.taps[t][(i - 1) / 2];
+          row[t] = i % 2 == 0 && t % 2 != 0 ? -c.taps[t][(i - 1) / 2] : c.taps[t][(i - 1) / 2];
+        squares += row[t] * row[t];
+      }
+      for (int t = 0; t < kTaps; t++) {
+        for (int k = 0; k < kTaps; k++) m[t][k] += row[t] * row[k] / squares;
+        m[t][kTaps + i] = row[t] / squares;
       }
     }
     for (int i = 0; i < kTaps; i++) {
-      int pivot = i;
-      for (int r = i + 1; r < kTaps; r++)
-        if (m[r][i] * m[r][i] > m[pivot][i] * m[pivot][i]) pivot = r;
-      for (int k = 0; k < 2 * kTaps; k++) {
-        const double other = m[i][k];
-        m[i][k] = m[pivot][k];
-        m[pivot][k] = other;
-      }
       const double scale = 1 / m[i][i];
-      for (int k = 0; k < 2 * kTaps; k++) m[i][k] *= scale;
+      for (int k = 0; k < kTaps + kProducts; k++) m[i][k] *= scale;
       for (int r = 0; r < kTaps; r++) {
         const double factor = m[r][i];
         if (r == i) continue;
-        for (int k = 0; k < 2 * kTaps; k++) m[r][k] -= factor * m[i][k];
+        for (int k = 0; k < kTaps + kProducts; k++) m[r][k] -= factor * m[i][k];
       }
     }
     for (int t = 0; t < kTaps; t++)
-      for (int i = 0; i < kTaps; i++) c.inverse[t][i] = m[t][kTaps + i];
+      for (int i = 0; i < kProducts; i++) c.inverse[t][i] = m[t][kTaps + i];
   }
 
   // Of every other input; the leading coefficient is one.
@@ -215,7 +216,7 @@ struct CookToom<1, 1> {
     g[0] = m[0];
   }
   template <typename Ops, typename At>
-  static auto tap(int64_t, At at) {
+  static auto tap(int, At at) {
     return at(0);
   }
 };

@@ -50,13 +50,33 @@ struct ForwardKernels {
   static bool by_winograd_once(const Geometry& g, int64_t images) {
     // Against products of pairs it gains less than it takes to transform weights for fewer pixels.
     constexpr int64_t kLeastPixels = std::is_same_v<O, A> ? 0 : 512;
-    // PyTorch computes single images of so few values by a more accurate method than others. (Weights that are packed
-    // before there is an image cannot follow it in that.)
-    constexpr int64_t kFewValues = std::is_same_v<T, float> ? 20480 : 0;
     const bool pays = images * g.P * g.Q >= kLeastPixels;
-    const bool accurate = images > 1 || smaller(g.C * g.H * g.W, g.K * g.P * g.Q) > kFewValues;
-    return pays && accurate && ByWinograd::applies(g);
+    return pays && ByWinograd::applies(g) && (images > 1 || !by_restored(g));
   }
+  // PyTorch computes single images of so few values by a more accurate method than others, and an image's bits do not
+  // depend on how many others there are.
+  static constexpr bool kRestores = std::is_same_v<T, float>;
+  static constexpr int64_t kFewValues = 20480;
+  static bool by_restored(const Geometry& g) {
+    return kRestores && smaller(g.C * g.H * g.W, g.K * g.P * g.Q) <= kFewValues && ByWinograd::is_large(g);
+  }
+  static void restored_tile(const ConvTask& t, const Tile& tile) {
+    const Rows<O> rows = ConvRows<T>::of(t, tile.row_begin / kMR, tile.row_end / kMR);
+    const int64_t k = window_operands(t.geometry), panel = k * kNR;
+    O* const taps = static_cast<O*>(scratch(Scratch::kTaps, static_cast<size_t>(panel) * sizeof(O)));
+    for (int64_t q = tile.panel_begin; q < tile.panel_end; q++) {
+      ByWinograd::restore(t.geometry, t.weight, q, taps);
+      multiply<T>(rows, taps - q * panel, k, t.geometry.K, t.epilogue, q, q + 1);  // panel 0 would lie there
+    }
+  }
+  static constexpr ConvKernels restored(const char* counter) {
+    using W = ByWinograd;
+    if constexpr (!kRestores)
+      return {};
+    else
+      return {counter, W::weight_bytes, W::pack, conv_rows, conv_tile_rows, restored_tile, conv_band_rows, nullptr};
+  }
+
   static int64_t winograd_tile_rows(const Geometry& g) { return ByWinograd::tile_rows(g, kTileBytes); }
   static constexpr ConvKernels winograd(const char* counter) {
     using W = ByWinograd;
@@ -114,7 +134,8 @@ struct ForwardKernels {
   }
 
   static constexpr KernelTable table(int format, const char* name, const char* conv2d, const char* winograd_name,
-                                     const char* separable_name, const char* strassen_name, const char* pair) {
+                                     const char* restored_name, const char* separable_name, const char* strassen_name,
+                                     const char* pair) {
     return {format,
             name,
             pair,
@@ -122,8 +143,10 @@ struct ForwardKernels {
             kNR,
             ByWinograd::applies,
             by_winograd_once,
+            by_restored,
             {conv2d, conv_weight_bytes, conv_pack, conv_rows, conv_tile_rows, conv_tile, conv_band_rows, nullptr},
             winograd(winograd_name),
+            restored(restored_name),
             depthwise_weight_bytes,
             depthwise_pack,
             by_strassen,
@@ -135,7 +158,7 @@ struct ForwardKernels {
 #define IK_KERNEL_TABLE(type, format, variant)                                                                 \
   ForwardKernels<type>::table(                                                                                 \
       format, variant, "conv2d_bn_act.forward.cpu_" variant, "conv2d_bn_act.forward.cpu_" variant "_winograd", \
-      "separable_conv2d.forward.cpu_" variant, "separable_conv2d.forward.cpu_" variant "_strassen",            \
-      "asymmetric_pair.forward.cpu_" variant)
+      "conv2d_bn_act.forward.cpu_" variant "_restored", "separable_conv2d.forward.cpu_" variant,               \
+      "separable_conv2d.forward.cpu_" variant "_strassen", "asymmetric_pair.forward.cpu_" variant)
 
 }  // namespace ik::cpu::IK_ISA

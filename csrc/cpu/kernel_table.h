@@ -90,8 +90,11 @@ struct KernelTable {
   bool (*by_winograd)(const Geometry&);  // whether packed weights are those of `winograd`
   // Whether those that are packed for one use with so many images are.
   bool (*by_winograd_once)(const Geometry&, int64_t images);
+  // Whether packed weights of `winograd` are better for `restored`, because the images are small.
+  bool (*by_restored)(const Geometry&);
   ConvKernels conv;
   ConvKernels winograd;  // null where nothing is computed by Winograd's algorithm
+  ConvKernels restored;  // by the definition, from weights that `winograd` packed; null where by_restored never holds
 
   size_t (*depthwise_weight_bytes)(const Geometry&);
   void (*depthwise_pack)(const Geometry&, const WeightView&, void* packed);
@@ -100,9 +103,11 @@ struct KernelTable {
   SeparableKernels strassen;  // products by Strassen's algorithm; null where it does not pay
 };
 
-// Of a dense convolution whose weights are packed once and used often.
+// Of a dense convolution whose weights are packed once and used often. Weights are packed alike for images of all
+// sizes; of a band of rows the kernels are those of the whole image.
 inline const ConvKernels& conv_kernels(const KernelTable& table, const Geometry& geometry) {
-  return table.by_winograd(geometry) ? table.winograd : table.conv;
+  if (!table.by_winograd(geometry)) return table.conv;
+  return table.by_restored(geometry) ? table.restored : table.winograd;
 }
 // Of a separable convolution whose weights are packed once and used often.
 inline const SeparableKernels& separable_kernels(const KernelTable& table, const Geometry& geometry) {

@@ -47,7 +47,7 @@ struct Stages {
     one.weight = first_weight;
     const int64_t size = row() * (row_end - row_begin);
     one.epilogue = {nullptr, nullptr, {}, args.mid_activation, {buffer, size, row(), first.K}};
-    run_conv(dense, one, threads);
+    run_conv(dense, conv_kernels(dense, first), one, threads);
 
     DepthwiseTask two;
     two.geometry = band_of(second, p_begin, p_end);

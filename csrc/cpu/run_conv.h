@@ -9,8 +9,8 @@ namespace ik::cpu {
 void pack_conv(const KernelTable& table, const ConvKernels& kernels, const Geometry& geometry, const WeightView& weight,
                void* packed);
 
-// By conv_kernels(table, task.geometry).
-void run_conv(const KernelTable& table, const ConvTask& task, int threads);
+// By those of conv_kernels, with a packed weight.
+void run_conv(const KernelTable& table, const ConvKernels& kernels, const ConvTask& task, int threads);
 
 // Those for a weight that is packed for one use. The choice, and so the bits, depend on `images`.
 const ConvKernels& unpacked_conv_kernels(const KernelTable& table, const Geometry& geometry, int64_t images);

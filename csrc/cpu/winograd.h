@@ -39,7 +39,8 @@ struct VecOps {
   }
 };
 
-template <typename T, typename Down, typename Across, int64_t kMostWeights, int64_t kLeastChannels = 16>
+template <typename T, typename Down, typename Across, int64_t kMostWeights, int64_t kLeastChannels = 16,
+          int64_t kMostChannels = kMostWeights>
 class Winograd {
  public:
   using A = Accum<T>;
@@ -57,7 +58,7 @@ class Winograd {
   // core's share of the cache cost more than the products saved.
   static bool applies(const Geometry& g) {
     return std::is_same_v<A, float> && fits<Down>(g.R, g.stride_h, g.dilation_h) &&
-           fits<Across>(g.S, g.stride_w, g.dilation_w) && g.C >= kLeastChannels && g.K >= 16 &&
+           fits<Across>(g.S, g.stride_w, g.dilation_w) && g.C >= kLeastChannels && g.C <= kMostChannels && g.K >= 16 &&
            g.C * g.K <= kMostWeights;
   }
 
@@ -91,6 +92,20 @@ class Winograd {
     }
   }
 
+  // Panel q of packed weights as pack_columns writes it, but for a rounding error or two.
+  static void restore(const Geometry& g, const void* packed, int64_t q, A* out) {
+    const int64_t product = product_of(g);
+    const A* const weight = static_cast<const A*>(packed) + q * kProducts * product;
+    for (int64_t c = 0; c < g.C; c++)
+      for (int64_t v = 0; v < kNR; v += kLanes) {
+        Vec<A> taps[Down::kTaps][Across::kTaps];
+        taps_of(weight + c * kNR + v, product, taps);
+        for (int r = 0; r < Down::kTaps; r++)
+          for (int s = 0; s < Across::kTaps; s++)
+            store(out + ((r * Across::kTaps + s) * g.C + c) * kNR + v, taps[r][s]);
+      }
+  }
+
   static int64_t rows(const Geometry& g) { return g.N * WinogradBlocks(g, kHeight, kWidth, kMR).panels * kMR; }
   // Transformed inputs for a panel of B to be worth reading, of about the size that L2 holds beside it.
   static int64_t tile_rows(const Geometry& g, int64_t tile_bytes) {
@@ -113,6 +128,22 @@ class Winograd {
 
   // Elements of a product's weights. An odd number of rows, or those of all products would share sets of the caches.
   static int64_t product_of(const Geometry& g) { return (g.C | 1) * kNR; }
+
+  // The window of a channel and kLanes columns from its transform, whose products are `product` elements apart.
+  static void taps_of(const A* transformed, int64_t product, Vec<A> (*taps)[Across::kTaps]) {
+    Vec<A> down[Down::kTaps][kColumns];
+#pragma GCC unroll 12
+    for (int b = 0; b < kColumns; b++)
+#pragma GCC unroll 7
+      for (int r = 0; r < Down::kTaps; r++)
+        down[r][b] =
+            Down::template tap<Ops>(r, [&](int a) { return load(transformed + (kColumns * a + b) * product); });
+#pragma GCC unroll 7
+    for (int r = 0; r < Down::kTaps; r++)
+#pragma GCC unroll 7
+      for (int s = 0; s < Across::kTaps; s++)
+        taps[r][s] = Across::template tap<Ops>(s, [&](int b) { return down[r][b]; });
+  }
 
   Winograd(const ConvTask& task, const Tile& part)
       : t_(task),
@@ -278,27 +309,26 @@ class Winograd {
 
   // Those of the block of outputs at (p, q) that are not finite, from the transformed weights of kLanes columns.
   void by_definition(int64_t n, int64_t p, int64_t q, const A* weight, Vec<A> (*y)[kWidth]) const {
-    const auto tap = [&](int64_t r, int64_t s, int64_t c) {
-      const auto at = [&](int64_t a, int64_t b) {
-        return load(weight + (kColumns * a + b) * product_of(g_) + c * kNR);
-      };
-      return Down::template tap<Ops>(
-          r, [&](int64_t a) { return Across::template tap<Ops>(s, [&](int64_t b) { return at(a, b); }); });
-    };
+    bool again[kHeight][kWidth];
     for (int i = 0; i < kHeight; i++)
       for (int j = 0; j < kWidth; j++) {
-        if (!not_finite(y[i][j])) continue;
-        y[i][j] = broadcast(A(0));
-        for (int64_t r = 0; r < Down::kTaps; r++)
-          for (int64_t s = 0; s < Across::kTaps; s++) {
-            const int64_t h = p + i + r - g_.pad_h, w = q + j + s - g_.pad_w;
-            if (h < 0 || h >= g_.H || w < 0 || w >= g_.W) continue;
-            const T* const from =
-                static_cast<const T*>(t_.x.data) + n * t_.x.stride_n + h * t_.x.stride_h + w * t_.x.stride_w;
-            for (int64_t c = 0; c < g_.C; c++)
-              y[i][j] = fmadd(broadcast(static_cast<A>(to_accum(from[c]))), tap(r, s, c), y[i][j]);
-          }
+        again[i][j] = not_finite(y[i][j]);
+        if (again[i][j]) y[i][j] = broadcast(A(0));
       }
+    const T* const image = static_cast<const T*>(t_.x.data) + n * t_.x.stride_n;
+    for (int64_t c = 0; c < g_.C; c++) {
+      Vec<A> taps[Down::kTaps][Across::kTaps];
+      taps_of(weight + c * kNR, product_of(g_), taps);
+      for (int i = 0; i < kHeight; i++)
+        for (int j = 0; j < kWidth; j++)
+          for (int r = 0; again[i][j] && r < Down::kTaps; r++)
+            for (int s = 0; s < Across::kTaps; s++) {
+              const int64_t h = p + i + r - g_.pad_h, w = q + j + s - g_.pad_w;
+              if (h < 0 || h >= g_.H || w < 0 || w >= g_.W) continue;
+              const A x = static_cast<A>(to_accum(image[h * t_.x.stride_h + w * t_.x.stride_w + c]));
+              y[i][j] = fmadd(broadcast(x), taps[r][s], y[i][j]);
+            }
+    }
   }
 
   static Vec<A> load_at(const NhwcInput& x, int64_t n, int64_t p, int64_t q, int64_t k, int lanes) {

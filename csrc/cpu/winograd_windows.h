@@ -7,7 +7,7 @@
 namespace ik::cpu::IK_ISA {
 
 // The first of the ways that applies.
-template <typename... Ways>
+template <typename T, typename... Ways>
 struct AnyWinograd {
   static bool applies(const Geometry& g) { return (Ways::applies(g) || ...); }
   static size_t weight_bytes(const Geometry& g) {
@@ -36,6 +36,15 @@ struct AnyWinograd {
     visit(g, [&](auto way) { rows = decltype(way)::type::kHeight; });
     return rows;
   }
+  static bool is_large(const Geometry& g) {
+    bool large = false;
+    visit(g, [&](auto way) { large = decltype(way)::type::kLarge; });
+    return large;
+  }
+  // Panel q of packed weights as pack_columns writes it.
+  static void restore(const Geometry& g, const void* packed, int64_t q, Operand<T>* out) {
+    visit(g, [&](auto way) { decltype(way)::type::restore(g, packed, q, out); });
+  }
   static bool packs_panels(const Geometry& g, int64_t tile_rows) {
     bool packs = false;
     visit(g, [&](auto way) { packs = decltype(way)::type::packs_panels(g, tile_rows); });
@@ -59,18 +68,21 @@ constexpr int64_t kFewWeights = 1 << 14, kManyWeights = 1 << 16;
 
 // Blocks so large that they cost digits, but none that a result of 16 bits has: of float32's 24 bits four are lost.
 template <typename T, bool kNarrow = sizeof(T) == 2>
-struct WinogradWindows : AnyWinograd<Winograd<T, CookToom<6, 3>, CookToom<6, 3>, kFewWeights>,
+struct WinogradWindows : AnyWinograd<T, Winograd<T, CookToom<6, 3>, CookToom<6, 3>, kFewWeights>,
                                      Winograd<T, CookToom<4, 3>, CookToom<4, 3>, kManyWeights>,
                                      Winograd<T, CookToom<1, 1>, CookToom<6, 7>, kManyWeights>,
                                      Winograd<T, CookToom<6, 7>, CookToom<1, 1>, kManyWeights>,
                                      Winograd<T, CookToom<4, 5>, CookToom<4, 5>, kFewWeights>> {};
 // Of less than twice the error of PyTorch's channels-last convolution. That grows with the channels, which are added up
-// in long chains, and the error of large blocks hardly does: with fewer channels they would have more.
+// in long chains, and the error of large blocks hardly does: with fewer channels they would have more. The deepest sums
+// are worth most to whoever feeds contiguous images, which PyTorch adds up in blocks: they keep the smallest blocks.
+template <typename T, typename Down, typename Across, int64_t kLeastChannels>
+using LargeWinograd = Winograd<T, Down, Across, kManyWeights, kLeastChannels, 256>;
 template <typename T>
-struct WinogradWindows<T, false> : AnyWinograd<Winograd<T, CookToom<4, 3>, CookToom<4, 3>, kManyWeights, 64>,
+struct WinogradWindows<T, false> : AnyWinograd<T, LargeWinograd<T, CookToom<4, 3>, CookToom<4, 3>, 64>,
                                                Winograd<T, CookToom<2, 3>, CookToom<2, 3>, kManyWeights>,
-                                               Winograd<T, CookToom<1, 1>, CookToom<2, 7>, kManyWeights, 128>,
-                                               Winograd<T, CookToom<2, 7>, CookToom<1, 1>, kManyWeights, 128>,
-                                               Winograd<T, CookToom<2, 5>, CookToom<2, 5>, kManyWeights, 32>> {};
+                                               LargeWinograd<T, CookToom<1, 1>, CookToom<2, 7>, 128>,
+                                               LargeWinograd<T, CookToom<2, 7>, CookToom<1, 1>, 128>,
+                                               LargeWinograd<T, CookToom<2, 5>, CookToom<2, 5>, 32>> {};
 
 }  // namespace ik::cpu::IK_ISA

@@ -37,6 +37,7 @@ uint16_t weight_bits(const WeightView& w, int64_t k, int64_t c, int64_t r, int64
 // Winograd's products would have to be of float32, Strassen's would round what they read to bf16.
 bool by_winograd(const Geometry&) { return false; }
 bool by_winograd_once(const Geometry&, int64_t) { return false; }
+bool by_restored(const Geometry&) { return false; }
 bool by_strassen(const Geometry&) { return false; }
 
 size_t conv_weight_bytes(const Geometry& g) { return columns_bytes(g.K, Order(g).total()); }
@@ -244,8 +245,10 @@ const KernelTable& kernel_table_bf16() {
                                          kColumns,
                                          by_winograd,
                                          by_winograd_once,
+                                         by_restored,
                                          {"conv2d_bn_act.forward.cpu_amx_bf16", conv_weight_bytes, conv_pack, conv_rows,
                                           conv_tile_rows, conv_tile, conv_band_rows, nullptr},
+                                         {},
                                          {},
                                          depthwise_weight_bytes,
                                          depthwise_pack,
