@@ -51,15 +51,16 @@ struct ForwardKernels {
     // Against products of pairs it gains less than it takes to transform weights for fewer pixels.
     constexpr int64_t kLeastPixels = std::is_same_v<O, A> ? 0 : 512;
     const bool pays = images * g.P * g.Q >= kLeastPixels;
-    return pays && ByWinograd::applies(g) && (images > 1 || !by_restored(g));
+    return pays && ByWinograd::applies(g) && !(in_large_blocks(g) && (narrow(g) || (few_values(g) && images == 1)));
   }
-  // PyTorch computes single images of so few values by a more accurate method than others, and an image's bits do not
-  // depend on how many others there are.
+  // Where large blocks cost digits. PyTorch computes single images of so few values by a more accurate method than
+  // others (and an image's bits do not depend on how many others there are); and where the image is narrower than the
+  // window, the definition adds fewer values up, but the algorithm does not.
   static constexpr bool kRestores = std::is_same_v<T, float>;
-  static constexpr int64_t kFewValues = 20480;
-  static bool by_restored(const Geometry& g) {
-    return kRestores && smaller(g.C * g.H * g.W, g.K * g.P * g.Q) <= kFewValues && ByWinograd::is_large(g);
-  }
+  static bool in_large_blocks(const Geometry& g) { return kRestores && ByWinograd::is_large(g); }
+  static bool few_values(const Geometry& g) { return smaller(g.C * g.H * g.W, g.K * g.P * g.Q) <= 20480; }
+  static bool narrow(const Geometry& g) { return g.H < g.R || g.W < g.S; }
+  static bool by_restored(const Geometry& g) { return in_large_blocks(g) && (narrow(g) || few_values(g)); }
   static void restored_tile(const ConvTask& t, const Tile& tile) {
     const Rows<O> rows = ConvRows<T>::of(t, tile.row_begin / kMR, tile.row_end / kMR);
     const int64_t k = window_operands(t.geometry), panel = k * kNR;
