@@ -61,10 +61,22 @@ struct ForwardKernels {
   static bool few_values(const Geometry& g) { return smaller(g.C * g.H * g.W, g.K * g.P * g.Q) <= 20480; }
   static bool narrow(const Geometry& g) { return g.H < g.R || g.W < g.S; }
   static bool by_restored(const Geometry& g) { return in_large_blocks(g) && (narrow(g) || few_values(g)); }
+  // Blocks that cost none, or else the definition.
+  using InSmallBlocks = SmallWinograd3x3<T>;
+  static int64_t restored_rows(const Geometry& g) {
+    return InSmallBlocks::applies(g) ? InSmallBlocks::rows(g) : conv_rows(g);
+  }
+  static int64_t restored_tile_rows(const Geometry& g) {
+    return InSmallBlocks::applies(g) ? InSmallBlocks::tile_rows(g, 4 * kTileBytes) : conv_tile_rows(g);
+  }
+  static int64_t restored_band_rows(const Geometry& g) {
+    return InSmallBlocks::applies(g) ? InSmallBlocks::kHeight : conv_band_rows(g);
+  }
   static void restored_tile(const ConvTask& t, const Tile& tile) {
+    if (InSmallBlocks::applies(t.geometry)) return InSmallBlocks::template restored_tile<LargeWinograd3x3<T>>(t, tile);
     const Rows<O> rows = ConvRows<T>::of(t, tile.row_begin / kMR, tile.row_end / kMR);
     const int64_t k = window_operands(t.geometry), panel = k * kNR;
-    O* const taps = static_cast<O*>(scratch(Scratch::kTaps, static_cast<size_t>(panel) * sizeof(O)));
+    O* const taps = static_cast<O*>(scratch(Scratch::kRestored, static_cast<size_t>(panel) * sizeof(O)));
     for (int64_t q = tile.panel_begin; q < tile.panel_end; q++) {
       ByWinograd::restore(t.geometry, t.weight, q, taps);
       multiply<T>(rows, taps - q * panel, k, t.geometry.K, t.epilogue, q, q + 1);  // panel 0 would lie there
@@ -75,7 +87,8 @@ struct ForwardKernels {
     if constexpr (!kRestores)
       return {};
     else
-      return {counter, W::weight_bytes, W::pack, conv_rows, conv_tile_rows, restored_tile, conv_band_rows, nullptr};
+      return {counter,       W::weight_bytes,    W::pack, restored_rows, restored_tile_rows,
+              restored_tile, restored_band_rows, nullptr};
   }
 
   static int64_t winograd_tile_rows(const Geometry& g) { return ByWinograd::tile_rows(g, kTileBytes); }

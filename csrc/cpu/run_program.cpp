@@ -60,7 +60,7 @@ class Units {
       return conv_work(kernels_, conv_kernels(kernels_, conv->geometry), conv->geometry);
     if (const auto* separable = std::get_if<SeparableTask>(&step.task))
       return separable_work(kernels_, separable_kernels(kernels_, separable->geometry), separable->geometry);
-    return {0, 1, 1, 0, 0};
+    return {0, 1, 1, 0, 0, 0};
   }
 
   void cut(int64_t rows, int64_t elements_per_row, int threads) {

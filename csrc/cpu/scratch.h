@@ -10,6 +10,7 @@ enum class Scratch : int {
   kSegments,
   kIntermediate,
   kTaps,
+  kRestored,
   kCombined,
   // Of the gradients, which call the forward kernels above.
   kStrip,

@@ -11,15 +11,16 @@ struct Split {
   int64_t rows, panels;
 };
 
-// Splitting panels repeats the producer, splitting rows leaves short tiles: take the pair whose slowest thread is
-// first.
+// Splitting panels repeats the producer, splitting rows leaves short tiles and repeats what a panel takes: take the pair
+// whose slowest thread is first.
 Split split_for(const Work& work, int64_t granules, int threads) {
   Split best{1, 1};
   double best_cost = -1;
   for (int64_t panels = 1; panels <= std::min<int64_t>(threads, work.panels); panels++) {
     const int64_t rows = std::min(std::max<int64_t>(1, threads / panels), granules);
-    const double cost = static_cast<double>(ceil_div(granules, rows)) *
-                        (static_cast<double>(ceil_div(work.panels, panels)) + work.produce_cost);
+    const double own_rows = static_cast<double>(ceil_div(granules, rows));
+    const double own_panels = static_cast<double>(ceil_div(work.panels, panels));
+    const double cost = own_rows * (own_panels + work.produce_cost) + own_panels * work.panel_cost;
     if (best_cost >= 0 && cost >= best_cost) continue;
     best = {rows, panels};
     best_cost = cost;
@@ -49,6 +50,7 @@ Work conv_work(const KernelTable& table, const ConvKernels& kernels, const Geome
   work.tile_rows = kernels.tile_rows(geometry);
   work.panels = panels_of(table, geometry.K);
   work.produce_cost = 0.3;  // a load and a store for kMR multiply-adds a panel
+  work.panel_cost = kernels.tile == table.restored.tile ? 1 : 0;
   return work;
 }
 
@@ -60,6 +62,7 @@ Work separable_work(const KernelTable& table, const SeparableKernels& kernels, c
   work.panels = kernels.panels(geometry);
   // In multiply-adds: a tap takes about as long as a column of the product.
   work.produce_cost = static_cast<double>(geometry.R * geometry.S) / static_cast<double>(table.panel_width);
+  work.panel_cost = 0;
   return work;
 }
 

@@ -19,6 +19,7 @@ struct Work {
   int64_t tile_rows;  // at most so many per tile
   int64_t panels;
   double produce_cost;  // of one row, in units of one row times one panel
+  double panel_cost;    // of one panel for every tile, in units of one granule of rows times one panel
 };
 
 Work conv_work(const KernelTable& table, const ConvKernels& kernels, const Geometry& geometry);

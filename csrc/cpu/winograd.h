@@ -75,35 +75,34 @@ class Winograd {
       A* const out = static_cast<A*>(packed) + q * kProducts * product;
       for (int64_t c = 0; c < g.C; c++)
         for (int64_t v = 0; v < kNR; v += kLanes) {
-          Vec<A> down[Across::kTaps][kLines];
-          for (int s = 0; s < Across::kTaps; s++) {
-            Vec<A> column[Down::kTaps];
-            for (int r = 0; r < Down::kTaps; r++)
-              column[r] = load_channel<T>(taps + (r * Across::kTaps + s) * tap + v, c);
-            Down::template taps<Ops>(column, down[s]);
-          }
-          for (int a = 0; a < kLines; a++) {
-            Vec<A> row[Across::kTaps], across[kColumns];
-            for (int s = 0; s < Across::kTaps; s++) row[s] = down[s][a];
-            Across::template taps<Ops>(row, across);
-            for (int b = 0; b < kColumns; b++) store(out + (kColumns * a + b) * product + c * kNR + v, across[b]);
-          }
+          const auto at = [&](int r, int s) { return load_channel<T>(taps + (r * Across::kTaps + s) * tap + v, c); };
+          transform_taps(at, out + c * kNR + v, product);
         }
     }
   }
 
-  // Panel q of packed weights as pack_columns writes it, but for a rounding error or two.
-  static void restore(const Geometry& g, const void* packed, int64_t q, A* out) {
+  // The taps of panel q of packed weights again, but for a rounding error or two: body(c, v, taps) for every channel
+  // and vector of columns, with taps[Down::kTaps][Across::kTaps].
+  template <typename Body>
+  static void for_taps(const Geometry& g, const void* packed, int64_t q, const Body& body) {
+    constexpr int64_t kAheadChannels = 8;
     const int64_t product = product_of(g);
-    const A* const weight = static_cast<const A*>(packed) + q * kProducts * product;
     for (int64_t c = 0; c < g.C; c++)
       for (int64_t v = 0; v < kNR; v += kLanes) {
+        const A* const from = static_cast<const A*>(packed) + q * kProducts * product + c * kNR + v;
+        // More streams than the hardware follows.
+        for (int64_t i = 0; i < kProducts; i++) __builtin_prefetch(from + i * product + kAheadChannels * kNR);
         Vec<A> taps[Down::kTaps][Across::kTaps];
-        taps_of(weight + c * kNR + v, product, taps);
-        for (int r = 0; r < Down::kTaps; r++)
-          for (int s = 0; s < Across::kTaps; s++)
-            store(out + ((r * Across::kTaps + s) * g.C + c) * kNR + v, taps[r][s]);
+        restore_taps(from, product, taps);
+        body(c, v, taps);
       }
+  }
+  // As pack_columns writes them.
+  static void restore(const Geometry& g, const void* packed, int64_t q, A* out) {
+    for_taps(g, packed, q, [&](int64_t c, int64_t v, const auto& taps) {
+      for (int r = 0; r < Down::kTaps; r++)
+        for (int s = 0; s < Across::kTaps; s++) store(out + ((r * Across::kTaps + s) * g.C + c) * kNR + v, taps[r][s]);
+    });
   }
 
   static int64_t rows(const Geometry& g) { return g.N * WinogradBlocks(g, kHeight, kWidth, kMR).panels * kMR; }
@@ -118,7 +117,29 @@ class Winograd {
     constexpr int64_t kInputBytes = 640 << 10;
     return tile_rows >= 2 * kMR && tile_rows * kProducts * g.C * static_cast<int64_t>(sizeof(A)) <= kInputBytes;
   }
-  static void tile(const ConvTask& task, const Tile& part) { Winograd(task, part).run(); }
+  static void tile(const ConvTask& task, const Tile& part) {
+    const Winograd tile(task, part);
+    const int64_t elements = kProducts * product_of(task.geometry);
+    if (!task.unpacked) return tile.run([&](int64_t q) { return static_cast<const A*>(task.weight) + q * elements; });
+    A* const packed = static_cast<A*>(scratch(Scratch::kPacked, static_cast<size_t>(elements) * sizeof(A)));
+    tile.run([&](int64_t q) {
+      pack(task.geometry, *task.unpacked, packed - q * elements, q, q + 1);  // panel 0 would lie there
+      return packed;
+    });
+  }
+  // With weights that are packed for another way's blocks.
+  template <typename Other>
+  static void restored_tile(const ConvTask& task, const Tile& part) {
+    const Geometry& g = task.geometry;
+    const int64_t product = product_of(g);
+    A* const packed = static_cast<A*>(scratch(Scratch::kPacked, static_cast<size_t>(kProducts * product) * sizeof(A)));
+    Winograd(task, part).run([&](int64_t q) {
+      Other::for_taps(g, task.weight, q, [&](int64_t c, int64_t v, const auto& taps) {
+        transform_taps([&](int r, int s) { return taps[r][s]; }, packed + c * kNR + v, product);
+      });
+      return packed;
+    });
+  }
 
  private:
   template <typename Direction>
@@ -129,8 +150,24 @@ class Winograd {
   // Elements of a product's weights. An odd number of rows, or those of all products would share sets of the caches.
   static int64_t product_of(const Geometry& g) { return (g.C | 1) * kNR; }
 
-  // The window of a channel and kLanes columns from its transform, whose products are `product` elements apart.
-  static void taps_of(const A* transformed, int64_t product, Vec<A> (*taps)[Across::kTaps]) {
+  // The window at(r, s) of one channel and kLanes columns to products that are `product` elements apart.
+  template <typename At>
+  static void transform_taps(const At& at, A* out, int64_t product) {
+    Vec<A> down[Across::kTaps][kLines];
+    for (int s = 0; s < Across::kTaps; s++) {
+      Vec<A> column[Down::kTaps];
+      for (int r = 0; r < Down::kTaps; r++) column[r] = at(r, s);
+      Down::template taps<Ops>(column, down[s]);
+    }
+    for (int a = 0; a < kLines; a++) {
+      Vec<A> row[Across::kTaps], across[kColumns];
+      for (int s = 0; s < Across::kTaps; s++) row[s] = down[s][a];
+      Across::template taps<Ops>(row, across);
+      for (int b = 0; b < kColumns; b++) store(out + (kColumns * a + b) * product, across[b]);
+    }
+  }
+  // The reverse.
+  static void restore_taps(const A* transformed, int64_t product, Vec<A> (*taps)[Across::kTaps]) {
     Vec<A> down[Down::kTaps][kColumns];
 #pragma GCC unroll 12
     for (int b = 0; b < kColumns; b++)
@@ -153,7 +190,9 @@ class Winograd {
         pitch_(round_up(g_.C, kLanes)),
         product_inputs_(kMR * pitch_ + kLanes) {}
 
-  void run() {
+  // Where the weights of panel q lie is said by weight_of(q).
+  template <typename WeightOf>
+  void run(const WeightOf& weight_of) const {
     const int64_t count = tile_.row_end - tile_.row_begin, panel_elements = kProducts * product_inputs_;
     A* const inputs = static_cast<A*>(scratch(Scratch::kTile, static_cast<size_t>(count * panel_elements) * sizeof(A)));
     for (int64_t i = 0; i < count; i++) transform_inputs(tile_.row_begin + i, inputs + i * panel_elements);
@@ -169,7 +208,7 @@ class Winograd {
     rows.segment_end = chains.count;
     constexpr std::make_integer_sequence<int, kMR> kAllRows{};
     for (int64_t q = tile_.panel_begin; q < tile_.panel_end; q++) {
-      const A* const weight = panel_of_weight(q);
+      const A* const weight = weight_of(q);
       const int64_t columns = smaller(kNR, g_.K - q * kNR);
       for (int64_t i = 0; i < count; i++) {
         const int64_t index = (tile_.row_begin + i) % blocks_.panels;
@@ -186,14 +225,6 @@ class Winograd {
         transform_outputs(tile_.row_begin + i, q * kNR, columns, products, weight);
       }
     }
-  }
-
-  const A* panel_of_weight(int64_t q) const {
-    const int64_t elements = kProducts * product_of(g_);
-    if (!t_.unpacked) return static_cast<const A*>(t_.weight) + q * elements;
-    A* const packed = static_cast<A*>(scratch(Scratch::kPacked, static_cast<size_t>(elements) * sizeof(A)));
-    pack(g_, *t_.unpacked, packed - q * elements, q, q + 1);  // panel 0 would lie there
-    return packed;
   }
 
   // The blocks of row panel `panel` (numbered through all images) to out[product][kMR][pitch], a product's rows
@@ -318,7 +349,7 @@ class Winograd {
     const T* const image = static_cast<const T*>(t_.x.data) + n * t_.x.stride_n;
     for (int64_t c = 0; c < g_.C; c++) {
       Vec<A> taps[Down::kTaps][Across::kTaps];
-      taps_of(weight + c * kNR, product_of(g_), taps);
+      restore_taps(weight + c * kNR, product_of(g_), taps);
       for (int i = 0; i < kHeight; i++)
         for (int j = 0; j < kWidth; j++)
           for (int r = 0; again[i][j] && r < Down::kTaps; r++)

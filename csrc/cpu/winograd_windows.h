@@ -79,10 +79,13 @@ struct WinogradWindows : AnyWinograd<T, Winograd<T, CookToom<6, 3>, CookToom<6, 
 template <typename T, typename Down, typename Across, int64_t kLeastChannels>
 using LargeWinograd = Winograd<T, Down, Across, kManyWeights, kLeastChannels, 256>;
 template <typename T>
-struct WinogradWindows<T, false> : AnyWinograd<T, LargeWinograd<T, CookToom<4, 3>, CookToom<4, 3>, 64>,
-                                               Winograd<T, CookToom<2, 3>, CookToom<2, 3>, kManyWeights>,
-                                               LargeWinograd<T, CookToom<1, 1>, CookToom<2, 7>, 128>,
-                                               LargeWinograd<T, CookToom<2, 7>, CookToom<1, 1>, 128>,
-                                               LargeWinograd<T, CookToom<2, 5>, CookToom<2, 5>, 32>> {};
+using LargeWinograd3x3 = LargeWinograd<T, CookToom<4, 3>, CookToom<4, 3>, 64>;
+template <typename T>
+using SmallWinograd3x3 = Winograd<T, CookToom<2, 3>, CookToom<2, 3>, kManyWeights>;
+template <typename T>
+struct WinogradWindows<T, false>
+    : AnyWinograd<T, LargeWinograd3x3<T>, SmallWinograd3x3<T>, LargeWinograd<T, CookToom<1, 1>, CookToom<2, 7>, 128>,
+                  LargeWinograd<T, CookToom<2, 7>, CookToom<1, 1>, 128>,
+                  LargeWinograd<T, CookToom<2, 5>, CookToom<2, 5>, 32>> {};
 
 }  // namespace ik::cpu::IK_ISA
