@@ -143,6 +143,18 @@ def test_convolutions_and_a_pool_with_an_epilogue(dtype):
     check(pool, *images(dtype, (2, 13, 9, 8), (2, 13, 9, 8)))
 
 
+@pytest.mark.parametrize(("window", "C", "size"), [((3, 3), 65, 9), ((5, 5), 33, 11), ((1, 7), 129, 9)], ids=str)
+def test_convolutions_of_small_images(window, C, size):
+    """Their weights are packed for larger ones."""
+    g = torch.Generator().manual_seed(1)
+    weight = torch.randn(70, C, *window, generator=g) / 30
+    step = Convolution(weight, (1, 1), (window[0] // 2, window[1] // 2), (1, 1), vector(70, 1), vector(70, 2), "relu")
+    backends.reset_counters()
+    check(step, *images(torch.float32, (2, C, size, size), (2, 70, size, size)))
+    isa = without_bf16_products(backends.cpu_isa())
+    assert backends.counters() == {f"conv2d_bn_act.forward.cpu_{isa}_f32_restored": 1}
+
+
 def test_kernels_count_themselves():
     backends.reset_counters()
     run(POOLS["max"], *images(torch.float32, (1, 5, 9, 9)))

@@ -339,6 +339,18 @@ def test_bands_of_a_pair_have_the_bits_of_the_whole(dtype, windows, C, M, K):
     assert all(torch.equal(result, results[0]) for result in results)
 
 
+@pytest.mark.parametrize(("dtype", "window", "C"), BLOCKS, ids=str)
+def test_gradients_of_x_count_themselves(dtype, window, C):
+    for changes, winograd in [(dict(), 1), (dict(stride=3), 0)]:
+        options = dict(window=window, padding=same_padding(window), dtype=DTYPES[dtype], training=True) | changes
+        case = conv_case(N=2, C=C, H=30, W=31, K=C, **options)
+        y = run(case, "cpu")
+        backends.reset_counters()
+        evaluate_on("cpu", case, torch.ones_like(y))
+        names = [name for name in backends.counters() if "conv2d_bn_act.backward" in name]
+        assert sum(name.endswith("_winograd_data") for name in names) == winograd, names
+
+
 @pytest.mark.parametrize(("N", "H", "used"), [(1, 31, False), (1, 32, True), (2, 15, False), (2, 16, True)])
 def test_weights_that_are_used_once_must_earn_it(N, H, used, use_isa):
     """A training step transforms them anew: against products of bf16 from 512 pixels on."""

@@ -51,7 +51,8 @@ void fill_zeros(const Geometry& g, const NhwcOutput& out, size_t storage) {
   });
 }
 
-void one_residue(const KernelTable& table, const Conv2dBackward& args, const WeightView& weight,
+// Whether it went by Winograd's algorithm.
+bool one_residue(const KernelTable& table, const Conv2dBackward& args, const WeightView& weight,
                  const NhwcOutput& grad_x, int64_t phase_h, int64_t phase_w) {
   const ConvShape& s = args.shape;
   const AxisTaps vertical = axis_taps(phase_h, s.R, s.stride_h, s.pad_h, s.dilation_h);
@@ -70,7 +71,10 @@ void one_residue(const KernelTable& table, const Conv2dBackward& args, const Wei
   out.data = static_cast<char*>(grad_x.data) + (phase_h * grad_x.stride_h + phase_w * grad_x.stride_w) * storage;
   out.stride_h *= s.stride_h;
   out.stride_w *= s.stride_w;
-  if (g.R == 0 || g.S == 0) return fill_zeros(g, out, storage);
+  if (g.R == 0 || g.S == 0) {
+    fill_zeros(g, out, storage);
+    return false;
+  }
 
   WeightView taps;
   taps.data = static_cast<const char*>(weight.data) +
@@ -80,6 +84,7 @@ void one_residue(const KernelTable& table, const Conv2dBackward& args, const Wei
   const ConvTask task{g, args.grad_z, nullptr, {nullptr, nullptr, {}, Activation::kNone, out}};
   const ConvKernels& kernels = unpacked_conv_kernels(table, g, args.batch_statistics ? g.N : 1);
   run_unpacked_conv(table, kernels, task, taps, num_threads());
+  return kernels.tile == table.winograd.tile;
 }
 
 }  // namespace
@@ -88,9 +93,12 @@ void conv2d_backward_data(const Conv2dBackward& args, const WeightView& weight, 
   const ConvShape& s = args.shape;
   if (s.N == 0) return;
   const KernelTable& table = kernel_table(args.dtype);
-  count_kernel(kernels(args.dtype).conv_name);
+  bool by_winograd = false;
   for (int64_t h = 0; h < std::min(s.stride_h, s.H); ++h)
-    for (int64_t w = 0; w < std::min(s.stride_w, s.W); ++w) one_residue(table, args, weight, grad_x, h, w);
+    for (int64_t w = 0; w < std::min(s.stride_w, s.W); ++w)
+      by_winograd |= one_residue(table, args, weight, grad_x, h, w);
+  const Kernels& names = kernels(args.dtype);
+  count_kernel(by_winograd ? names.winograd_data_name : names.conv_name);
 }
 
 void conv2d_backward_weight(const Conv2dBackward& args, const NhwcInput& x, const WeightOutput& grad_weight,

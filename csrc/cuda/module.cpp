@@ -47,7 +47,7 @@ STABLE_TORCH_LIBRARY_IMPL(inception_kernels, CompositeExplicitAutograd, m) {
   m.impl("_cuda_allows_tf32", TORCH_BOX(&ik::cuda::allows_tf32));
 }
 
-extern "C" PyMODINIT_FUNC PyInit__C_cuda() {
+PyMODINIT_FUNC PyInit__C_cuda() {
   static PyModuleDef module{PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   PyObject* torch = PyImport_ImportModule("torch._C");
   if (!torch) return nullptr;

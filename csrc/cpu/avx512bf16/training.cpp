@@ -24,6 +24,7 @@ namespace {
 Kernels make_kernels() {
   Kernels kernels = kernels_avx512(DType::kBFloat16);
   kernels.conv_name = "conv2d_bn_act.backward.cpu_avx512bf16_bf16";
+  kernels.winograd_data_name = "conv2d_bn_act.backward.cpu_avx512bf16_bf16_winograd_data";
   kernels.separable_name = "separable_conv2d.backward.cpu_avx512bf16_bf16";
   kernels.weight.gradient = &weight_gradient<Bf16, PairProduct>;
   return kernels;

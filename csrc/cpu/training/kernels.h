@@ -106,7 +106,8 @@ struct Kernels {
   const char* norm_forward_name;
   const char* norm_backward_name;
   const char* conv_name;
-  const char* winograd_name;
+  const char* winograd_name;       // of the weights' gradient
+  const char* winograd_data_name;  // of x's
   const char* separable_name;
   int64_t storage_bytes, accumulator_bytes;
   int64_t rows;  // register block: rows x columns

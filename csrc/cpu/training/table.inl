@@ -25,7 +25,7 @@ namespace {
 
 template <typename T>
 constexpr Kernels table(const char* norm_forward, const char* norm_backward, const char* conv, const char* winograd,
-                        const char* separable) {
+                        const char* winograd_data, const char* separable) {
   using A = Accum<T>;
   const WinogradGradient* winograd_gradients = nullptr;  // float64 asks for accuracy
   int64_t winograd_count = 0;
@@ -37,6 +37,7 @@ constexpr Kernels table(const char* norm_forward, const char* norm_backward, con
                  norm_backward,
                  conv,
                  winograd,
+                 winograd_data,
                  separable,
                  sizeof(T),
                  sizeof(A),
@@ -56,11 +57,12 @@ constexpr Kernels table(const char* norm_forward, const char* norm_backward, con
                  &store_doubles<A>};
 }
 
-#define IK_TRAINING_TABLE(T, dtype)                                              \
-  table<T>("batch_norm.forward.cpu_" IK_TRAINING_NAME "_" dtype,                 \
-           "batch_norm.backward.cpu_" IK_TRAINING_NAME "_" dtype,                \
-           "conv2d_bn_act.backward.cpu_" IK_TRAINING_NAME "_" dtype,             \
-           "conv2d_bn_act.backward.cpu_" IK_TRAINING_NAME "_" dtype "_winograd", \
+#define IK_TRAINING_TABLE(T, dtype)                                                   \
+  table<T>("batch_norm.forward.cpu_" IK_TRAINING_NAME "_" dtype,                      \
+           "batch_norm.backward.cpu_" IK_TRAINING_NAME "_" dtype,                     \
+           "conv2d_bn_act.backward.cpu_" IK_TRAINING_NAME "_" dtype,                  \
+           "conv2d_bn_act.backward.cpu_" IK_TRAINING_NAME "_" dtype "_winograd",      \
+           "conv2d_bn_act.backward.cpu_" IK_TRAINING_NAME "_" dtype "_winograd_data", \
            "separable_conv2d.backward.cpu_" IK_TRAINING_NAME "_" dtype)
 
 constexpr Kernels kFloat32Kernels = IK_TRAINING_TABLE(float, "f32");
