@@ -90,11 +90,11 @@ struct KernelTable {
   bool (*by_winograd)(const Geometry&);  // whether packed weights are those of `winograd`
   // Whether those that are packed for one use with so many images are.
   bool (*by_winograd_once)(const Geometry&, int64_t images);
-  // Whether packed weights of `winograd` are better for `restored`, because the images are small.
+  // Whether the images are too small for `winograd` and its packed weights must be restored.
   bool (*by_restored)(const Geometry&);
   ConvKernels conv;
   ConvKernels winograd;  // null where nothing is computed by Winograd's algorithm
-  ConvKernels restored;  // by the definition, from weights that `winograd` packed; null where by_restored never holds
+  ConvKernels restored;  // with weights that `winograd` packed; null where by_restored never holds
 
   size_t (*depthwise_weight_bytes)(const Geometry&);
   void (*depthwise_pack)(const Geometry&, const WeightView&, void* packed);

@@ -118,11 +118,12 @@ class Winograd {
     return tile_rows >= 2 * kMR && tile_rows * kProducts * g.C * static_cast<int64_t>(sizeof(A)) <= kInputBytes;
   }
   static void tile(const ConvTask& task, const Tile& part) {
-    const Winograd tile(task, part);
+    const Winograd winograd(task, part);
     const int64_t elements = kProducts * product_of(task.geometry);
-    if (!task.unpacked) return tile.run([&](int64_t q) { return static_cast<const A*>(task.weight) + q * elements; });
+    if (!task.unpacked)
+      return winograd.run([&](int64_t q) { return static_cast<const A*>(task.weight) + q * elements; });
     A* const packed = static_cast<A*>(scratch(Scratch::kPacked, static_cast<size_t>(elements) * sizeof(A)));
-    tile.run([&](int64_t q) {
+    winograd.run([&](int64_t q) {
       pack(task.geometry, *task.unpacked, packed - q * elements, q, q + 1);  // panel 0 would lie there
       return packed;
     });
