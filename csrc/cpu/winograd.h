@@ -153,7 +153,7 @@ class Winograd {
 
   // The window at(r, s) of one channel and kLanes columns to products that are `product` elements apart.
   template <typename At>
-  static void transform_taps(const At& at, A* out, int64_t product) {
+  [[gnu::always_inline]] static void transform_taps(const At& at, A* out, int64_t product) {
     Vec<A> down[Across::kTaps][kLines];
     for (int s = 0; s < Across::kTaps; s++) {
       Vec<A> column[Down::kTaps];
@@ -340,7 +340,8 @@ class Winograd {
   }
 
   // Those of the block of outputs at (p, q) that are not finite, from the transformed weights of kLanes columns.
-  void by_definition(int64_t n, int64_t p, int64_t q, const A* weight, Vec<A> (*y)[kWidth]) const {
+  // Out of line, or so rare a case would take registers from what is done always.
+  [[gnu::noinline]] void by_definition(int64_t n, int64_t p, int64_t q, const A* weight, Vec<A> (*y)[kWidth]) const {
     bool again[kHeight][kWidth];
     for (int i = 0; i < kHeight; i++)
       for (int j = 0; j < kWidth; j++) {
