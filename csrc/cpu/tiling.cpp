@@ -11,8 +11,8 @@ struct Split {
   int64_t rows, panels;
 };
 
-// Splitting panels repeats the producer, splitting rows leaves short tiles and repeats what a panel takes: take the pair
-// whose slowest thread is first.
+// Splitting panels repeats the producer, splitting rows leaves short tiles and repeats what a panel takes: take the
+// pair whose slowest thread is first.
 Split split_for(const Work& work, int64_t granules, int threads) {
   Split best{1, 1};
   double best_cost = -1;

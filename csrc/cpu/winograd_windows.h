@@ -75,7 +75,7 @@ struct WinogradWindows : AnyWinograd<T, Winograd<T, CookToom<6, 3>, CookToom<6, 
                                      Winograd<T, CookToom<4, 5>, CookToom<4, 5>, kFewWeights>> {};
 // Of less than twice the error of PyTorch's channels-last convolution. That grows with the channels, which are added up
 // in long chains, and the error of large blocks hardly does: with fewer channels they would have more. The deepest sums
-// are worth most to whoever feeds contiguous images, which PyTorch adds up in blocks: they keep the smallest blocks.
+// are left to smaller blocks or the definition, for those who compare with the contiguous format, which adds in blocks.
 template <typename T, typename Down, typename Across, int64_t kLeastChannels>
 using LargeWinograd = Winograd<T, Down, Across, kManyWeights, kLeastChannels, 256>;
 template <typename T>
