@@ -75,7 +75,7 @@ def test_which_convolutions_of_16_bits(change, used, dtype):
 def test_sizes(H, W, padding, dtype, window, C):
     """Blocks that lie wholly or partly outside of the output, and row panels of all lengths."""
     if (dtype, window, C - 1) in LARGE:
-        W += 580  # as it must have to be computed by large blocks; their width divides that
+        W += 580  # or it would be a small image; a multiple of a large block's width
     case = conv_case(N=2, C=C, H=H, W=W, K=35, window=window, padding=padding, dtype=DTYPES[dtype], **PLAIN)
     assert ("_winograd" in counted(case)) == (dtype != "f64")
     assert_as_accurate_as_torch(run(case, "cpu"), exact_of(case), torchs_of(case), name="y")
@@ -95,16 +95,9 @@ def test_batches_of_images_as_wide_as_the_window(narrower, dtype, window, least)
     not."""
     H, W = (5 if size == 1 else size - narrower for size in window)
     case = conv_case(
-        N=3,
-        C=least + 1,
-        H=H,
-        W=W,
-        K=33,
-        window=window,
-        padding=same_padding(window),
-        dtype=DTYPES[dtype],
+        N=3, C=least + 1, H=H, W=W, K=33, window=window, padding=same_padding(window), dtype=DTYPES[dtype],
         training=True,
-    )
+    )  # fmt: skip
     assert ("_winograd" in counted(case)) == (not narrower)
     check(case, "cpu")
 
