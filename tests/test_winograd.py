@@ -212,6 +212,21 @@ def test_what_is_a_small_image(change, restored):
     assert ("_restored" in counted(case)) == restored
 
 
+@pytest.mark.parametrize(
+    ("window", "C", "width"),
+    [(window, least + 1, width) for _, window, least in LARGE for width in (1, 2, 4, 6) if width < max(window)],
+    ids=str,
+)
+def test_images_narrower_than_the_window(window, C, width):
+    """In evaluation; however long they are in the other direction."""
+    for H, W in ((width, 90), (90, width)):
+        if window[0] <= H and window[1] <= W:
+            continue
+        case = conv_case(N=2, C=C, H=H, W=W, K=61, window=window, padding=same_padding(window), **PLAIN)
+        assert "_restored" in counted(case)
+        assert_as_accurate_as_torch(run(case, "cpu"), exact_of(case), torchs_of(case), name="y")
+
+
 @pytest.mark.parametrize(("dtype", "window", "least"), LARGE, ids=str)
 def test_small_images_have_the_bits_of_any_batch_and_number_of_threads(dtype, window, least):
     case = conv_case(
