@@ -86,6 +86,10 @@ STABLE_TORCH_LIBRARY(inception_kernels, m) {
       "max_pool2d_backward(Tensor grad_y, Tensor taps, int H, int W, int[2] kernel, int[2] stride, int[2] padding) "
       "-> Tensor grad_x");
 
+  m.def(
+      "update_running_statistics(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!)? batches, Tensor mean, "
+      "Tensor var, float momentum, int count) -> ()");
+
   m.def("run_program(Tensor[] inputs, Tensor program, Tensor constants, int[] output_sizes) -> Tensor[]");
   m.def("time_program(Tensor[] inputs, Tensor program, Tensor constants, int[] output_sizes) -> Tensor");
 

@@ -33,6 +33,7 @@ OPERATORS = frozenset(
         "separable_conv2d_prepacked",
         "separable_conv2d_training",
         "time_program",
+        "update_running_statistics",
     }
 )
 

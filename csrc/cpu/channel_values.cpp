@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "cpu/empty.h"
+
 namespace ik::cpu {
 
 namespace {
@@ -54,7 +56,8 @@ std::vector<double> channel_values(const OptionalTensor& vector, int64_t length,
 
 OptionalTensor channel_tensor(const std::vector<double>& values, DType dtype) {
   if (values.empty()) return std::nullopt;
-  const Tensor tensor = empty_cpu({static_cast<int64_t>(values.size())}, accumulation_type(dtype));
+  const Tensor tensor = empty({static_cast<int64_t>(values.size())}, accumulation_type(dtype),
+                              torch::headeronly::MemoryFormat::Contiguous);
   if (dtype == DType::kFloat64) {
     std::copy(values.begin(), values.end(), static_cast<double*>(tensor.mutable_data_ptr()));
   } else {

@@ -2,60 +2,76 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-def training_call(
-    operator: Callable[..., Any], setup: Callable[..., None], backward: Callable[..., Any], weights: tuple[int, ...]
-) -> Callable[..., Tensor]:
-    """The training operator with the gradient that `setup` and `backward` define, as they are registered for it.
+class TrainingCall:
+    """A training operator with the gradient that `setup` and `backward` define, as they are registered for it.
 
-    Call it with `use_statistics`, which gets the batch's mean and variance while nothing is recorded, and all of the
-    operator's arguments by position, the first being x; it returns y alone. Arguments at `weights` may have another
-    floating-point dtype, as under autocast, and become x's; `backward` finds what they had in `ctx.weight_dtypes`, in
-    order (absent where they had x's). Under torch.compile and function transforms the operator itself is called, so
-    that it stays one node in their graphs.
+    Its first `tensors` arguments are tensors, the first of them x, the others options. The tensors at `weights` may
+    have another floating-point dtype, as under autocast, and become x's; `backward` finds what they had in
+    `ctx.weight_dtypes`, in order (absent where they had x's).
     """
 
-    def in_dtype_of_x(inputs: Sequence[Any]) -> Sequence[Any]:
-        dtype = inputs[0].dtype
-        for i in weights:
-            if inputs[i].dtype != dtype:
-                return tuple(value.to(dtype) if j in weights else value for j, value in enumerate(inputs))
-        return inputs
+    def __init__(
+        self,
+        operator: Callable[..., Any],
+        setup: Callable[..., None],
+        backward: Callable[..., Any],
+        tensors: int,
+        weights: tuple[int, ...],
+    ) -> None:
+        self._operator, self._tensors, self._weights = operator, tensors, weights
 
-    class Gradient(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *inputs_and_use: Any) -> Tensor:
-            *given, use_statistics = inputs_and_use  # last, so that the operator's arguments keep their positions
-            inputs = in_dtype_of_x(given)
-            if inputs is not given:
-                ctx.weight_dtypes = [given[i].dtype for i in weights]
-            output = below_autograd(operator, *inputs)
-            setup(ctx, inputs, output)
-            y, _, mean, var = output
-            use_statistics(mean, var)
-            return y
+        class Gradient(torch.autograd.Function):
+            @staticmethod
+            def forward(ctx: Any, *given: Any) -> Tensor:
+                *inputs, options, use_statistics = given
+                dtype = inputs[0].dtype
+                for i in weights:
+                    if inputs[i].dtype != dtype:
+                        ctx.weight_dtypes = self._to_dtype_of_x(inputs)
+                        break
+                inputs += options
+                with torch._C._AutoDispatchBelowAutograd():
+                    output = operator(*inputs)
+                setup(ctx, inputs, output)
+                y, _, mean, var = output
+                use_statistics(mean, var)
+                return y
 
-        @staticmethod
-        def backward(ctx: Any, *gradients: Any) -> Any:
-            return *backward(ctx, *gradients), None
+            @staticmethod
+            def backward(ctx: Any, *gradients: Any) -> Any:
+                return *backward(ctx, *gradients)[:tensors], None, None
 
-    apply = super(torch.autograd.Function, Gradient).apply
+        self.apply: Callable[..., Tensor] = super(torch.autograd.Function, Gradient).apply
+        """(*tensors, options, use_statistics): as a call, outside torch.compile and function transforms."""
 
-    def call(use_statistics: Callable[[Tensor, Tensor], None], *inputs: Any) -> Tensor:
+    def _to_dtype_of_x(self, tensors: list[Any]) -> list[torch.dtype]:
+        """In place; returns what the weights had."""
+        given = [tensors[i].dtype for i in self._weights]
+        for i in self._weights:
+            tensors[i] = tensors[i].to(tensors[0].dtype)
+        return given
+
+    def __call__(self, use_statistics: Callable[[Tensor, Tensor], None], *inputs: Any) -> Tensor:
+        """y alone. `use_statistics` gets the batch's mean and variance while nothing is recorded.
+
+        Under torch.compile and function transforms the operator itself is called, so that it stays one node in their
+        graphs.
+        """
+        tensors, options = list(inputs[: self._tensors]), inputs[self._tensors :]
         if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
-            y, _, mean, var = operator(*in_dtype_of_x(inputs))
+            self._to_dtype_of_x(tensors)
+            y, _, mean, var = self._operator(*tensors, *options)
             with torch.no_grad():
                 use_statistics(mean, var)
             return y
-        return apply(*inputs, use_statistics)
-
-    return call
+        return self.apply(*tensors, options, use_statistics)
 
 
 def below_autograd(operator: Callable[..., Any], *inputs: Any, **options: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What the operators share: memory format, autocast, running statistics, gradients of optional arguments."""
+"""What the operators share: memory format, autocast, gradients of optional arguments."""
 
 from __future__ import annotations
 
@@ -80,22 +80,6 @@ def cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
     if tensor is None or dtype is None or not isinstance(tensor, Tensor) or not tensor.is_floating_point():
         return tensor
     return tensor.to(dtype)
-
-
-def update_running_statistics(
-    running_mean: Tensor | None, running_var: Tensor | None, momentum: float, count: int, mean: Tensor, var: Tensor
-) -> None:
-    """Exponential average of the batch mean and the unbiased batch variance, in place, as batch_norm does.
-
-    Not to be recorded: call it with gradients off.
-    """
-    if running_mean is None or running_var is None or count == 0:
-        return
-    for running, batch in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
-        if running.dtype == batch.dtype:
-            running.lerp_(batch, momentum)
-        else:  # one rounding to the narrow type, not two
-            running.copy_(running.to(batch.dtype).lerp_(batch, momentum))
 
 
 def wanted(gradients: Sequence[Tensor], mask: Sequence[bool]) -> list[Tensor | None]:

@@ -63,7 +63,7 @@ if _extension.available:
 
 
 class _MaxPool(torch.autograd.Function):
-    """Without the generic wrapper of register_autograd, as `training_call`."""
+    """Without the generic wrapper of register_autograd, as `TrainingCall`."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Tensor:

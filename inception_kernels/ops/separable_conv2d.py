@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,7 +9,7 @@ from torch import Tensor
 from .. import _extension, backends, reference
 from . import _checks as check
 from ._aliasing import separate_memory
-from ._autograd import float32_weights, gradient_operator, in_weight_dtypes, training_call
+from ._autograd import TrainingCall, float32_weights, gradient_operator, in_weight_dtypes
 from ._common import (
     autocast_dtype,
     cast,
@@ -19,10 +18,10 @@ from ._common import (
     namespace,
     refuse_double_backward,
     shape_numbers,
-    update_running_statistics,
     wanted,
 )
 from .conv2d_bn_act import in_own_format, of_vector, training_outputs
+from .update_running_statistics import update_running_statistics
 
 _NAME = "separable_conv2d"
 
@@ -233,7 +232,7 @@ def _backward_training(kernels, ctx, grad_y, *ignored):
     return *_gradients(kernels, ctx, grad_y, list(ctx.needs_input_grad[:8]), True), *[None] * 7
 
 
-training_calls: dict[str, Callable[..., Tensor]] = {}  # by namespace
+training_calls: dict[str, TrainingCall] = {}  # by namespace
 
 
 def register(name: str) -> None:
@@ -247,8 +246,8 @@ def register(name: str) -> None:
     torch.library.register_autograd(
         f"{name}::separable_conv2d_training", backward_training, setup_context=_setup_training
     )
-    training_calls[name] = training_call(
-        kernels.separable_conv2d_training, _setup_training, backward_training, weights=(1, 2)
+    training_calls[name] = TrainingCall(
+        kernels.separable_conv2d_training, _setup_training, backward_training, tensors=8, weights=(1, 2)
     )
     torch.library.register_autograd(f"{name}::separable_conv2d_backward", refuse_double_backward(_NAME))
 

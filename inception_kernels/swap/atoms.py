@@ -119,3 +119,13 @@ def numeric_padding(conv: nn.Conv2d) -> tuple[int, int] | None:
         total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
         return None if any(t % 2 for t in total) else (total[0] // 2, total[1] // 2)
     return conv.padding[0], conv.padding[1]
+
+
+def batch_counter(norm: nn.BatchNorm2d) -> torch.Tensor | None:
+    """What the next batch is counted in; None where none is."""
+    return norm.num_batches_tracked if norm.training and norm.track_running_stats else None
+
+
+def frozen(settings: tuple[object, ...]) -> tuple[object, ...]:
+    """To be compared with later settings: a list, which may change in place, equals none."""
+    return tuple(tuple(each) if isinstance(each, list) else each for each in settings)

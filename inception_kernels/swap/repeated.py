@@ -7,15 +7,17 @@ what the operator would find is known while they, the settings and the input's s
 from __future__ import annotations
 
 from functools import partial
+from operator import is_
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from .. import backends
-from ..ops._common import autocast_dtype, update_running_statistics
+from ..ops import update_running_statistics
+from ..ops._common import autocast_dtype
 from ..ops.conv2d_bn_act import training_calls as dense_calls
 from ..ops.separable_conv2d import training_calls as separable_calls
-from .atoms import numeric_padding
+from .atoms import batch_counter, frozen, numeric_padding
 
 if TYPE_CHECKING:
     from .runtime import FusedLayer, Parts
@@ -33,35 +35,41 @@ def _settings(parts: Parts) -> tuple[object, ...] | None:
 class RepeatedStep:
     """Take one with `after` behind a call that the operator accepted; it may be called while `holds`."""
 
-    def __init__(
-        self, layer: FusedLayer, x: Tensor, y: Tensor, parts: Parts, tensors: tuple[Tensor | None, ...]
-    ) -> None:
+    def __init__(self, layer: FusedLayer, x: Tensor, y: Tensor, parts: Parts) -> None:
         norm, window = parts.norm, parts.conv if parts.depthwise is None else parts.depthwise
         assert norm is not None and norm.momentum is not None
         self._operator = layer.operator
         self._shape, self._dtype, self._cast = x.shape, x.dtype, autocast_dtype(x)
-        self._settings = _settings(parts)
-        self._seen = [(tensor, None if tensor is None else tensor.data_ptr()) for tensor in tensors]
-        self._weight_shapes = [None if tensor is None else tensor.shape for tensor in (tensors[0], tensors[2])]
-        running = [tensor for tensor in tensors[6:] if tensor is not None]
-        self._written = [(tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes) for tensor in running]  # contiguous
+        self._settings = frozen(_settings(parts) or ())
+        self._tensors = tensors = (*parts.tensors(), batch_counter(norm))
+        depthwise, depthwise_bias, weight, bias, bn_weight, bn_bias, mean, var, batches = tensors
+        assert weight is not None and mean is not None and var is not None
+        self._addresses = [(tensor, tensor.data_ptr()) for tensor in tensors if tensor is not None]
+        self._window_shape, self._weight_shape = window.weight.shape, weight.shape
+        self._running = [(each.data_ptr(), each.data_ptr() + each.nbytes) for each in (mean, var)]
+        # All at once: activation checkpointing leaves a layer that it computes again as soon as the call has saved.
+        use = partial(update_running_statistics.run, mean, var, batches, norm.momentum, y.numel() // y.shape[1])
         geometry = (tuple(window.stride), numeric_padding(window), tuple(window.dilation))
-        if parts.depthwise is None:
-            self._options: tuple[Any, ...] = (*geometry, layer.activation, norm.eps)
+        if depthwise is None:
+            self._apply = dense_calls["inception_kernels"].apply
+            options: tuple[Any, ...] = (*geometry, layer.activation, norm.eps)
+            self._arguments: tuple[Any, ...] = (weight, bn_weight, bn_bias, bias, None, options, use)
         else:
-            activations = (layer.input_activation, layer.mid_activation, layer.activation)
-            self._options = (*geometry, *activations, norm.eps)
-        self._statistics = (tensors[6], tensors[7], norm.momentum, y.numel() // y.shape[1])
+            self._apply = separable_calls["inception_kernels"].apply
+            options = (*geometry, layer.input_activation, layer.mid_activation, layer.activation, norm.eps)
+            self._arguments = (
+                depthwise, weight, bn_weight, bn_bias, depthwise_bias, bias, None, options, use
+            )  # fmt: skip
 
     @staticmethod
     def after(layer: FusedLayer, x: Tensor, y: Tensor, parts: Parts, backend: str) -> RepeatedStep | None:
         """None where a step needs what this does not do."""
         if backend != "cpu" or _settings(parts) is None or parts.conv.__dict__.get("_is_replica"):
             return None
-        tensors = parts.tensors()
-        if any(running is None or not running.is_contiguous() for running in tensors[6:]):
+        assert parts.norm is not None
+        if not update_running_statistics.fits(parts.tensors()[6:], batch_counter(parts.norm), x):
             return None
-        return RepeatedStep(layer, x, y, parts, tensors)
+        return RepeatedStep(layer, x, y, parts)
 
     def holds(self, x: Tensor, parts: Parts) -> bool:
         """Whether the operator would find in these arguments what it found then. x is channels-last."""
@@ -69,33 +77,25 @@ class RepeatedStep:
             return False
         if backends.forced() is not None or autocast_dtype(x) != self._cast:
             return False
-        tensors = parts.tensors()
-        for tensor, (seen, address) in zip(tensors, self._seen, strict=True):
-            if tensor is not seen or (tensor is not None and tensor.data_ptr() != address):
-                return False
-        depthwise, _, weight, *_, mean, var = tensors
-        if [None if depthwise is None else depthwise.shape, weight.shape] != self._weight_shapes:  # type: ignore[union-attr]
+        tensors: tuple[Any, ...] = (*parts.tensors(), batch_counter(parts.norm))  # type: ignore[arg-type]
+        if not all(map(is_, tensors, self._tensors)):
             return False
-        if mean.requires_grad or var.requires_grad:  # type: ignore[union-attr]
+        for tensor, address in self._addresses:
+            if tensor.data_ptr() != address:
+                return False
+        _, _, weight, _, _, _, mean, var, _ = tensors
+        window = weight if parts.depthwise is None else tensors[0]
+        if weight.shape != self._weight_shape or window.shape != self._window_shape:
+            return False
+        if mean.requires_grad or var.requires_grad:
             return False
         begin = x.data_ptr()
         end = begin + x.nbytes
-        return all(end <= first or last <= begin for first, last in self._written)
+        (mean_begin, mean_end), (var_begin, var_end) = self._running
+        return (end <= mean_begin or mean_end <= begin) and (end <= var_begin or var_end <= begin)
 
-    def __call__(self, x: Tensor, parts: Parts) -> Tensor:
-        depthwise, depthwise_bias, weight, bias, bn_weight, bn_bias, *_ = parts.tensors()
-        assert weight is not None
+    def __call__(self, x: Tensor) -> Tensor:
         if self._cast is not None:
             x = x.to(self._cast)
         backends.record(self._operator, "cpu", {})
-        use = partial(self._use_statistics, parts)
-        if depthwise is None:
-            call = dense_calls["inception_kernels"]
-            return call(use, x, weight, bn_weight, bn_bias, bias, None, *self._options)
-        call = separable_calls["inception_kernels"]
-        return call(use, x, depthwise, weight, bn_weight, bn_bias, depthwise_bias, bias, None, *self._options)
-
-    def _use_statistics(self, parts: Parts, mean: Tensor, var: Tensor) -> None:
-        """Together: activation checkpointing leaves a layer that it computes again as soon as the call has saved."""
-        update_running_statistics(*self._statistics, mean, var)
-        parts.count_batch()
+        return self._apply(x, *self._arguments)

@@ -18,7 +18,7 @@ from ..ops.conv2d_bn_act import conv2d_bn_act
 from ..ops.prepared import PreparedConv2dBNAct, PreparedSeparableConv2d
 from ..ops.separable_conv2d import separable_conv2d
 from ..triton.tuning import Selection
-from .atoms import numeric_padding
+from .atoms import batch_counter, frozen, numeric_padding
 from .repeated import RepeatedStep
 from .stamp import Stamp
 
@@ -59,7 +59,7 @@ class Parts:
         )
 
     def count_batch(self) -> None:
-        counter = None if self.norm is None else _batch_counter(self.norm)
+        counter = None if self.norm is None else batch_counter(self.norm)
         if counter is not None:
             counter.add_(1)
 
@@ -86,7 +86,7 @@ _RAN_OPERATOR = {converted: LastCall("operator", "cpu", converted=converted) for
 @dataclass(frozen=True)
 class _Prepared:
     stamp: Stamp
-    options: tuple[object, ...]
+    settings: tuple[object, ...]
     run: PreparedConv2dBNAct | PreparedSeparableConv2d
 
 
@@ -173,7 +173,7 @@ class FusedLayer:
             return f"the input is on {x.device}, the weight on {weight.device}"
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
             return f"the input is {x.dtype}, the weight {weight.dtype}"
-        if self.choices.get(self.run_mode(parts)) == "original":
+        if self.choices and self.choices.get(self.run_mode(parts)) == "original":
             return "tune measured the original modules to be faster"
         return None
 
@@ -198,10 +198,10 @@ class FusedLayer:
         converted = not x.is_contiguous(memory_format=torch.channels_last)
         if converted:
             x = x.contiguous(memory_format=torch.channels_last)
-        by_triton = self.choices.get(self.run_mode(parts)) == "triton"
+        by_triton = bool(self.choices) and self.choices.get(self.run_mode(parts)) == "triton"
         repeated = self._repeated
         if repeated is not None and not by_triton and repeated.holds(x, parts):
-            y = repeated(x, parts)
+            y = repeated(x)
             self.last = _RAN_OPERATOR[converted]
             return y
         prepared = None if by_triton else self._prepare(x, parts)
@@ -241,16 +241,17 @@ class FusedLayer:
         tensors = parts.tensors()
         if torch.is_grad_enabled() and (x.requires_grad or any(t is not None and t.requires_grad for t in tensors)):
             return None
-        options = self._options(parts)
-        key = (backends.isa_changes(), *options.values())
+        window = parts.conv if parts.depthwise is None else parts.depthwise
+        eps = None if norm is None else norm.eps
+        settings = (backends.isa_changes(), window.stride, window.padding, window.dilation, eps)
         held = self._prepared
-        if held is not None and held.options == key and held.stamp.holds(tensors):
+        if held is not None and held.settings == settings and held.stamp.holds(tensors):
             return held.run
         self._prepared = None
         if not Stamp.possible(tensors):
             return None
-        run = self._build(tensors, options)
-        self._prepared = _Prepared(Stamp(tensors), key, run)
+        run = self._build(tensors, self._options(parts))
+        self._prepared = _Prepared(Stamp(tensors), frozen(settings), run)
         return run
 
     def shapes(self, x: Tensor, parts: Parts) -> tuple[int, ...]:
@@ -291,17 +292,13 @@ class FusedLayer:
         return y
 
 
-def _batch_counter(norm: nn.BatchNorm2d) -> Tensor | None:
-    return norm.num_batches_tracked if norm.training and norm.track_running_stats else None
-
-
 def _norm_arguments(norm: nn.BatchNorm2d | None, x: Tensor) -> dict[str, Any]:
     """What torch.nn.BatchNorm2d.forward would do now, in the operators' terms."""
     if norm is None:
         return {}
     momentum = norm.momentum
     if momentum is None:  # cumulative average over all batches, this one included
-        counter = _batch_counter(norm)
+        counter = batch_counter(norm)
         momentum = 0.0 if counter is None else 1.0 / (float(counter) + 1.0)
     mean, var = norm.running_mean, norm.running_var
     training = norm.training or (mean is None and var is None)

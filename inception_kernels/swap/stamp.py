@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from operator import is_
 
 from torch import Tensor
 
@@ -19,7 +20,8 @@ class Stamp:
     """
 
     def __init__(self, tensors: Sequence[Tensor | None]) -> None:
-        self._seen = [None if t is None else (t, t.data_ptr(), t._version) for t in tensors]
+        self._tensors = tuple(tensors)
+        self._seen = [(t, t.data_ptr(), t._version) for t in tensors if t is not None]
         self._samples = [sample for t in tensors if t is not None for sample in _samples(t)]
 
     @staticmethod
@@ -29,11 +31,10 @@ class Stamp:
 
     def holds(self, tensors: Sequence[Tensor | None]) -> bool:
         """Whether the same tensors, in the same order, still hold what they held."""
-        for tensor, seen in zip(tensors, self._seen, strict=True):
-            if tensor is None or seen is None:
-                if tensor is not seen:
-                    return False
-            elif tensor is not seen[0] or tensor._version != seen[2] or tensor.data_ptr() != seen[1]:
+        if len(tensors) != len(self._tensors) or not all(map(is_, tensors, self._tensors)):
+            return False
+        for tensor, address, version in self._seen:
+            if tensor._version != version or tensor.data_ptr() != address:
                 return False
         # Only now is it certain that the sampled addresses are still the tensors' own.
         return all(cell.value == value for cell, value in self._samples)
