@@ -9,8 +9,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from .. import _extension
+
+_operator = torch.ops.inception_kernels.update_running_statistics.default if _extension.available else None
 
 
 def fits(running: Sequence[Tensor | None], batches: Tensor | None, x: Tensor) -> bool:
@@ -34,11 +37,9 @@ def run(
     var: Tensor,
 ) -> None:
     """The operator on statistics that fit, and one batch more in `batches`. Not under torch.compile or transforms."""
-    torch.ops.inception_kernels.update_running_statistics(
-        running_mean, running_var, batches, mean, var, momentum, count
-    )
-    written = (running_mean, running_var) if batches is None else (running_mean, running_var, batches)
-    torch.autograd.graph.increment_version(written)
+    assert _operator is not None
+    _operator(running_mean, running_var, batches, mean, var, momentum, count)
+    increment_version((running_mean, running_var) if batches is None else (running_mean, running_var, batches))
 
 
 def update_running_statistics(

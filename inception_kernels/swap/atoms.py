@@ -123,7 +123,10 @@ def numeric_padding(conv: nn.Conv2d) -> tuple[int, int] | None:
 
 def batch_counter(norm: nn.BatchNorm2d) -> torch.Tensor | None:
     """What the next batch is counted in; None where none is."""
-    return norm.num_batches_tracked if norm.training and norm.track_running_stats else None
+    if not (norm.training and norm.track_running_stats):
+        return None
+    # nn.Module.__getattr__ formats a message on the way to a buffer: this is asked in every step.
+    return norm._buffers.get("num_batches_tracked")
 
 
 def frozen(settings: tuple[object, ...]) -> tuple[object, ...]:

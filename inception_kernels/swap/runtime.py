@@ -10,6 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C import _get_tracing_state
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 from torch.nn.modules import module as _module
 
 from .. import _extension, backends
@@ -29,9 +33,10 @@ _GLOBAL_HOOKS = (
     _module._global_backward_pre_hooks,
 )
 _recording = threading.local()
+_recorders = 0  # of all threads: asking threading.local for what is not there formats a message
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True, eq=False)  # not frozen: one is made in every call, and that would take three times as long
 class Parts:
     """The modules of one fused layer as they are at this call; `members` are all that the call bypasses."""
 
@@ -93,12 +98,15 @@ class _Prepared:
 @contextmanager
 def record_inputs() -> Iterator[list[tuple[FusedLayer, Tensor]]]:
     """Collect (layer, input) of each fused call in this thread inside the block."""
+    global _recorders
     seen: list[tuple[FusedLayer, Tensor]] = []
     before = getattr(_recording, "seen", None)
     _recording.seen = seen
+    _recorders += 1
     try:
         yield seen
     finally:
+        _recorders -= 1
         _recording.seen = before
 
 
@@ -109,9 +117,9 @@ def not_eager(x: Any) -> str | None:
     """
     if type(x) is not Tensor and type(x) is not nn.Parameter:
         return f"the input is a {type(x).__name__}, not a plain tensor"
-    if torch._C._get_tracing_state() is not None:
+    if _get_tracing_state() is not None:
         return "torch.jit.trace records the original modules"
-    if torch._C._functorch.peek_interpreter_stack() is not None or torch.autograd.forward_ad._current_level >= 0:
+    if peek_interpreter_stack() is not None or forward_ad._current_level >= 0:
         return "a function transform or forward-mode differentiation is active"
     return None
 
@@ -159,7 +167,7 @@ class FusedLayer:
             return "a convolution inside it is parametrized"
         if conv.padding_mode != "zeros" or (depthwise is not None and depthwise.padding_mode != "zeros"):
             return "padding_mode is no longer 'zeros'"
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return None
         reason = not_eager(x)
         if reason is not None:
@@ -168,7 +176,9 @@ class FusedLayer:
             return "a global module hook wants to see every module"
         if x.dim() != 4:
             return f"the input has {x.dim()} dimensions"
-        weight = conv.weight
+        weight: Any = conv._parameters.get("weight")  # without nn.Module.__getattr__, as in Parts
+        if weight is None:
+            weight = conv.weight
         if x.device != weight.device:
             return f"the input is on {x.device}, the weight on {weight.device}"
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):
@@ -190,9 +200,9 @@ class FusedLayer:
 
     def __call__(self, x: Tensor, parts: Parts) -> Tensor:
         """Output `[N, K, P, Q]`, channels-last whatever the input's layout: only the first layer converts."""
-        if torch.compiler.is_compiling():
+        if is_compiling():
             return self._run_operator(x.contiguous(memory_format=torch.channels_last), parts)
-        seen = getattr(_recording, "seen", None)
+        seen = getattr(_recording, "seen", None) if _recorders else None
         if seen is not None:
             seen.append((self, x))
         converted = not x.is_contiguous(memory_format=torch.channels_last)
@@ -229,7 +239,7 @@ class FusedLayer:
     def _prepare(self, x: Tensor, parts: Parts) -> PreparedConv2dBNAct | PreparedSeparableConv2d | None:
         """The layer with BN folded and weights packed, where nothing can be trained and nothing changed."""
         norm = parts.norm
-        if norm is not None and (norm.training or norm.running_mean is None):
+        if norm is not None and (norm.training or norm._buffers.get("running_mean") is None):
             return None
         device = x.device.type
         if not _extension.available or device not in ("cpu", "cuda") or backends.forced() not in (None, device):
