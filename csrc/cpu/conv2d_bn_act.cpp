@@ -16,12 +16,14 @@ namespace {
 constexpr int64_t kInputBytes = 1280 << 10, kPanelBytes = 768 << 10;
 
 // Threads that pack what they alone multiply need not wait for each other, and the packed weights never leave L2; but
-// each of them reads the whole input, and Winograd's algorithm would transform it.
+// each of them reads the whole input, of which the other threads wrote a part, and Winograd's algorithm would transform
+// it. Few weights take less to be packed by one and read by all.
 bool packs_by_thread(const KernelTable& table, const ConvKernels& kernels, const Geometry& g, int64_t weight_bytes,
                      int threads) {
   const int64_t panels = panels_of(table, g.K), weights = panels * table.panel_width * g.R * g.S * g.C;
   const int64_t input_bytes = g.N * g.H * g.W * g.C * (weight_bytes / weights);
-  return panels >= threads && input_bytes <= kInputBytes && kernels.tile == table.conv.tile;
+  return panels >= threads && input_bytes <= kInputBytes && weight_bytes >= input_bytes / 4 &&
+         kernels.tile == table.conv.tile;
 }
 
 // One thread's share: consecutive (panel, rows), of which the first and the last panel may be shared with others.
