@@ -13,6 +13,8 @@ constexpr int64_t kGradBytes = 1280 << 10;  // packed grad_z of a chunk: stays i
 constexpr int64_t kStripBytes = 128 << 10;  // one panel of the input under a chunk
 constexpr int64_t kChunkPixels = 400;       // about: each chunk is a visit to the weight's gradient
 constexpr int64_t kGroupPixels = 1024;      // worth a partial sum, which costs a pass over the weight
+constexpr int64_t kFewPixels = 512;         // worth one that stays in L2
+constexpr int64_t kPartialBytes = 448 << 10;
 constexpr int64_t kGroups = 16;
 constexpr int64_t kTilePixels = 32;
 // By Winograd's algorithm a strip holds all products of each block.
@@ -96,14 +98,16 @@ Plan make_plan(const Kernels& table, const WeightGradient& args, const WinogradG
   while (plan.rows > 1 && strip_pixels(args, plan.extent, plan.rows) * table.columns * element > strip)
     plan.rows = divide_up(plan.rows, 2);
   plan.chunks = divide_up(rows, plan.rows);
-  plan.groups = std::clamp<int64_t>(rows * length / kGroupPixels, 1, std::min(kGroups, plan.chunks));
+  plan.partial = plan.c_panels * window * plan.k_panels * table.rows * table.columns;
+  // Threads that share the pixels instead of the channels read what they wrote themselves, and pack it once.
+  const int64_t group = plan.partial * element <= kPartialBytes ? kFewPixels : kGroupPixels;
+  plan.groups = std::clamp<int64_t>(rows * length / group, 1, std::min(kGroups, plan.chunks));
   // As many for every group, or threads would wait for the one with more.
   plan.chunks = std::min(rows, divide_up(plan.chunks, plan.groups) * plan.groups);
   plan.rows = divide_up(rows, plan.chunks);
   const Blocks blocks = share_channels(table, args, plan, channels);
   plan.c_blocks = blocks.c;
   plan.k_blocks = blocks.k;
-  plan.partial = plan.c_panels * window * plan.k_panels * table.rows * table.columns;
   plan.strip_bytes = strip_pixels(args, plan.extent, plan.rows) * table.columns * element;
   plan.product_bytes = args.depthwise ? plan.rows * length * table.columns * element : 0;
   // Pixels may be padded to whole tiles.
