@@ -18,11 +18,14 @@ SIZES = {
         dict(N=2, C=24, H=30, W=31, K=33, window=(3, 3)),
         dict(N=2, C=129, H=12, W=16, K=34, window=(3, 3), padding=1),
         dict(N=2, C=1024, H=5, W=6, K=33, window=(1, 1)),
+        dict(N=2, C=70, H=35, W=33, K=50, window=(1, 1)),
     ],
     "separable_conv2d": [
         dict(N=3, C=70, H=19, W=17, K=67, padding=1, input_activation="relu"),
         dict(N=2, C=33, H=21, W=22, K=40, window=(5, 3), stride=2, padding=2, mid_activation="relu"),
         dict(N=3, C=642, H=7, W=9, K=161, padding=1),
+        dict(N=2, C=35, H=7, W=9, K=520, padding=1),
+        dict(N=2, C=642, H=12, W=13, K=545, padding=1),
     ],
     "asymmetric_pair": [
         dict(N=3, C=35, H=17, W=16, M=33, K=67, windows=((1, 7), (7, 1)), padding1=(0, 3), padding2=(3, 0)),

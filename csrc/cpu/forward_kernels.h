@@ -108,8 +108,21 @@ struct ForwardKernels {
     const int64_t count = ceil_div(tile.row_end - tile.row_begin, kMR) * panel_operands<O>(k);
     O* a = static_cast<O*>(scratch(Scratch::kTile, static_cast<size_t>(count) * sizeof(O)));
     depthwise<T>(t, tile.row_begin, tile.row_end, a);
-    const Rows<O> rows = depthwise_rows<T>(t, tile.row_begin, tile.row_end, a);
-    multiply<T>(rows, t.pointwise, k, t.geometry.K, t.epilogue, tile.panel_begin, tile.panel_end);
+    Rows<O> rows = depthwise_rows<T>(t, tile.row_begin, tile.row_end, a);
+    if (!t.unpacked)
+      return multiply<T>(rows, t.pointwise, k, t.geometry.K, t.epilogue, tile.panel_begin, tile.panel_end);
+    O* const packed = static_cast<O*>(scratch(Scratch::kPacked, static_cast<size_t>(k * kNR) * sizeof(O)));
+    for (int64_t q = tile.panel_begin; q < tile.panel_end; q++) {
+      O* const base = packed - q * k * kNR;  // panel 0 would lie there
+      pointwise_pack(t.geometry, *t.unpacked, base, q, q + 1);
+      multiply<T>(rows, base, k, t.geometry.K, t.epilogue, q, q + 1);
+      rows.upcoming = {};  // fetched once
+    }
+  }
+  // Of all panels each is there but for a moment: more of L2 is for the tile of A.
+  static int64_t separable_packing_rows(const Geometry& g) {
+    const int64_t bytes = panel_operands<O>(operands<T>(g.C)) * static_cast<int64_t>(sizeof(O));
+    return larger(2, kTileBytes * 3 / 2 / bytes) * kMR;
   }
 
   static size_t depthwise_weight_bytes(const Geometry& g) { return DepthwiseWeight<T>::bytes(g); }
@@ -124,7 +137,7 @@ struct ForwardKernels {
 
   static constexpr SeparableKernels separable(const char* counter) {
     return {counter,          pointwise_bytes,     pointwise_pack, separable_rows,
-            separable_panels, separable_tile_rows, separable_tile};
+            separable_panels, separable_tile_rows, separable_tile, separable_packing_rows};
   }
 
   // Beside it in L2 is half of a panel of B.
@@ -144,7 +157,7 @@ struct ForwardKernels {
     if constexpr (!kStrassen)
       return {};
     else
-      return {counter, S::weight_bytes, S::pack, S::rows, S::panels, strassen_tile_rows, strassen_tile};
+      return {counter, S::weight_bytes, S::pack, S::rows, S::panels, strassen_tile_rows, strassen_tile, nullptr};
   }
 
   static constexpr KernelTable table(int format, const char* name, const char* conv2d, const char* winograd_name,

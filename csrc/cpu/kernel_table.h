@@ -45,6 +45,7 @@ struct SeparableTask {
   const void* depthwise_bias;  // [C], accumulation type; null = 0
   Activation input_activation, mid_activation;
   Epilogue epilogue;
+  const WeightView* unpacked = nullptr;  // instead of `pointwise`, where SeparableKernels::packing_rows
 };
 
 // Rows number the output pixels of all images in the order the kernel chose; panels number groups of panel_width output
@@ -78,6 +79,8 @@ struct SeparableKernels {
   int64_t (*panels)(const Geometry&);
   int64_t (*tile_rows)(const Geometry&);  // the most rows a tile should have
   void (*tile)(const SeparableTask&, const Tile&);
+  // The most rows of a tile that packs each panel when it comes to it; null where none can.
+  int64_t (*packing_rows)(const Geometry&);
 };
 
 struct KernelTable {

@@ -1,5 +1,7 @@
 #include "separable_conv2d.h"
 
+#include <algorithm>
+
 #include "common/counters.h"
 #include "common/parallel.h"
 #include "cpu/packed_weight.h"
@@ -19,8 +21,7 @@ void pack(const KernelTable& table, const SeparableKernels& kernels, const Geome
 }
 
 // packed_depthwise and packed_pointwise: without headers.
-void run(const KernelTable& table, const SeparableKernels& kernels, const SeparableForward& args,
-         const void* packed_depthwise, const void* packed_pointwise) {
+SeparableTask task_of(const SeparableForward& args, const void* packed_depthwise, const void* packed_pointwise) {
   SeparableTask task;
   task.geometry = geometry_of(args.shape);
   task.x = args.x;
@@ -30,9 +31,37 @@ void run(const KernelTable& table, const SeparableKernels& kernels, const Separa
   task.input_activation = args.input_activation;
   task.mid_activation = args.mid_activation;
   task.epilogue = {args.scale, args.shift, args.residual, args.activation, args.y};
+  return task;
+}
+
+void run(const KernelTable& table, const SeparableKernels& kernels, const SeparableTask& task) {
   count_kernel(kernels.counter);
   for_each_tile(separable_work(table, kernels, task.geometry), num_threads(),
                 [&](const Tile& tile) { kernels.tile(task, tile); });
+}
+
+// Threads that share the channels pack what they alone multiply, and the packed weights never leave L2; but each of
+// them computes the whole depthwise part.
+bool packs_by_thread(const SeparableKernels& kernels, const Geometry& g, int threads) {
+  constexpr int64_t kPanelsEach = 8;
+  return kernels.packing_rows && threads > 1 && g.K >= g.N * g.P * g.Q && kernels.panels(g) >= kPanelsEach * threads;
+}
+
+void run_packing(const KernelTable& table, const SeparableKernels& kernels, const SeparableTask& task, int threads) {
+  const Geometry& g = task.geometry;
+  count_kernel(kernels.counter);
+  const int64_t panels = kernels.panels(g), granules = ceil_div(kernels.rows(g), table.row_granule);
+  const int64_t tiles = ceil_div(granules * table.row_granule, kernels.packing_rows(g));
+  parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t thread = begin; thread < end; thread++)
+      for (int64_t i = 0; i < tiles; i++) {
+        // A panel too many goes to one thread in one tile and to another in the next.
+        const auto first = [&](int64_t t) { return (panels * t + (i % 2 ? threads - 1 : 0)) / threads; };
+        kernels.tile(task, {granules * i / tiles * table.row_granule,
+                            std::min(kernels.rows(g), granules * (i + 1) / tiles * table.row_granule), first(thread),
+                            first(thread + 1)});
+      }
+  });
 }
 
 }  // namespace
@@ -58,9 +87,9 @@ void separable_pack(const ConvShape& shape, DType dtype, const WeightView& depth
 
 void separable_forward(const SeparableForward& args) {
   const KernelTable& table = kernel_table(args.dtype);
-  run(table, separable_kernels(table, geometry_of(args.shape)), args,
-      packed_payload(table, PackedKind::kDepthwise, args.shape, args.packed_depthwise),
-      packed_payload(table, PackedKind::kPointwise, args.shape, args.packed_pointwise));
+  run(table, separable_kernels(table, geometry_of(args.shape)),
+      task_of(args, packed_payload(table, PackedKind::kDepthwise, args.shape, args.packed_depthwise),
+              packed_payload(table, PackedKind::kPointwise, args.shape, args.packed_pointwise)));
 }
 
 void separable_forward_unpacked(const SeparableForward& args, const WeightView& depthwise,
@@ -70,9 +99,15 @@ void separable_forward_unpacked(const SeparableForward& args, const WeightView& 
   void* const packed_depthwise = scratch(Scratch::kDepthwise, table.depthwise_weight_bytes(geometry));
   // Seven quarters of the weights for Strassen's algorithm are too many to write for one use.
   const SeparableKernels& kernels = table.separable;
+  if (packs_by_thread(kernels, geometry, num_threads())) {
+    table.depthwise_pack(geometry, depthwise, packed_depthwise);
+    SeparableTask task = task_of(args, packed_depthwise, nullptr);
+    task.unpacked = &pointwise;
+    return run_packing(table, kernels, task, num_threads());
+  }
   void* const packed_pointwise = scratch(Scratch::kPacked, kernels.pointwise_bytes(geometry));
   pack(table, kernels, geometry, depthwise, pointwise, packed_depthwise, packed_pointwise);
-  run(table, kernels, args, packed_depthwise, packed_pointwise);
+  run(table, kernels, task_of(args, packed_depthwise, packed_pointwise));
 }
 
 }  // namespace ik::cpu

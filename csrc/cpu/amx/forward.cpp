@@ -238,24 +238,25 @@ void separable_tile(const SeparableTask& t, const Tile& tile) {
 }  // namespace
 
 const KernelTable& kernel_table_bf16() {
-  static constexpr KernelTable kTable = {30,
-                                         "amx_bf16",
-                                         "asymmetric_pair.forward.cpu_amx_bf16",
-                                         kRows,
-                                         kColumns,
-                                         by_winograd,
-                                         by_winograd_once,
-                                         by_restored,
-                                         {"conv2d_bn_act.forward.cpu_amx_bf16", conv_weight_bytes, conv_pack, conv_rows,
-                                          conv_tile_rows, conv_tile, conv_band_rows, nullptr},
-                                         {},
-                                         {},
-                                         depthwise_weight_bytes,
-                                         depthwise_pack,
-                                         by_strassen,
-                                         {"separable_conv2d.forward.cpu_amx_bf16", pointwise_bytes, pointwise_pack,
-                                          separable_rows, separable_panels, separable_tile_rows, separable_tile},
-                                         {}};
+  static constexpr KernelTable kTable = {
+      30,
+      "amx_bf16",
+      "asymmetric_pair.forward.cpu_amx_bf16",
+      kRows,
+      kColumns,
+      by_winograd,
+      by_winograd_once,
+      by_restored,
+      {"conv2d_bn_act.forward.cpu_amx_bf16", conv_weight_bytes, conv_pack, conv_rows, conv_tile_rows, conv_tile,
+       conv_band_rows, nullptr},
+      {},
+      {},
+      depthwise_weight_bytes,
+      depthwise_pack,
+      by_strassen,
+      {"separable_conv2d.forward.cpu_amx_bf16", pointwise_bytes, pointwise_pack, separable_rows, separable_panels,
+       separable_tile_rows, separable_tile, nullptr},
+      {}};
   return kTable;
 }
 
