@@ -286,3 +286,33 @@ def test_activation_checkpoints(kind, reentrant):
             assert_as_accurate(ours, theirs, truth, name)
         else:
             assert torch.equal(ours, truth), name
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+@pytest.mark.parametrize("name", ["stride", "padding", "dilation"])
+def test_a_setting_that_is_a_list_may_change_in_place(name, mode):
+    """As nn.Conv2d allows: what a layer was prepared or checked for must not be the list itself."""
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+    block.train(mode == "train")
+    model = nn.Sequential(block)
+    setting = list(getattr(block[0], name))
+    setattr(block[0], name, setting)
+    x = torch.randn(2, 8, 9, 9)
+    ik.swap(model)
+    with torch.set_grad_enabled(mode == "train"):
+        for _ in range(3):
+            model(x)
+        setting[:] = [2, 2]
+        got = model(x)
+        expected = torch.nn.functional.conv2d(
+            x, block[0].weight, None, block[0].stride, block[0].padding, block[0].dilation
+        )
+        expected = torch.relu(
+            torch.nn.functional.batch_norm(
+                expected, block[1].running_mean.clone(), block[1].running_var.clone(), block[1].weight, block[1].bias,
+                training=mode == "train",
+            )
+        )  # fmt: skip
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    assert explain(model).layers[0].ran in ("prepared", "operator")
