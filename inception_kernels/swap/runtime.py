@@ -34,6 +34,7 @@ _GLOBAL_HOOKS = (
 )
 _recording = threading.local()
 _recorders = 0  # of all threads: asking threading.local for what is not there formats a message
+_recorders_lock = threading.Lock()
 
 
 @dataclass(slots=True, eq=False)  # not frozen: one is made in every call, and that would take three times as long
@@ -102,11 +103,13 @@ def record_inputs() -> Iterator[list[tuple[FusedLayer, Tensor]]]:
     seen: list[tuple[FusedLayer, Tensor]] = []
     before = getattr(_recording, "seen", None)
     _recording.seen = seen
-    _recorders += 1
+    with _recorders_lock:
+        _recorders += 1
     try:
         yield seen
     finally:
-        _recorders -= 1
+        with _recorders_lock:
+            _recorders -= 1
         _recording.seen = before
 
 
