@@ -35,7 +35,7 @@ def library() -> Path:
     files = [file.path for file in sources.cuda_sources(host_cuda.ROOT) if file.path.name not in _REPLACED]
     kernels = [host_cuda.ROOT / path for path in files if path.suffix == ".cu"]
     glue = [host_cuda.ROOT / path for path in files if path.suffix == ".cpp"]
-    of_ops = ("ops.cpp", "cpu/isa.cpp", "cpu/empty.cpp", "cpu/memory.cpp")
+    of_ops = ("ops.cpp", "update_running_statistics.cpp", "cpu/isa.cpp", "cpu/empty.cpp", "cpu/memory.cpp")
     glue += [host_cuda.CSRC / name for name in (*of_ops, "host_cuda/operators/module.cpp")]
     host_cuda.BUILD.mkdir(parents=True, exist_ok=True)
     jobs = [
