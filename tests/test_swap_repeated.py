@@ -294,25 +294,18 @@ def test_a_setting_that_is_a_list_may_change_in_place(name, mode):
     """As nn.Conv2d allows: what a layer was prepared or checked for must not be the list itself."""
     torch.manual_seed(0)
     block = nn.Sequential(nn.Conv2d(8, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-    block.train(mode == "train")
-    model = nn.Sequential(block)
-    setting = list(getattr(block[0], name))
-    setattr(block[0], name, setting)
+    setattr(block[0], name, list(getattr(block[0], name)))
+    model = nn.Sequential(block).train(mode == "train")
+    plain, exact = copy.deepcopy(model), copy.deepcopy(model).double()
     x = torch.randn(2, 8, 9, 9)
     ik.swap(model)
+    outputs = []
     with torch.set_grad_enabled(mode == "train"):
-        for _ in range(3):
-            model(x)
-        setting[:] = [2, 2]
-        got = model(x)
-        expected = torch.nn.functional.conv2d(
-            x, block[0].weight, None, block[0].stride, block[0].padding, block[0].dilation
-        )
-        expected = torch.relu(
-            torch.nn.functional.batch_norm(
-                expected, block[1].running_mean.clone(), block[1].running_var.clone(), block[1].weight, block[1].bias,
-                training=mode == "train",
-            )
-        )  # fmt: skip
-    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+        for each in (model, plain, exact):
+            own = x.to(each[0][0].weight.dtype)
+            for _ in range(3):
+                each(own)
+            getattr(each[0][0], name)[:] = [2, 2]
+            outputs.append(each(own))
+    assert_as_accurate(*outputs)
     assert explain(model).layers[0].ran in ("prepared", "operator")
