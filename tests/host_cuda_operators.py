@@ -17,6 +17,7 @@ import inception_kernels as ik
 from inception_kernels import backends
 from inception_kernels.backends import BackendUnavailableError
 from inception_kernels.ops.prepared import PreparedConv2dBNAct, PreparedSeparableConv2d
+from inception_kernels.swap import runtime
 
 BN = ("bn_weight", "bn_bias", "running_mean", "running_var")
 SM = int(os.environ["IK_TEST_SM"])
@@ -200,13 +201,18 @@ def test_packed_weights_of_another_layer_are_refused():
         )
 
 
-def test_training_step_of_a_swapped_network():
-    """Forward, backward and an update through swapped layers, against the same network unswapped."""
+def two_layers() -> torch.nn.Sequential:
+    """A dense and a separable one."""
     torch.manual_seed(0)
     conv = torch.nn.Conv2d(16, 16, 3, padding=1, bias=False)
     depthwise, pointwise = torch.nn.Conv2d(16, 16, 3, padding=1, groups=16, bias=False), torch.nn.Conv2d(16, 24, 1)
     norms = torch.nn.BatchNorm2d(16), torch.nn.BatchNorm2d(24)
-    model = torch.nn.Sequential(conv, norms[0], torch.nn.ReLU(), depthwise, pointwise, norms[1], torch.nn.ReLU())
+    return torch.nn.Sequential(conv, norms[0], torch.nn.ReLU(), depthwise, pointwise, norms[1], torch.nn.ReLU())
+
+
+def test_training_step_of_a_swapped_network():
+    """Forward, backward and an update through swapped layers, against the same network unswapped."""
+    model = two_layers()
     x = torch.randn(2, 16, 9, 7)
     plain, exact = copy.deepcopy(model), copy.deepcopy(model).double()
     with ik.use_backend("cuda"):
@@ -227,3 +233,41 @@ def test_training_step_of_a_swapped_network():
             assert_as_accurate(buffer, theirs[name], truths[name], name)
         else:
             assert torch.equal(buffer, theirs[name])
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_steps_whose_arguments_were_checked_before(autocast, monkeypatch):
+    """They have the bits of those that are checked, and launch one kernel for all that a batch norm remembers."""
+    model = two_layers()
+    x = torch.randn(2, 16, 9, 7).to(memory_format=torch.channels_last)
+    with ik.use_backend("cuda"):
+        assert len(ik.swap(model).swapped) == 2
+        checked = copy.deepcopy(model)
+        calls = []
+        for name in ("conv2d_bn_act", "separable_conv2d"):
+            operator = getattr(runtime, name)
+            monkeypatch.setattr(runtime, name, lambda *a, f=operator, **k: calls.append(f) or f(*a, **k))
+        for step in range(3):
+            backends.reset_counters()
+            outputs = []
+            for network in (model, checked):
+                if network is checked:
+                    network.train()  # forgets
+                network.zero_grad()
+                with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                    outputs.append(network(x))
+                outputs[-1].float().square().mean().backward()
+            assert torch.equal(*outputs)
+            for ours, theirs in zip(model.parameters(), checked.parameters(), strict=True):
+                assert torch.equal(ours.grad, theirs.grad)
+            assert backends.counters()["update_running_statistics.forward.cuda_f32"] == 4
+            assert len(calls) == 2 * step + 4
+            layers = [layer for each in model.modules() for layer in getattr(each, "swapped_layers", [])]
+            assert [layer.last.backend for layer in layers] == ["cuda", "cuda"]
+    for ours, theirs in zip(model.buffers(), checked.buffers(), strict=True):
+        assert torch.equal(ours, theirs)
+    assert model[1].num_batches_tracked == 3
+    calls.clear()
+    with ik.use_backend("reference"):
+        model(x)
+    assert len(calls) == 2

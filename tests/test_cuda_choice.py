@@ -135,6 +135,26 @@ def test_swapped_layers_prepare_their_weights_for_kernels_that_are_chosen(monkey
         assert fused._prepare(on_cuda(), parts) is None
 
 
+@pytest.mark.usefixtures("hopper")
+def test_kernels_are_asked_about_a_shape_when_it_changes(monkeypatch):
+    conv = torch.nn.Conv2d(8, 16, 3, padding=1).requires_grad_(False)
+    fused, parts = FusedLayer("conv", "conv2d_bn_act", "none", "none", "relu"), Parts(None, conv, None, (conv,))
+    monkeypatch.setattr(FusedLayer, "_build", lambda *_: "prepared")
+    monkeypatch.setattr(Stamp, "possible", lambda tensors: True)
+    cuda_kernels.trust("conv2d_bn_act", torch.bfloat16, torch.device("cuda"))
+    asked = []
+    monkeypatch.setattr(
+        cuda_kernels,
+        "_declined_shapes",
+        lambda *call: asked.append(call[2][0]) or ("too large" if call[2][0] > 3 else ""),
+    )
+    with FakeTensorMode():
+        images = {n: torch.empty(n, 8, 9, 9, dtype=torch.bfloat16, device="cuda") for n in (2, 3, 4)}
+    for n, expected in ((2, "prepared"), (2, "prepared"), (3, "prepared"), (3, "prepared"), (4, None), (3, "prepared")):
+        assert fused._prepare(images[n], parts) == expected
+    assert asked == [2, 3, 4]
+
+
 def test_what_a_run_on_hardware_proves():
     runs = [
         {"kernel": "conv2d_bn_act.forward.cuda_sm80_bf16", "sm": 90},

@@ -43,8 +43,9 @@ def defects() -> host_cuda.Host:
 
 def run(host: host_cuda.Host, name: str, defect: bool) -> list[str]:
     rows = torch.empty(4, 16)[:, :8]
+    updated = torch.zeros(256) if name.startswith("updated") else None  # each element has to be written
     try:
-        host.run(name, defect, torch.rand(256), torch.empty(256), rows, torch.empty(512))
+        host.run(name, defect, torch.rand(256), torch.empty(256), rows, torch.empty(512), updated)
     except host_cuda.KernelReport as report:
         return report.reports
     return []
@@ -89,6 +90,6 @@ def test_overlapping_reports_do_not_hide_each_other(defects: host_cuda.Host) -> 
     """Two defects of one kernel are two reports."""
     y = torch.empty(512)[::2]
     with pytest.raises(host_cuda.KernelReport) as caught:
-        defects.run("never_written", True, torch.rand(256), y, torch.empty(4, 16)[:, :8], torch.empty(512))
+        defects.run("never_written", True, torch.rand(256), y, torch.empty(4, 16)[:, :8], torch.empty(512), None)
     kinds = {report.split(" at ")[0].split(":")[0] for report in caught.value.reports}
     assert kinds == {"write between rows", "output not written"}

@@ -234,6 +234,20 @@ def test_autocast_and_a_forced_backend_are_noticed(checked):
             module.swapped_layers] == ["reference"]  # fmt: skip
 
 
+@pytest.mark.skipif(not REPEATS, reason="needs the compiled extension")
+def test_a_step_checked_under_a_forced_backend_is_repeated_under_it_alone(checked):
+    model, x = layer_of(BasicConv2d), image()
+    checked.clear()
+    with ik.use_backend("cpu"):
+        step(model, x)
+        step(model, x)
+        assert len(checked) == 1
+    step(model, x)
+    assert len(checked) == 2
+    step(model, x)
+    assert len(checked) == 2
+
+
 def test_what_the_operator_refuses_is_still_refused():
     model, x = layer_of(BasicConv2d), image(batch=1, size=4)
     norm = norm_of(model)

@@ -40,7 +40,7 @@ def test_as_batch_norm_does():
     F.batch_norm(x, *theirs, training=True, momentum=0.2)
     F.batch_norm(x.double(), *truths, training=True, momentum=0.2)
     var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-    update_running_statistics(running_mean, running_var, 0.2, 3 * 4 * 6, mean, var)
+    update_running_statistics(running_mean, running_var, 0.2, 3 * 4 * 6, True, mean, var)
     for got, baseline, truth in zip((running_mean, running_var), theirs, truths, strict=True):
         assert_as_accurate(got, baseline, truth)
 
@@ -69,18 +69,18 @@ def test_what_does_not_fit_takes_pytorchs_operators():
     for like in (torch.bfloat16, torch.float64):
         own = running_mean.to(like), running_var.to(like)
         assert not fits(own, None, mean)
-        update_running_statistics(*own, 0.5, 10, mean, var)
+        update_running_statistics(*own, 0.5, 10, True, mean, var)
         before = running_mean.to(like)
         exact = 0.5 * before.double() + 0.5 * mean.double()
         assert_as_accurate(own[0], before.to(mean.dtype).lerp(mean, 0.5).to(like), exact)
     spaced = torch.zeros(12)[::2], torch.ones(12)[::2]
     assert not fits(spaced, None, mean)
-    update_running_statistics(*spaced, 1.0, 10, mean, var)
+    update_running_statistics(*spaced, 1.0, 10, True, mean, var)
     assert torch.equal(spaced[0], mean)
     assert not fits((running_mean, running_var), torch.tensor(0.0), mean)
     assert not fits((running_mean, None), None, mean)
-    update_running_statistics(None, None, 0.1, 10, mean, var)
-    update_running_statistics(running_mean, running_var, 0.1, 0, mean, var)
+    update_running_statistics(None, None, 0.1, 10, True, mean, var)
+    update_running_statistics(running_mean, running_var, 0.1, 0, True, mean, var)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@
 #include "conv2d_bn_act.h"
 #include "cuda/context.h"
 #include "separable_conv2d.h"
+#include "update_running_statistics.h"
 
 namespace ik {
 
@@ -25,8 +26,11 @@ struct Conv2dGradients {
 
 class Device {
  public:
+  // What a call computes with: products, whose precision PyTorch's flags decide, or vectors alone.
+  enum Work { kProducts, kVectors };
+
   // Makes the device of x current until destruction. Throws where no kernel of this extension runs on x.
-  explicit Device(const Tensor& x);
+  explicit Device(const Tensor& x, Work work = kProducts);
 
   static const char* name();
   static bool holds(const Tensor& tensor);
@@ -42,6 +46,7 @@ class Device {
   OptionalTensor reciprocal_deviation(DType dtype, int64_t K, const OptionalTensor& var, double eps) const;
   void scale_shift_act(const ScaleShiftAct& args) const;
   void bn_act_backward(const BnActBackward& args) const;
+  void update_running_statistics(const RunningStatistics& args) const;
 
   size_t conv2d_packed_bytes(const ConvShape& shape, DType dtype) const;
   void conv2d_pack(const ConvShape& shape, DType dtype, const WeightView& weight, void* packed) const;
@@ -69,8 +74,10 @@ class Device {
  private:
   class Workspace;
 
-  // The CPU's has neither of them.
-  std::optional<torch::stable::Device> device_;
+  Tensor vector(int64_t size, torch::headeronly::ScalarType dtype) const;
+
+  // The CPU's has neither of them, nor vector().
+  OptionalTensor neighbour_;
   std::shared_ptr<void> made_current_;  // restores the previous device
   cuda::Context context_{};
 };

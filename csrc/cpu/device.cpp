@@ -9,7 +9,7 @@
 
 namespace ik {
 
-Device::Device(const Tensor&) {}
+Device::Device(const Tensor&, Work) {}
 
 const char* Device::name() { return "CPU"; }
 
@@ -47,6 +47,8 @@ OptionalTensor Device::reciprocal_deviation(DType dtype, int64_t K, const Option
 void Device::scale_shift_act(const ScaleShiftAct& args) const { cpu::scale_shift_act(args); }
 
 void Device::bn_act_backward(const BnActBackward& args) const { cpu::bn_act_backward(args); }
+
+void Device::update_running_statistics(const RunningStatistics& args) const { cpu::update_running_statistics(args); }
 
 // ---- conv2d_bn_act
 

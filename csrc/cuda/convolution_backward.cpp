@@ -3,6 +3,7 @@
 #include <array>
 
 #include "common/counters.h"
+#include "common/empty.h"
 
 namespace ik::cuda {
 
@@ -11,6 +12,15 @@ namespace {
 using torch::headeronly::MemoryFormat;
 using torch::stable::detail::from;
 using torch::stable::detail::to;
+
+// The tensor itself where its strides are those of the format already, as cuDNN's are for channels-last operands.
+Tensor in_format(const Tensor& tensor, MemoryFormat format) {
+  const std::vector<int64_t> strides =
+      strides_of({tensor.size(0), tensor.size(1), tensor.size(2), tensor.size(3)}, format);
+  for (int64_t d = 0; d < 4; ++d)
+    if (tensor.stride(d) != strides[d]) return torch::stable::contiguous(tensor, format);
+  return tensor;
+}
 
 }  // namespace
 
@@ -35,10 +45,10 @@ Conv2dGradients convolution_backward(const ConvShape& shape, const Tensor& grad_
   // Undefined where not wanted; taken all the same, because the stack owns them.
   const Tensor grad_x = to<Tensor>(stack[0]), grad_weight = to<Tensor>(stack[1]), grad_bias = to<Tensor>(stack[2]);
   Conv2dGradients gradients;
-  if (wants_x) gradients.x = torch::stable::contiguous(grad_x, MemoryFormat::ChannelsLast);
+  if (wants_x) gradients.x = in_format(grad_x, MemoryFormat::ChannelsLast);
   if (wants_weight) {
-    gradients.weight = torch::stable::contiguous(
-        grad_weight, suggests_channels_last(weight) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+    gradients.weight =
+        in_format(grad_weight, suggests_channels_last(weight) ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   }
   return gradients;
 }

@@ -35,9 +35,7 @@ float* floats(void* vector) { return static_cast<float*>(vector); }
 class Device::Workspace {
  public:
   Workspace(const Device& device, size_t bytes) {
-    if (bytes > 0) {
-      memory_ = torch::stable::empty({static_cast<int64_t>(bytes)}, ScalarType::Byte, std::nullopt, *device.device_);
-    }
+    if (bytes > 0) memory_ = device.vector(static_cast<int64_t>(bytes), ScalarType::Byte);
   }
   void* data() const { return memory_ ? memory_->mutable_data_ptr() : nullptr; }
 
@@ -45,9 +43,9 @@ class Device::Workspace {
   OptionalTensor memory_;
 };
 
-Device::Device(const Tensor& x) : device_(x.device()), made_current_(cuda::make_current(x)) {
+Device::Device(const Tensor& x, Work work) : neighbour_(x), made_current_(cuda::make_current(x)) {
   STD_TORCH_CHECK(dtype_of(x, "x") != DType::kFloat64, "float64 runs on the reference backend, not on ", name());
-  context_ = cuda::context_of(x);
+  context_ = cuda::context_of(x, work == kProducts);
   STD_TORCH_CHECK(context_.sm >= kOldestCapability, "the CUDA kernels need compute capability 8.0, this device has ",
                   context_.sm / 10, ".", context_.sm % 10);
 }
@@ -58,15 +56,18 @@ bool Device::holds(const Tensor& tensor) { return cuda::holds(tensor); }
 
 Tensor Device::empty(const Tensor& neighbour, const std::vector<int64_t>& sizes, ScalarType dtype,
                      torch::headeronly::MemoryFormat format) {
-  return torch::stable::empty(sizes, dtype, std::nullopt, neighbour.device(), std::nullopt, format);
+  return cuda::empty(neighbour, sizes, dtype, format);
+}
+
+Tensor Device::vector(int64_t size, ScalarType dtype) const {
+  return empty(*neighbour_, {size}, dtype, torch::headeronly::MemoryFormat::Contiguous);
 }
 
 ScaleShift Device::fold_batch_norm(DType dtype, int64_t K, const OptionalTensor& bn_weight,
                                    const OptionalTensor& bn_bias, const OptionalTensor& mean, const OptionalTensor& var,
                                    const OptionalTensor& bias, double eps) const {
   if (!mean) return {std::nullopt, channel_vector(bias, K, dtype, "bias")};
-  const auto per_channel = [&] { return torch::stable::empty({K}, ScalarType::Float, std::nullopt, *device_); };
-  const ScaleShift bn{per_channel(), per_channel()};
+  const ScaleShift bn{vector(K, ScalarType::Float), vector(K, ScalarType::Float)};
   const cuda::BatchNormParameters given{parameter(bn_weight, K, "bn_weight"), parameter(bn_bias, K, "bn_bias"),
                                         parameter(mean, K, "running_mean"), parameter(var, K, "running_var"),
                                         parameter(bias, K, "bias")};
@@ -79,7 +80,7 @@ ScaleShift Device::fold_batch_norm(DType dtype, int64_t K, const OptionalTensor&
 
 OptionalTensor Device::reciprocal_deviation(DType, int64_t K, const OptionalTensor& var, double eps) const {
   if (!var) return std::nullopt;
-  const OptionalTensor rstd = torch::stable::empty({K}, ScalarType::Float, std::nullopt, *device_);
+  const OptionalTensor rstd = vector(K, ScalarType::Float);
   cuda::BatchNormParameters given{};
   given.mean = parameter(var, K, "var");  // statistics come in pairs; the mean is not asked for
   given.var = given.mean;
@@ -94,6 +95,10 @@ void Device::scale_shift_act(const ScaleShiftAct& args) const { cuda::scale_shif
 void Device::bn_act_backward(const BnActBackward& args) const {
   const Workspace workspace(*this, cuda::bn_act_backward_workspace_bytes(args));
   cuda::bn_act_backward(args, workspace.data(), context_);
+}
+
+void Device::update_running_statistics(const RunningStatistics& args) const {
+  cuda::update_running_statistics(args, context_);
 }
 
 // ---- conv2d_bn_act

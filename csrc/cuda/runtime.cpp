@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <torch/csrc/stable/accelerator.h>
 
+#include "common/empty.h"
 #include "cuda/device_properties.h"
 #include "cuda/precision.h"
 
@@ -41,11 +42,17 @@ std::shared_ptr<void> make_current(const Tensor& tensor) {
   return guard;
 }
 
-Context context_of(const Tensor& tensor) {
+Context context_of(const Tensor& tensor, bool products) {
   const int device = tensor.get_device_index();
-  const bool products_may_be_tf32 = dtype_of(tensor, "x") == DType::kFloat32 && allows_tf32();
+  const bool products_may_be_tf32 = products && dtype_of(tensor, "x") == DType::kFloat32 && allows_tf32();
   const DeviceProperties properties = device_properties(device);
   return {current_stream(device), properties.sm, properties.multiprocessors, products_may_be_tf32};
+}
+
+Tensor empty(const Tensor& neighbour, const std::vector<int64_t>& sizes, torch::headeronly::ScalarType dtype,
+             torch::headeronly::MemoryFormat format) {
+  bytes_of(sizes, dtype);
+  return allocate(sizes, strides_of(sizes, format), dtype, aoti_torch_device_type_cuda(), neighbour.get_device_index());
 }
 
 }  // namespace ik::cuda

@@ -52,6 +52,9 @@ inline const void* input(const py::object& tensor, const char* name) {
 inline void* output(const py::object& tensor, const char* name) {
   return announce_tensor(tensor, name, Access::kOutput);
 }
+inline void* updated(const py::object& tensor, const char* name) {
+  return announce_tensor(tensor, name, Access::kUpdated);
+}
 inline void* scratch(const py::object& tensor, const char* name) {
   return announce_tensor(tensor, name, Access::kScratch);
 }

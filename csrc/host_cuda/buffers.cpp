@@ -143,6 +143,10 @@ struct GlobalAccess {
   const Site& site;
 };
 
+bool is_written_once(const Buffer& buffer) {
+  return buffer.access == Access::kOutput || buffer.access == Access::kUpdated;
+}
+
 bool report_disorder(const GlobalCell& cell, const GlobalAccess& access) {
   const char* name = access.buffer.buffer.name.c_str();
   const char* what = access.writes ? "written" : "read";
@@ -161,7 +165,7 @@ bool report_disorder(const GlobalCell& cell, const GlobalAccess& access) {
            name, access.offset, culprit(cell.read_sequence, cell.reader).c_str());
     return true;
   }
-  if (access.buffer.buffer.access == Access::kOutput && cell.write_sequence != 0) {
+  if (is_written_once(access.buffer.buffer) && cell.write_sequence != 0) {
     report("output written twice", access.site, "'%s' at byte %zu", name, access.offset);
     return true;
   }
@@ -203,7 +207,9 @@ void track(const Buffer& buffer) {
   const size_t cell = buffer.access == Access::kScratch ? kScratchCell : std::min(element_size, kLargestCell);
   TrackedBuffer tracked = {buffer, begin, begin + bytes, cell, {}};
   if (buffer.access != Access::kInput) {
-    visit_elements(buffer, [&](char* element) { memset(element, 0xff, element_size); });
+    if (buffer.access != Access::kUpdated) {
+      visit_elements(buffer, [&](char* element) { memset(element, 0xff, element_size); });
+    }
     if (checked) tracked.cells = fresh_cells(buffer, begin, (static_cast<size_t>(bytes) + cell - 1) / cell, cell);
   }
   buffers.push_back(std::move(tracked));
@@ -217,7 +223,7 @@ void forget_buffers() {
 
 void report_unwritten_outputs() {
   for (const TrackedBuffer& tracked : buffers) {
-    if (tracked.buffer.access != Access::kOutput || tracked.cells.empty()) continue;
+    if (!is_written_once(tracked.buffer) || tracked.cells.empty()) continue;
     size_t missing = 0;
     size_t all = 0;
     size_t first = 0;
@@ -250,7 +256,8 @@ bool check_global(const void* pointer, size_t bytes, bool writes, const Site& si
   bool silent = false;
   for (size_t i = offset / tracked->cell_bytes; i <= (offset + bytes - 1) / tracked->cell_bytes; ++i) {
     GlobalCell& cell = tracked->cells[i];
-    if (!writes && cell.write_sequence == 0 && !cell.foreign && !silent) {
+    const bool holds = cell.write_sequence != 0 || tracked->buffer.access == Access::kUpdated;
+    if (!writes && !holds && !cell.foreign && !silent) {
       report("uninitialised global read", site, "'%s' at byte %zu", tracked->buffer.name.c_str(),
              i * tracked->cell_bytes);
       silent = true;

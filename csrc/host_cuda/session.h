@@ -12,9 +12,10 @@ struct Schedule {
   bool lazy = true;  // copies happen as late as the kernel's waits allow, else at once
 };
 
-enum class Access { kInput, kOutput, kScratch };
+enum class Access { kInput, kOutput, kUpdated, kScratch };
 
-// A tensor that kernels may touch. Outputs and scratch are poisoned; of an output every element must be written once.
+// A tensor that kernels may touch. Outputs and scratch are poisoned; every element of an output, and of one that is
+// updated, must be written once.
 struct Buffer {
   std::string name;
   Access access;

@@ -117,7 +117,10 @@ def conv2d_bn_act(
             stride, padding, dilation, activation, eps,
         )  # fmt: skip
     return training_calls[kernels.name](
-        partial(update_running_statistics, running_mean, running_var, momentum, x.shape[0] * size[0] * size[1]),
+        partial(
+            update_running_statistics,
+            running_mean, running_var, momentum, x.shape[0] * size[0] * size[1], backend in ("cuda", "cpu"),
+        ),
         x, weight, bn_weight, bn_bias, bias, residual, stride, padding, dilation, activation, eps,
     )  # fmt: skip
 

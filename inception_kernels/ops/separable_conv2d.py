@@ -133,7 +133,10 @@ def separable_conv2d(
             input_activation, mid_activation, activation, eps,
         )  # fmt: skip
     return training_calls[kernels.name](
-        partial(update_running_statistics, running_mean, running_var, momentum, x.shape[0] * size[0] * size[1]),
+        partial(
+            update_running_statistics,
+            running_mean, running_var, momentum, x.shape[0] * size[0] * size[1], backend in ("cuda", "cpu"),
+        ),
         x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, depthwise_bias, bias, residual,
         stride, padding, dilation, input_activation, mid_activation, activation, eps,
     )  # fmt: skip

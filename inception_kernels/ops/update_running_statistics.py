@@ -1,6 +1,7 @@
-"""What a batch norm remembers of the batches that it has seen, as one operator on the CPU instead of four of PyTorch's.
+"""What a batch norm remembers of the batches that it has seen, as one operator instead of four of PyTorch's.
 
-After a layer's kernels have swept the caches, each operator of PyTorch's costs a small layer several microseconds.
+On the CPU each operator of PyTorch's costs a small layer several microseconds after its kernels have swept the caches;
+on a GPU each is a launch.
 """
 
 from __future__ import annotations
@@ -17,12 +18,12 @@ _operator = torch.ops.inception_kernels.update_running_statistics.default if _ex
 
 
 def fits(running: Sequence[Tensor | None], batches: Tensor | None, x: Tensor) -> bool:
-    """Whether the operator takes the statistics and the counter of a batch norm behind x."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    """Whether the operator of x's device takes the statistics and the counter of a batch norm behind x."""
+    dtype, device = torch.float64 if x.dtype == torch.float64 else torch.float32, x.device
     return (
-        _extension.available
-        and (batches is None or (batches.is_cpu and batches.dtype == torch.int64 and batches.numel() == 1))
-        and all(type(each) is Tensor and each.is_cpu and each.dtype == dtype for each in running)
+        (_extension.available if x.is_cpu else x.is_cuda and _extension.cuda_available)
+        and (batches is None or (batches.device == device and batches.dtype == torch.int64 and batches.numel() == 1))
+        and all(type(each) is Tensor and each.device == device and each.dtype == dtype for each in running)
         and all(each is not None and each.is_contiguous() for each in running)
     )
 
@@ -43,16 +44,22 @@ def run(
 
 
 def update_running_statistics(
-    running_mean: Tensor | None, running_var: Tensor | None, momentum: float, count: int, mean: Tensor, var: Tensor
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    count: int,
+    compiled: bool,
+    mean: Tensor,
+    var: Tensor,
 ) -> None:
     """Exponential average of the batch mean and the unbiased batch variance ``[K]``, in place, as batch_norm does.
 
-    Not to be recorded: call it with gradients off. `count`: values per channel. Nothing happens without running
-    statistics or values.
+    Not to be recorded: call it with gradients off. `count`: values per channel. `compiled`: by the operator, where it
+    takes them, else by PyTorch's. Nothing happens without running statistics or values.
     """
     if running_mean is None or running_var is None or count == 0:
         return
-    eager = not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None
+    eager = compiled and not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None
     if eager and type(mean) is Tensor and fits((running_mean, running_var), None, mean):
         run(running_mean, running_var, None, momentum, count, mean, var)
         return

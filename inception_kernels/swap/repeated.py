@@ -1,4 +1,4 @@
-"""A fused layer's training step on the CPU whose arguments the operator has checked before.
+"""A fused layer's training step whose arguments the compiled operator, the CPU's or CUDA's, has checked before.
 
 A small layer's convolution takes less time than checking its arguments. They are the same tensors in every step, so
 what the operator would find is known while they, the settings and the input's shape are the same.
@@ -35,9 +35,10 @@ def _settings(parts: Parts) -> tuple[object, ...] | None:
 class RepeatedStep:
     """Take one with `after` behind a call that the operator accepted; it may be called while `holds`."""
 
-    def __init__(self, layer: FusedLayer, x: Tensor, y: Tensor, parts: Parts) -> None:
+    def __init__(self, layer: FusedLayer, x: Tensor, y: Tensor, parts: Parts, backend: str) -> None:
         norm, window = parts.norm, parts.conv if parts.depthwise is None else parts.depthwise
         assert norm is not None and norm.momentum is not None
+        self.backend, self._forced = backend, backends.forced()
         self._operator = layer.operator
         self._shape, self._dtype, self._cast = x.shape, x.dtype, autocast_dtype(x)
         self._settings = frozen(_settings(parts) or ())
@@ -64,18 +65,18 @@ class RepeatedStep:
     @staticmethod
     def after(layer: FusedLayer, x: Tensor, y: Tensor, parts: Parts, backend: str) -> RepeatedStep | None:
         """None where a step needs what this does not do."""
-        if backend != "cpu" or _settings(parts) is None or parts.conv.__dict__.get("_is_replica"):
+        if backend not in ("cpu", "cuda") or _settings(parts) is None or parts.conv.__dict__.get("_is_replica"):
             return None
         assert parts.norm is not None
         if not update_running_statistics.fits(parts.tensors()[6:], batch_counter(parts.norm), x):
             return None
-        return RepeatedStep(layer, x, y, parts)
+        return RepeatedStep(layer, x, y, parts, backend)
 
     def holds(self, x: Tensor, parts: Parts) -> bool:
         """Whether the operator would find in these arguments what it found then. x is channels-last."""
         if x.shape != self._shape or x.dtype != self._dtype or _settings(parts) != self._settings:
             return False
-        if backends.forced() is not None or autocast_dtype(x) != self._cast:
+        if backends.forced() != self._forced or autocast_dtype(x) != self._cast:
             return False
         tensors: tuple[Any, ...] = (*parts.tensors(), batch_counter(parts.norm))  # type: ignore[arg-type]
         if not all(map(is_, tensors, self._tensors)):
@@ -97,5 +98,5 @@ class RepeatedStep:
     def __call__(self, x: Tensor) -> Tensor:
         if self._cast is not None:
             x = x.to(self._cast)
-        backends.record(self._operator, "cpu", {})
+        backends.record(self._operator, self.backend, {})
         return self._apply(x, *self._arguments)

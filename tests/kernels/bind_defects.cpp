@@ -20,10 +20,11 @@ std::vector<std::string> names() {
 }
 
 void run(const std::string& name, bool defect, const py::object& x, const py::object& y, const py::object& rows,
-         const py::object& scratch_memory) {
+         const py::object& scratch_memory, const py::object& updated_memory) {
   const cuda::Arguments arguments = {static_cast<const float*>(input(x, "x")), static_cast<float*>(output(y, "y")),
                                      static_cast<float*>(scratch(rows, "rows")),
-                                     static_cast<float*>(scratch(scratch_memory, "scratch"))};
+                                     static_cast<float*>(scratch(scratch_memory, "scratch")),
+                                     static_cast<float*>(updated(updated_memory, "updated"))};
   for (const cuda::DefectCase& one : all_cases()) {
     if (name == one.name) one.launch(defect, arguments, context());
   }

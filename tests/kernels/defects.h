@@ -12,6 +12,7 @@ struct Arguments {
   float* y;        // [256], every element is written once
   float* rows;     // [4][8] with a row stride of 16
   float* scratch;  // [512]
+  float* updated;  // [256] where it is given, holds values and every element is written once
 };
 
 struct DefectCase {

@@ -102,6 +102,25 @@ __global__ void between_rows(Arguments a) {
 }
 
 template <bool kDefect>
+__global__ void updated_twice(Arguments a) {
+  a.y[threadIdx.x] = a.updated[threadIdx.x];
+  a.updated[threadIdx.x] += 1;
+  if (kDefect) a.updated[threadIdx.x] += 1;  // reported: output written twice
+}
+
+template <bool kDefect>
+__global__ void updated_in_part(Arguments a) {
+  a.y[threadIdx.x] = a.updated[threadIdx.x];  // reported without line: output not written
+  if (!kDefect || threadIdx.x != 7) a.updated[threadIdx.x] += 1;
+}
+
+template <bool kDefect>
+__global__ void updated_by_another(Arguments a) {
+  a.y[threadIdx.x] = a.updated[threadIdx.x];
+  a.updated[kDefect ? threadIdx.x ^ 64 : threadIdx.x] = 1;  // reported: global race
+}
+
+template <bool kDefect>
 __global__ void scratch_race_of_threads(Arguments a) {
   a.scratch[threadIdx.x] = 1;
   if (!kDefect) __syncthreads();
@@ -180,6 +199,9 @@ std::vector<DefectCase> memory_defects() {
       IK_DEFECT(written_twice, 1, 1, 256),
       IK_DEFECT(never_written, 1, 1, 256),
       IK_DEFECT(between_rows, 1, 1, 256),
+      IK_DEFECT(updated_twice, 1, 1, 256),
+      IK_DEFECT(updated_in_part, 1, 1, 256),
+      IK_DEFECT(updated_by_another, 1, 1, 256),
       IK_DEFECT(scratch_race_of_threads, 1, 1, 256),
       IK_DEFECT(scratch_race_of_blocks, 1, 2, 128),
       IK_DEFECT(misaligned_pointer, 1, 1, 256),

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/empty.h"
 #include "cuda/precision.h"
 #include "cuda/runtime.h"
 #include "host_cuda/session.h"
@@ -19,6 +20,8 @@ struct Settings {
   int multiprocessors = 4;
   bool allow_tf32 = false;
 };
+
+bool executes = true;
 
 Settings& settings() {
   static Settings current;
@@ -43,14 +46,19 @@ const char* device_name() { return "CPU"; }
 bool holds(const Tensor& tensor) { return tensor.is_cpu(); }
 
 std::shared_ptr<void> make_current(const Tensor&) {
-  host_cuda::begin(host_cuda::Schedule{}, false, true);
+  host_cuda::begin(host_cuda::Schedule{}, false, executes);
   return {&settings(), [](void*) { end_session(); }};
 }
 
 bool allows_tf32() { return settings().allow_tf32; }
 
-Context context_of(const Tensor&) {
+Context context_of(const Tensor&, bool) {
   return {nullptr, settings().sm, settings().multiprocessors, settings().allow_tf32};
+}
+
+Tensor empty(const Tensor&, const std::vector<int64_t>& sizes, torch::headeronly::ScalarType dtype,
+             torch::headeronly::MemoryFormat format) {
+  return cpu::empty(sizes, dtype, format);
 }
 
 }  // namespace cuda
@@ -60,6 +68,7 @@ STABLE_TORCH_LIBRARY_IMPL(inception_kernels, CPU, m) {
   ik::register_conv2d_bn_act(m);
   ik::register_separable_conv2d(m);
   ik::register_asymmetric_pair(m);
+  ik::register_update_running_statistics(m);
 }
 
 // Called through ctypes.
@@ -67,6 +76,9 @@ STABLE_TORCH_LIBRARY_IMPL(inception_kernels, CPU, m) {
 extern "C" __attribute__((visibility("default"))) void ik_set_context(int sm, int multiprocessors, bool allow_tf32) {
   ik::settings() = {sm, multiprocessors, allow_tf32};
 }
+
+// Whether kernels that are launched are executed; without, what is left is the host's part of a call.
+extern "C" __attribute__((visibility("default"))) void ik_set_execution(bool enabled) { ik::executes = enabled; }
 
 extern "C" __attribute__((visibility("default"))) const char* ik_reports() {
   static std::string returned;
