@@ -42,6 +42,19 @@ def test_every_kernel_is_right_on_the_host_through_its_operator(tmp_path):
     assert names <= ran, f"never executed: {sorted(names - ran)}"
 
 
+def test_the_hosts_part_of_a_call_is_measured():
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.host_time", "--repeats", "3"],
+        cwd=ROOT, capture_output=True, text=True, check=False, timeout=1200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = re.findall(r"^(\w+), (\w+)((?: +[\d.]+){3})$", done.stdout, re.MULTILINE)
+    assert [row[:2] for row in rows] == [
+        (operator, dtype) for operator in ("conv2d_bn_act", "separable_conv2d") for dtype in ("float32", "bfloat16")
+    ]
+    assert all(float(time) > 0 for row in rows for time in row[2].split())
+
+
 def test_the_table_in_the_documents_is_the_one_of_the_sources():
     """`inception-kernels info --kernels` prints it."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
