@@ -51,7 +51,7 @@ Context context_of(const Tensor& tensor, bool products) {
 
 Tensor empty(const Tensor& neighbour, const std::vector<int64_t>& sizes, torch::headeronly::ScalarType dtype,
              torch::headeronly::MemoryFormat format) {
-  bytes_of(sizes, dtype);
+  bytes_of(sizes, dtype);  // refuses what strides would overflow with
   return allocate(sizes, strides_of(sizes, format), dtype, aoti_torch_device_type_cuda(), neighbour.get_device_index());
 }
 
