@@ -130,7 +130,7 @@ def test_swapped_layers_prepare_their_weights_for_kernels_that_are_chosen(monkey
     monkeypatch.setattr(Stamp, "possible", lambda tensors: True)
     assert fused._prepare(on_cuda(), parts) is None
     cuda_kernels.trust("conv2d_bn_act", torch.bfloat16, torch.device("cuda"))
-    assert fused._prepare(on_cuda(), parts) == "prepared"
+    assert fused._prepare(on_cuda(), parts).run == "prepared"
     with ik.use_backend("reference"):
         assert fused._prepare(on_cuda(), parts) is None
 
@@ -151,7 +151,8 @@ def test_kernels_are_asked_about_a_shape_when_it_changes(monkeypatch):
     with FakeTensorMode():
         images = {n: torch.empty(n, 8, 9, 9, dtype=torch.bfloat16, device="cuda") for n in (2, 3, 4)}
     for n, expected in ((2, "prepared"), (2, "prepared"), (3, "prepared"), (3, "prepared"), (4, None), (3, "prepared")):
-        assert fused._prepare(images[n], parts) == expected
+        prepared = fused._prepare(images[n], parts)
+        assert (prepared and prepared.run) == expected
     assert asked == [2, 3, 4]
 
 

@@ -384,8 +384,8 @@ def test_verify_undoes_a_wrong_swap(monkeypatch):
     before = evaluate(model, image())
     build_prepared = runtime.FusedLayer._build
 
-    def wrong(self, tensors, options):
-        run = build_prepared(self, tensors, options)
+    def wrong(self, *arguments):
+        run = build_prepared(self, *arguments)
         return lambda x: run(x) * 1.01
 
     chosen = plan(model)
@@ -582,6 +582,49 @@ def test_autocast():
     assert actual.dtype == plain.dtype == torch.bfloat16
     exact = evaluate(original.double(), x.double())
     assert_as_accurate(actual, plain, exact)
+
+
+@pytest.mark.parametrize(
+    ("weights", "dtype", "other"),
+    [
+        (torch.float32, torch.bfloat16, torch.float16),
+        (torch.float32, torch.float16, torch.bfloat16),
+        (torch.bfloat16, torch.bfloat16, torch.bfloat16),  # PyTorch's batch norm takes no other there
+    ],
+)
+@pytest.mark.parametrize("kind", [Branches, Residual])
+def test_evaluation_under_autocast_prepares_layers(kind, weights, dtype, other):
+    """Again where autocast comes, goes or asks for another dtype, and where a weight changes."""
+    model = build(kind).eval().to(weights)
+    plain = copy.deepcopy(model)
+    swap(model)
+    x = image()
+    prepared = "prepared" if backends.available()["cpu"] is None else "operator"
+    for precision in (dtype, dtype, None, other, dtype, "changed"):
+        if precision == "changed":
+            precision = dtype
+            with torch.no_grad():
+                for parameter in (*model.parameters(), *plain.parameters()):
+                    parameter *= 0.75
+        own = x if precision else x.to(weights)
+        with torch.autocast("cpu", precision or dtype, enabled=precision is not None):
+            actual, theirs = evaluate(model, own), evaluate(plain, own)
+        assert actual.dtype == theirs.dtype
+        assert_as_accurate(actual, theirs, evaluate(copy.deepcopy(plain).double(), x.double()))
+        assert {layer.ran for layer in explain(model).layers} == {prepared}
+
+
+def test_float64_among_float32_weights_is_refused_under_autocast_too():
+    model = conv_bn(nn.Conv2d(3, 4, 3)).eval()
+    swap(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        evaluate(model, image())
+        with pytest.raises(TypeError, match="weight: expected"):
+            evaluate(model, image().double())
+        with torch.autocast("cpu", enabled=False):
+            evaluate(model, image())
+        with pytest.raises(TypeError, match="weight: expected"):
+            evaluate(model, image().double())
 
 
 @pytest.mark.parametrize("kind", [Branches, Residual])

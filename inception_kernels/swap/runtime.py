@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch.compiler import is_compiling
 from torch.nn.modules import module as _module
 
 from .. import _extension, backends
-from ..ops._common import shape_numbers
+from ..ops._common import autocast_dtype, cast, shape_numbers
 from ..ops.conv2d_bn_act import conv2d_bn_act
 from ..ops.prepared import PreparedConv2dBNAct, PreparedSeparableConv2d
 from ..ops.separable_conv2d import separable_conv2d
@@ -99,6 +100,10 @@ class _Prepared:
     settings: tuple[object, ...]
     run: PreparedConv2dBNAct | PreparedSeparableConv2d
     shape: torch.Size  # of the last input that the device's kernels have taken
+    cast: torch.dtype | None  # of x and the weights, under autocast
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.run(x if self.cast is None else x.to(self.cast))
 
 
 @contextmanager
@@ -244,7 +249,7 @@ class FusedLayer:
             "eps": 1e-5 if parts.norm is None else parts.norm.eps,
         }
 
-    def _prepare(self, x: Tensor, parts: Parts) -> PreparedConv2dBNAct | PreparedSeparableConv2d | None:
+    def _prepare(self, x: Tensor, parts: Parts) -> _Prepared | None:
         """The layer with BN folded and weights packed, where nothing can be trained and nothing changed."""
         norm = parts.norm
         if norm is not None and (norm.training or norm._buffers.get("running_mean") is None):
@@ -252,29 +257,36 @@ class FusedLayer:
         device = x.device.type
         if not _extension.available or device not in ("cpu", "cuda") or backends.forced() not in (None, device):
             return None
-        if torch.is_autocast_enabled(device) or parts.conv.__dict__.get("_is_replica"):
+        if parts.conv.__dict__.get("_is_replica"):
             return None
         tensors = parts.tensors()
         if torch.is_grad_enabled() and (x.requires_grad or any(t is not None and t.requires_grad for t in tensors)):
             return None
         window = parts.conv if parts.depthwise is None else parts.depthwise
         eps = None if norm is None else norm.eps
-        settings = (backends.isa_changes(), window.stride, window.padding, window.dilation, eps)
+        dtype = None
+        if torch.is_autocast_enabled(device):
+            dtype = autocast_dtype(x)
+            if dtype is None and x.dtype != tensors[2].dtype:  # type: ignore[union-attr]
+                return None  # the operator's to refuse
+        settings = (backends.isa_changes(), window.stride, window.padding, window.dilation, eps, dtype)
         held = self._prepared
         current = held is not None and held.settings == settings and held.stamp.holds(tensors)
         if held is not None and current and held.shape == x.shape:
-            return held.run
-        if device == "cuda" and backends.decide(self.operator, x, lambda: self.shapes(x, parts))[0] != "cuda":
-            return None
+            return held
+        if device == "cuda":
+            shapes = partial(self.shapes, x, parts)
+            if backends.decide(self.operator, cast(x, dtype), shapes)[0] != "cuda":
+                return None
         if held is not None and current:
             held.shape = x.shape
-            return held.run
+            return held
         self._prepared = None
         if not Stamp.possible(tensors):
             return None
-        run = self._build(tensors, self._options(parts))
-        self._prepared = _Prepared(Stamp(tensors), frozen(settings), run, x.shape)
-        return run
+        run = self._build(tensors, self._options(parts), dtype)
+        self._prepared = _Prepared(Stamp(tensors), frozen(settings), run, x.shape, dtype)
+        return self._prepared
 
     def shapes(self, x: Tensor, parts: Parts) -> tuple[int, ...]:
         """What the CUDA kernels are asked about."""
@@ -284,9 +296,11 @@ class FusedLayer:
         return shape_numbers(x.shape, sizes, options["stride"], options["padding"], options["dilation"])
 
     def _build(
-        self, tensors: tuple[Tensor | None, ...], options: dict[str, Any]
+        self, tensors: tuple[Tensor | None, ...], options: dict[str, Any], dtype: torch.dtype | None
     ) -> PreparedConv2dBNAct | PreparedSeparableConv2d:
+        """`dtype`: what the weights become; None leaves them as they are."""
         depthwise_weight, depthwise_bias, weight, bias, bn_weight, bn_bias, mean, var = tensors
+        depthwise_weight, weight = cast(depthwise_weight, dtype), cast(weight, dtype)
         assert weight is not None
         if self.operator == "conv2d_bn_act":
             return PreparedConv2dBNAct(
