@@ -1,13 +1,26 @@
-"""Modules over the fused operators. Their children are torch.nn layers, so checkpoints keep the usual keys."""
+"""Modules over the fused operators. Their children are torch.nn layers, so checkpoints keep the usual keys.
+
+Where nothing can be trained a module keeps its batch norm folded and its weights packed until one of them changes, and
+in training steps it checks its arguments once, as swapped layers do (`swap.runtime`): both for channels-last inputs.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from . import ops
 from .ops._checks import IntOrPair
+from .ops._common import cast, shape_numbers, suggests_channels_last
+from .ops.prepared import PreparedAsymmetricPair
+from .swap.atoms import numeric_padding
+from .swap.caches import DropsCaches
+from .swap.prepared_cache import PreparedCache
+from .swap.runtime import FusedLayer, Parts
 
 
 def batch_norm_arguments(bn: nn.BatchNorm2d) -> dict[str, Any]:
@@ -60,7 +73,49 @@ def _four(bn: dict[str, Any]) -> tuple[Tensor | None, Tensor | None, Tensor | No
     return bn["bn_weight"], bn["bn_bias"], bn["running_mean"], bn["running_var"]
 
 
-class ConvBNAct(nn.Module):
+def _takes(layer: FusedLayer, parts: Parts, x: Tensor) -> bool:
+    """Whether a fused layer computes what the operator would, in the same memory format."""
+    if is_compiling() or layer.blocked(x, parts) is not None:
+        return False
+    if numeric_padding(parts.conv if parts.depthwise is None else parts.depthwise) is None:
+        return False
+    # One channel or one pixel: in both formats at once.
+    return x.is_contiguous(memory_format=torch.channels_last) and (not x.is_contiguous() or suggests_channels_last(x))
+
+
+class _FusedModule(DropsCaches):
+    """`_parts` and `_activations` (before, between and after the convolutions) say what the module consists of."""
+
+    _operator: str
+    _layer: FusedLayer | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._layer = None
+
+    def _parts(self) -> Parts:
+        raise NotImplementedError
+
+    def _activations(self) -> tuple[str, str, str]:
+        raise NotImplementedError
+
+    def _drop_caches(self) -> None:
+        if self._layer is not None:
+            self._layer.drop_cache()
+
+    def _fused(self) -> FusedLayer:
+        layer, activations = self._layer, self._activations()
+        if layer is None or (layer.input_activation, layer.mid_activation, layer.activation) != activations:
+            layer = self._layer = FusedLayer("", self._operator, *activations)
+        return layer
+
+    def _kept(self, x: Tensor, residual: Tensor | None) -> Tensor | None:
+        """The result by what is kept of the module; None where the operator has to be called."""
+        layer, parts = self._fused(), self._parts()
+        return layer(x, parts, residual) if _takes(layer, parts, x) else None
+
+
+class ConvBNAct(_FusedModule):
     """Convolution -> BN -> activation in one operator: the ``BasicConv2d`` of Inception-v3.
 
     Args:
@@ -70,6 +125,8 @@ class ConvBNAct(nn.Module):
 
     Children ``conv`` and ``bn`` hold the parameters. Input ``[N, C, H, W]``, optional residual ``[N, K, P, Q]``.
     """
+
+    _operator = "conv2d_bn_act"
 
     def __init__(
         self,
@@ -89,7 +146,18 @@ class ConvBNAct(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum)
         self.activation = activation
 
+    def _parts(self) -> Parts:
+        modules: Any = self._modules  # nn.Module.__getattr__ would cost more than the checks
+        conv, bn = modules["conv"], modules["bn"]
+        return Parts(None, conv, bn, (conv, bn))
+
+    def _activations(self) -> tuple[str, str, str]:
+        return "none", "none", self.activation
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        kept = self._kept(x, residual)
+        if kept is not None:
+            return kept
         conv = self.conv
         y = ops.conv2d_bn_act(
             x, conv.weight, bias=conv.bias, residual=residual, stride=conv.stride, padding=padding_of(conv),
@@ -99,7 +167,7 @@ class ConvBNAct(nn.Module):
         return y
 
 
-class SeparableConv2d(nn.Module):
+class SeparableConv2d(_FusedModule):
     """[act] -> depthwise -> [act] -> pointwise -> [BN] -> [+ residual] -> [act] in one operator: the unit of Xception.
 
     Args:
@@ -111,6 +179,8 @@ class SeparableConv2d(nn.Module):
 
     Children ``depthwise``, ``pointwise`` and ``bn`` hold the parameters.
     """
+
+    _operator = "separable_conv2d"
 
     def __init__(
         self,
@@ -136,7 +206,18 @@ class SeparableConv2d(nn.Module):
         self.bn = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum) if batch_norm else None
         self.activations = (input_activation, mid_activation, activation)
 
+    def _parts(self) -> Parts:
+        modules: Any = self._modules
+        depthwise, pointwise, bn = modules["depthwise"], modules["pointwise"], modules.get("bn")
+        return Parts(depthwise, pointwise, bn, (depthwise, pointwise) if bn is None else (depthwise, pointwise, bn))
+
+    def _activations(self) -> tuple[str, str, str]:
+        return self.activations
+
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        kept = self._kept(x, residual)
+        if kept is not None:
+            return kept
         depthwise, pointwise = self.depthwise, self.pointwise
         before, mid, after = self.activations
         bn = {} if self.bn is None else batch_norm_arguments(self.bn)
@@ -149,7 +230,7 @@ class SeparableConv2d(nn.Module):
         return y
 
 
-class AsymmetricPair(nn.Module):
+class AsymmetricPair(DropsCaches):
     """n x n factorised into 1 x n and n x 1, each with BN and activation; in evaluation one operator.
 
     Args:
@@ -183,14 +264,61 @@ class AsymmetricPair(nn.Module):
         options: dict[str, Any] = {"activation": activation, "eps": eps, "momentum": momentum}
         self.first = ConvBNAct(in_channels, mid_channels, one, padding=(one[0] // 2, one[1] // 2), **options)
         self.second = ConvBNAct(mid_channels, out_channels, two, padding=(two[0] // 2, two[1] // 2), **options)
+        self._prepared = PreparedCache("asymmetric_pair")
+
+    def _drop_caches(self) -> None:
+        self._prepared.held = None
+
+    def _kept(self, x: Tensor, settings: dict[str, Any]) -> Tensor | None:
+        """The result in evaluation by weights that were packed before; None where the operator has to be called."""
+        first, second = self.first, self.second
+        parts = first._parts(), second._parts()
+        if settings["training"] or not (_takes(first._fused(), parts[0], x) and _takes(second._fused(), parts[1], x)):
+            return None
+        tensors = (*parts[0].tensors()[2:], *parts[1].tensors()[2:])
+        paddings = padding_of(first.conv), padding_of(second.conv)
+        options = (*paddings, first.activation, second.activation, settings["eps"])
+        shapes, build = partial(self._shapes, x, paddings), partial(self._build, tensors, options)
+        prepared = self._prepared.get(x, tensors, tensors[0], options, shapes, build)
+        if prepared is None:
+            return None
+        try:
+            return prepared(x)
+        except RuntimeError:  # the operator's checks say in the caller's terms what does not fit
+            return None
+
+    def _shapes(self, x: Tensor, paddings: tuple[tuple[int, int], tuple[int, int]]) -> tuple[int, ...]:
+        windows = self.first.conv.weight.shape, self.second.conv.weight.shape
+        sizes = [n + 2 * pad - k + 1 for n, pad, k in zip(x.shape[2:], paddings[0], windows[0][2:], strict=True)]
+        images = x.shape, (x.shape[0], windows[0][0], *sizes)
+        one, two = (
+            shape_numbers(image, window, (1, 1), padding, (1, 1))
+            for image, window, padding in zip(images, windows, paddings, strict=True)
+        )
+        return *one, *two
+
+    @staticmethod
+    def _build(
+        tensors: tuple[Tensor | None, ...], options: tuple[Any, ...], dtype: torch.dtype | None
+    ) -> PreparedAsymmetricPair:
+        weight1, bias1, *bn1, weight2, bias2, gamma2, beta2, mean2, var2 = tensors
+        padding1, padding2, mid_activation, activation, eps = options
+        assert weight1 is not None and weight2 is not None
+        return PreparedAsymmetricPair(
+            cast(weight1, dtype), cast(weight2, dtype), tuple(bn1), (gamma2, beta2, mean2, var2), bias1, bias2,  # type: ignore[arg-type]
+            padding1=padding1, padding2=padding2, mid_activation=mid_activation, activation=activation, eps=eps,
+        )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         first, second = self.first, self.second
         bn1, bn2 = batch_norm_arguments(first.bn), batch_norm_arguments(second.bn)
         if any(bn1[name] != bn2[name] for name in ("training", "momentum", "eps")):
             return second(first(x))  # one of the two is frozen, or was given other settings
+        kept = self._kept(x, bn1)
+        if kept is not None:
+            return kept
         y = ops.asymmetric_pair(
-            x, first.conv.weight, second.conv.weight, _four(bn1), _four(bn2),
+            x, first.conv.weight, second.conv.weight, _four(bn1), _four(bn2), first.conv.bias, second.conv.bias,
             padding1=padding_of(first.conv), padding2=padding_of(second.conv), mid_activation=first.activation,
             activation=second.activation, training=bn1["training"], momentum=bn1["momentum"], eps=bn1["eps"],
         )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import assert_as_accurate
 from operator_cases import (
     DTYPES,
     MAKERS,
@@ -486,7 +487,8 @@ CHANGES = ("as_made", "other_eps", "other_momentum", "cumulative", "frozen", "no
 @pytest.mark.parametrize(
     ("name", "change"), [(n, c) for n in MODULES for c in CHANGES if c == "as_made" or n != "separable_without_bn"]
 )
-def test_module_does_what_its_children_do(name, change):
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_module_does_what_its_children_do(name, change, layout):
     """In training and evaluation, whatever the batch norms were set to after construction."""
     torch.manual_seed(0)
     module = MODULES[name]()
@@ -505,23 +507,121 @@ def test_module_does_what_its_children_do(name, change):
         elif change == "no_statistics":
             bn.track_running_stats, bn.running_mean, bn.running_var = False, None, None
     twin = copy.deepcopy(module).double()
-    for step in range(4):
-        if step == 2:
+    for step in range(7):
+        if step == 3:
             module.eval()
             twin.eval()
-        x = torch.randn(4, 3, 8, 8)
-        y, expected = module(x), by_children(twin, x.double())
+        x = torch.randn(4, 3, 8, 8).to(memory_format=layout)
+        with torch.set_grad_enabled(step != 5):  # nothing is trained then, and weights may be kept packed
+            y, expected = module(x), by_children(twin, x.double())
+        assert y.is_contiguous(memory_format=layout)
         torch.testing.assert_close(y.double(), expected, rtol=1e-5, atol=1e-5)
         for (key, a), b in zip(module.state_dict().items(), twin.state_dict().values(), strict=True):
             torch.testing.assert_close(a.double(), b.double(), rtol=1e-5, atol=1e-5, msg=f"{key} in step {step}")
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_module_is_unchanged_by_bad_input(name):
-    module = MODULES[name]().train()
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_module_is_unchanged_by_bad_input(name, training):
+    module = MODULES[name]().train(training)
+    good = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    with torch.set_grad_enabled(training):
+        module(good)
     before = {k: v.clone() for k, v in module.state_dict().items()}
-    for bad in (torch.randn(2, 4, 8, 8), torch.randn(3, 8, 8), torch.randn(2, 3, 8, 8).long()):
-        with pytest.raises((ValueError, TypeError)):
+    bads = (torch.randn(2, 4, 8, 8), torch.randn(3, 8, 8), good.long(), good.double(), good[:, :2])
+    for bad in bads:
+        bad = bad.contiguous(memory_format=torch.channels_last) if bad.dim() == 4 else bad
+        with pytest.raises((ValueError, TypeError)), torch.set_grad_enabled(training):
             module(bad)
     for key, value in module.state_dict().items():
         assert torch.equal(value, before[key]), key
+
+
+def prepared_of(module: nn.Module) -> Any:
+    return module._prepared.held if isinstance(module, ik.nn.AsymmetricPair) else module._layer._prepared.held
+
+
+def halve_a_weight(module: nn.Module) -> None:
+    with torch.no_grad():
+        next(m for m in module.modules() if isinstance(m, nn.Conv2d)).weight *= 0.5
+
+
+def other_activation(module: nn.Module) -> None:
+    if isinstance(module, ik.nn.SeparableConv2d):
+        module.activations = ("silu", "relu", "elu")
+    else:
+        (module.first if isinstance(module, ik.nn.AsymmetricPair) else module).activation = "elu"
+
+
+def other_eps(module: nn.Module) -> None:
+    for m in module.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            m.eps = 0.5
+
+
+@pytest.mark.skipif(backends.can_run_cpu() is not None, reason="layers are prepared for the compiled kernels")
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("change", [halve_a_weight, other_activation, other_eps, nn.Module.train])
+@pytest.mark.parametrize("name", MODULES)
+def test_module_keeps_what_it_packed_until_something_changes(name, change, autocast):
+    torch.manual_seed(0)
+    module = MODULES[name]().eval()
+    x = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
+
+    def evaluate(each: nn.Module) -> Tensor:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            return each(x)
+
+    keys = list(module.state_dict())
+    first = evaluate(module)
+    kept = prepared_of(module)
+    assert kept is not None
+    assert torch.equal(evaluate(module), first)
+    assert prepared_of(module) is kept
+    assert list(module.state_dict()) == keys
+    change(module)
+    module.eval()
+    assert torch.equal(evaluate(module), evaluate(pickle.loads(pickle.dumps(module))))
+    assert prepared_of(module) is not kept or (name == "separable_without_bn" and change is other_eps)
+
+
+@pytest.mark.skipif(backends.can_run_cpu() is not None, reason="layers are prepared for the compiled kernels")
+@pytest.mark.parametrize("name", ["conv", "separable"])
+def test_module_adds_a_residual_to_what_it_keeps(name):
+    torch.manual_seed(0)
+    module = MODULES[name]().eval()
+    x = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        residual = torch.randn_like(module(x))
+        kept = module(x, residual)
+        assert module._layer.last.ran == "prepared"
+        assert_as_accurate(kept, *by_children_in_both(module, x, residual))
+        with pytest.raises(ValueError, match="residual: expected"):
+            module(x, residual[:, :, 1:])
+        with pytest.raises(TypeError, match="residual: expected"):
+            module(x, residual.double())
+    module.train()
+    for step in range(3):
+        given = residual if step < 2 else None
+        plain, exact = copy.deepcopy(module), copy.deepcopy(module).double()
+        theirs, truth = by_children_with(plain, x, given), by_children_with(exact, x.double(), given)
+        assert_as_accurate(module(x, given), theirs, truth)
+        assert_as_accurate(module.bn.running_var, plain.bn.running_var, exact.bn.running_var)
+        assert module.bn.num_batches_tracked == step + 1
+
+
+def by_children_in_both(module: nn.Module, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """In float32 and float64."""
+    exact = copy.deepcopy(module).double()
+    return by_children_with(module, x, residual), by_children_with(exact, x.double(), residual)
+
+
+def by_children_with(module: nn.Module, x: Tensor, residual: Tensor | None) -> Tensor:
+    from oracle import activate
+
+    added = 0 if residual is None else residual.to(x.dtype)
+    if isinstance(module, ik.nn.ConvBNAct):
+        return activate(module.bn(module.conv(x)) + added, module.activation)
+    before, mid, after = module.activations
+    z = module.bn(module.pointwise(activate(module.depthwise(activate(x, before)), mid)))
+    return activate(z + added, after)

@@ -418,8 +418,8 @@ def test_folded_weights_are_not_in_state_or_copies():
     evaluate(model, torch.randn(2, 4, 6, 6))
     assert set(model.state_dict()) == set(nn.Sequential(nn.ReLU(), Separable(4, 6), nn.BatchNorm2d(6)).state_dict())
     layer = vars(model)["_ik_site"].steps[0].layer
-    assert vars(layer)["_prepared"] is not None
-    assert vars(copy.deepcopy(model))["_ik_site"].steps[0].layer.__getstate__()["_prepared"] is None
+    assert vars(layer)["_prepared"].held is not None
+    assert vars(vars(copy.deepcopy(model))["_ik_site"].steps[0].layer)["_prepared"].held is None
 
 
 def test_frozen_model_with_gradients_enabled_is_folded():

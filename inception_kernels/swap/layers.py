@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from .caches import DropsCaches
 from .runtime import FusedLayer, Parts
 
 SITE = "_ik_site"
@@ -249,7 +250,7 @@ class CallsSite:
         return _thread.made
 
 
-class Swapped(nn.Module):
+class Swapped(DropsCaches):
     """Marks a module whose class was reassigned; its own class is `_ik_base`, its plan `_ik_site`."""
 
     _ik_base: type[nn.Module]
@@ -280,18 +281,6 @@ class Swapped(nn.Module):
     def _drop_caches(self) -> None:
         for layer in self.swapped_layers:
             layer.drop_cache()
-
-    def train(self, mode: bool = True) -> Any:
-        self._drop_caches()
-        return super().train(mode)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        self._drop_caches()
-        return super()._apply(fn, recurse)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self._drop_caches()
-        super()._load_from_state_dict(*args, **kwargs)
 
 
 class ChainForward(Swapped):

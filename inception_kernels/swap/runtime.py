@@ -17,15 +17,15 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.nn.modules import module as _module
 
-from .. import _extension, backends
-from ..ops._common import autocast_dtype, cast, shape_numbers
+from .. import backends
+from ..ops._common import cast, shape_numbers
 from ..ops.conv2d_bn_act import conv2d_bn_act
 from ..ops.prepared import PreparedConv2dBNAct, PreparedSeparableConv2d
 from ..ops.separable_conv2d import separable_conv2d
 from ..triton.tuning import Selection
-from .atoms import batch_counter, frozen, numeric_padding
+from .atoms import batch_counter, numeric_padding
+from .prepared_cache import Prepared, PreparedCache
 from .repeated import RepeatedStep
-from .stamp import Stamp
 
 _GLOBAL_HOOKS = (
     _module._global_forward_hooks,
@@ -94,18 +94,6 @@ _RAN_OPERATOR = {
 }
 
 
-@dataclass
-class _Prepared:
-    stamp: Stamp
-    settings: tuple[object, ...]
-    run: PreparedConv2dBNAct | PreparedSeparableConv2d
-    shape: torch.Size  # of the last input that the device's kernels have taken
-    cast: torch.dtype | None  # of x and the weights, under autocast
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return self.run(x if self.cast is None else x.to(self.cast))
-
-
 @contextmanager
 def record_inputs() -> Iterator[list[tuple[FusedLayer, Tensor]]]:
     """Collect (layer, input) of each fused call in this thread inside the block."""
@@ -154,14 +142,14 @@ class FusedLayer:
 
     def _forget(self) -> None:
         self.last: LastCall | None = None
-        self._prepared: _Prepared | None = None
+        self._prepared = PreparedCache(self.operator)
         self._repeated: RepeatedStep | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "last": None, "_prepared": None, "_repeated": None}
+        return {**vars(self), "last": None, "_repeated": None}
 
     def drop_cache(self) -> None:
-        self._prepared = self._repeated = None
+        self._prepared.held = self._repeated = None
 
     # -- may it run fused?
 
@@ -211,10 +199,13 @@ class FusedLayer:
 
     # -- run it
 
-    def __call__(self, x: Tensor, parts: Parts) -> Tensor:
-        """Output `[N, K, P, Q]`, channels-last whatever the input's layout: only the first layer converts."""
+    def __call__(self, x: Tensor, parts: Parts, residual: Tensor | None = None) -> Tensor:
+        """Output `[N, K, P, Q]`, channels-last whatever the input's layout: only the first layer converts.
+
+        `residual` is added before the activation, where one is given.
+        """
         if is_compiling():
-            return self._run_operator(x.contiguous(memory_format=torch.channels_last), parts)
+            return self._run_operator(x.contiguous(memory_format=torch.channels_last), parts, residual)
         seen = getattr(_recording, "seen", None) if _recorders else None
         if seen is not None:
             seen.append((self, x))
@@ -223,21 +214,24 @@ class FusedLayer:
             x = x.contiguous(memory_format=torch.channels_last)
         by_triton = bool(self.choices) and self.choices.get(self.run_mode(parts)) == "triton"
         repeated = self._repeated
-        if repeated is not None and not by_triton and repeated.holds(x, parts):
+        if repeated is not None and residual is None and not by_triton and repeated.holds(x, parts):
             y = repeated(x)
             self.last = _RAN_OPERATOR[repeated.backend, converted]
             return y
         prepared = None if by_triton else self._prepare(x, parts)
         if prepared is not None:
-            y = prepared(x)
+            try:
+                y = prepared(x, residual)
+            except RuntimeError:  # the operator's checks say in the caller's terms what does not fit
+                return self._run_operator(x, parts, residual)
             self.last = _RAN_PREPARED[x.device.type, converted]
             return y
         with backends.preferring("triton") if by_triton else nullcontext():
-            y = self._run_operator(x, parts)
+            y = self._run_operator(x, parts, residual)
         choice = backends.last_choice()
         if choice is not None:
             self.last = LastCall("operator", choice.backend, choice.reasons, converted, choice.selections)
-            self._repeated = RepeatedStep.after(self, x, y, parts, choice.backend)
+            self._repeated = None if residual is not None else RepeatedStep.after(self, x, y, parts, choice.backend)
         return y
 
     def _options(self, parts: Parts) -> dict[str, Any]:
@@ -249,44 +243,18 @@ class FusedLayer:
             "eps": 1e-5 if parts.norm is None else parts.norm.eps,
         }
 
-    def _prepare(self, x: Tensor, parts: Parts) -> _Prepared | None:
+    def _prepare(self, x: Tensor, parts: Parts) -> Prepared | None:
         """The layer with BN folded and weights packed, where nothing can be trained and nothing changed."""
         norm = parts.norm
         if norm is not None and (norm.training or norm._buffers.get("running_mean") is None):
             return None
-        device = x.device.type
-        if not _extension.available or device not in ("cpu", "cuda") or backends.forced() not in (None, device):
-            return None
         if parts.conv.__dict__.get("_is_replica"):
             return None
         tensors = parts.tensors()
-        if torch.is_grad_enabled() and (x.requires_grad or any(t is not None and t.requires_grad for t in tensors)):
-            return None
         window = parts.conv if parts.depthwise is None else parts.depthwise
-        eps = None if norm is None else norm.eps
-        dtype = None
-        if torch.is_autocast_enabled(device):
-            dtype = autocast_dtype(x)
-            if dtype is None and x.dtype != tensors[2].dtype:  # type: ignore[union-attr]
-                return None  # the operator's to refuse
-        settings = (backends.isa_changes(), window.stride, window.padding, window.dilation, eps, dtype)
-        held = self._prepared
-        current = held is not None and held.settings == settings and held.stamp.holds(tensors)
-        if held is not None and current and held.shape == x.shape:
-            return held
-        if device == "cuda":
-            shapes = partial(self.shapes, x, parts)
-            if backends.decide(self.operator, cast(x, dtype), shapes)[0] != "cuda":
-                return None
-        if held is not None and current:
-            held.shape = x.shape
-            return held
-        self._prepared = None
-        if not Stamp.possible(tensors):
-            return None
-        run = self._build(tensors, self._options(parts), dtype)
-        self._prepared = _Prepared(Stamp(tensors), frozen(settings), run, x.shape, dtype)
-        return self._prepared
+        settings = (window.stride, window.padding, window.dilation, None if norm is None else norm.eps)
+        shapes, build = partial(self.shapes, x, parts), partial(self._build, tensors, parts)
+        return self._prepared.get(x, tensors, tensors[2], settings, shapes, build)
 
     def shapes(self, x: Tensor, parts: Parts) -> tuple[int, ...]:
         """What the CUDA kernels are asked about."""
@@ -296,9 +264,10 @@ class FusedLayer:
         return shape_numbers(x.shape, sizes, options["stride"], options["padding"], options["dilation"])
 
     def _build(
-        self, tensors: tuple[Tensor | None, ...], options: dict[str, Any], dtype: torch.dtype | None
+        self, tensors: tuple[Tensor | None, ...], parts: Parts, dtype: torch.dtype | None
     ) -> PreparedConv2dBNAct | PreparedSeparableConv2d:
         """`dtype`: what the weights become; None leaves them as they are."""
+        options = self._options(parts)
         depthwise_weight, depthwise_bias, weight, bias, bn_weight, bn_bias, mean, var = tensors
         depthwise_weight, weight = cast(depthwise_weight, dtype), cast(weight, dtype)
         assert weight is not None
@@ -313,14 +282,16 @@ class FusedLayer:
             activation=self.activation, **options,
         )  # fmt: skip
 
-    def _run_operator(self, x: Tensor, parts: Parts) -> Tensor:
+    def _run_operator(self, x: Tensor, parts: Parts, residual: Tensor | None = None) -> Tensor:
         depthwise, conv, norm = parts.depthwise, parts.conv, parts.norm
         arguments = {**self._options(parts), **_norm_arguments(norm, x)}
         if depthwise is None:
-            y = conv2d_bn_act(x, conv.weight, bias=conv.bias, activation=self.activation, **arguments)
+            y = conv2d_bn_act(
+                x, conv.weight, bias=conv.bias, residual=residual, activation=self.activation, **arguments
+            )  # fmt: skip
         else:
             y = separable_conv2d(
-                x, depthwise.weight, conv.weight, depthwise_bias=depthwise.bias, bias=conv.bias,
+                x, depthwise.weight, conv.weight, depthwise_bias=depthwise.bias, bias=conv.bias, residual=residual,
                 input_activation=self.input_activation, mid_activation=self.mid_activation,
                 activation=self.activation, **arguments,
             )  # fmt: skip

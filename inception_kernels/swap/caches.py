@@ -1,0 +1,26 @@
+"""Modules that keep copies of their weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+class DropsCaches(nn.Module):
+    """Forgets them where weights are about to change or move, so that they take no memory then."""
+
+    def _drop_caches(self) -> None:
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> Any:
+        self._drop_caches()
+        return super().train(mode)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        self._drop_caches()
+        return super()._apply(fn, recurse)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._drop_caches()
+        super()._load_from_state_dict(*args, **kwargs)
