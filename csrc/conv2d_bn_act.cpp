@@ -137,7 +137,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> conv2d_bn_act_backwar
   const Activation code = activation_code(activation);
   const Device device(x);
 
-  // Evaluation does not keep the raw convolution: it is computed again where the gradient needs it.
+  // Where the forward pass kept no raw convolution, it is computed again if the gradient needs it.
   const bool needs_z = code != Activation::kNone || output_mask[2] || training;
   const OptionalTensor raw = z || !needs_z ? z : OptionalTensor(raw_convolution(device, shape, x, weight, bias));
   const bool needs_grad_z = output_mask[0] || output_mask[1];

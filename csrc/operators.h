@@ -9,6 +9,7 @@ using Library = torch::stable::detail::StableLibrary;
 void register_conv2d_bn_act(Library& m);
 void register_separable_conv2d(Library& m);
 void register_asymmetric_pair(Library& m);
+void register_batch_norm(Library& m);
 void register_update_running_statistics(Library& m);
 
 }  // namespace ik

@@ -87,6 +87,9 @@ STABLE_TORCH_LIBRARY(inception_kernels, m) {
       "-> Tensor grad_x");
 
   m.def(
+      "batch_norm(Tensor z, Tensor? bn_weight, Tensor? bn_bias, Tensor mean, Tensor var, Tensor? residual, "
+      "str activation, float eps) -> Tensor");
+  m.def(
       "update_running_statistics(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!)? batches, Tensor mean, "
       "Tensor var, float momentum, int count) -> ()");
 

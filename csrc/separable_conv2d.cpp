@@ -160,7 +160,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> separ
   const Device device(x);
   const OptionalTensor depthwise_offset = channel_vector(depthwise_bias, shape.C, dtype, "depthwise_bias");
 
-  // Evaluation does not keep the raw output: it is computed again where the gradient needs it.
+  // Where the forward pass kept no raw output, it is computed again if the gradient needs it.
   const auto raw_output = [&] {
     const ScaleShift offset{std::nullopt, channel_vector(bias, shape.K, dtype, "bias")};
     return forward(device, shape, x, pack(device, shape, depthwise_weight, pointwise_weight), depthwise_offset, offset,

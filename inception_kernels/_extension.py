@@ -15,6 +15,7 @@ OPERATORS = frozenset(
         "asymmetric_pair",
         "asymmetric_pair_prepacked",
         "avg_pool2d",
+        "batch_norm",
         "conv2d_bn_act",
         "conv2d_bn_act_backward",
         "conv2d_bn_act_pack",

@@ -216,8 +216,8 @@ def test_second_derivatives_on_the_reference(operator):
 def compiled_equals_eager(case: Case, *, dynamic: bool | None = None, compiler: str = "aot_eager") -> None:
     """Forward, every gradient and the running statistics, without a graph break, through the kernels."""
     torch._dynamo.reset()
-    y = run(case.but(**{n: t.clone() for n, t in case.tensors.items()}), "cpu")
-    grad_y = torch.randn(y.shape, generator=torch.Generator().manual_seed(3)).to(y)
+    without_gradient = run(case.but(**{n: t.clone() for n, t in case.tensors.items()}), "cpu")
+    grad_y = torch.randn(without_gradient.shape, generator=torch.Generator().manual_seed(3)).to(without_gradient)
     eager = evaluate_on("cpu", case, grad_y)
 
     def function(tensors: dict[str, Tensor]) -> Tensor:
@@ -230,7 +230,8 @@ def compiled_equals_eager(case: Case, *, dynamic: bool | None = None, compiler: 
         y.backward(grad_y)
     counts = {n for n, c in backends.counters().items() if c}
     assert any(".forward.cpu_" in n for n in counts) and any("backward" in n for n in counts), counts
-    assert torch.equal(y, eager.y)
+    # An eager call in evaluation rounds the raw convolution, which it keeps for its gradient.
+    assert torch.equal(y, eager.y if case.options.get("training") else without_gradient)
     assert y.stride() == eager.y.stride()
     for name, t in leaves.items():
         if is_statistic(name):
@@ -333,7 +334,8 @@ def test_export_saves_and_loads(module):
     loaded = torch.export.load(buffer).module()
     for n in (1, 2, 5):
         x = torch.randn(n, 3, 8, 9)
-        assert torch.equal(loaded(x), layer(x))
+        with torch.no_grad():
+            assert torch.equal(loaded(x), layer(x))
 
 
 # ---- autocast

@@ -104,7 +104,7 @@ def test_cuda_extension_loads_and_registers_beside_any_torch(extension):
 import torch
 from inception_kernels import _extension, backends
 assert _extension.cuda_available, _extension.cuda_reason
-for name in ("conv2d_bn_act", "separable_conv2d", "asymmetric_pair", "update_running_statistics"):
+for name in ("conv2d_bn_act", "separable_conv2d", "asymmetric_pair", "batch_norm", "update_running_statistics"):
     for op in (name, name + "_training", name + "_backward", name + "_pack", name + "_prepacked"):
         if hasattr(torch.ops.inception_kernels, op):
             found = torch._C._dispatch_has_kernel_for_dispatch_key(f"inception_kernels::{op}", "CUDA")

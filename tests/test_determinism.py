@@ -122,10 +122,10 @@ def test_layout_of_the_incoming_gradient_does_not_matter(operator, mode):
 
 
 @pytest.mark.parametrize("operator", SIZES)
-def test_gradient_mode_does_not_matter(operator):
+def test_inference_mode_does_not_matter(operator):
+    """Where a gradient is wanted the raw convolution is rounded in between, as PyTorch's is."""
     case = case_of((operator, 0), "f32", "eval")
     expected = run(case, "cpu")
-    assert torch.equal(evaluate_on("cpu", case).y, expected)
     with torch.no_grad():
         assert torch.equal(run(case, "cpu"), expected)
     with torch.inference_mode():

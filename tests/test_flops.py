@@ -129,6 +129,7 @@ def test_every_operator_that_computes_has_a_formula():
         "label_smoothing_cross_entropy",
         "label_smoothing_cross_entropy_backward",
         "avg_pool2d",
+        "batch_norm",
         "max_pool2d",
         "max_pool2d_backward",
         "max_pool2d_training",

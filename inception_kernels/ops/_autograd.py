@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -72,6 +72,27 @@ class TrainingCall:
                 use_statistics(mean, var)
             return y
         return self.apply(*tensors, options, use_statistics)
+
+
+def keeps_raw_output(
+    backend: str, x: Tensor, parameters: Sequence[Tensor | None], bn_weight: Tensor | None, mean: Tensor | None,
+    activation: str,
+) -> bool:  # fmt: skip
+    """Whether a call in evaluation, whose gradient needs the convolution's raw output, keeps it.
+
+    Else the gradient computes it again: under torch.compile and function transforms, without a batch norm, and by
+    Triton. `parameters`: all that may require a gradient beside x and `bn_weight`.
+    """
+    if mean is None or backend not in ("cpu", "cuda") or not torch.is_grad_enabled():
+        return False
+    of_norm = bn_weight is not None and bn_weight.requires_grad
+    if not of_norm and (activation == "none" or not any(t is not None and t.requires_grad for t in (x, *parameters))):
+        return False
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None
+
+
+def ignore_statistics(mean: Tensor, var: Tensor) -> None:
+    """What a call with statistics that were given does with them."""
 
 
 def below_autograd(operator: Callable[..., Any], *inputs: Any, **options: Any) -> Any:

@@ -9,7 +9,14 @@ from torch import Tensor
 from .. import _extension, backends, reference
 from . import _checks as check
 from ._aliasing import separate_memory
-from ._autograd import TrainingCall, float32_weights, gradient_operator, in_weight_dtypes
+from ._autograd import (
+    TrainingCall,
+    float32_weights,
+    gradient_operator,
+    ignore_statistics,
+    in_weight_dtypes,
+    keeps_raw_output,
+)
 from ._common import (
     autocast_dtype,
     cast,
@@ -68,7 +75,9 @@ def conv2d_bn_act(
         float64). Empty for N = 0. On the CPU 3 x 3, 5 x 5, 1 x 7 and 7 x 1 windows of stride 1 go by Winograd's
         algorithm where it pays (not in float64). Errors are then relative to the largest value nearby, typically those
         of storing the result in 16 bits and less than twice those of PyTorch's channels-last format in float32 (2.1
-        times for images one or two pixels across under a window of seven); an infinite weight gives NaN.
+        times for images one or two pixels across under a window of seven); an infinite weight gives NaN. Where a
+        gradient through BN is wanted, the convolution's raw output is kept for it, rounded to x's dtype, in evaluation
+        too.
 
     Raises:
         TypeError: an argument that is no tensor, or has the wrong dtype or layout.
@@ -103,14 +112,22 @@ def conv2d_bn_act(
         )
 
     backend = backends.choose(_NAME, x, lambda: shape_numbers(x.shape, weight.shape, stride, padding, dilation))
-    if backend == "reference" or not batch_statistics:
-        weight = cast(weight, dtype)  # a training call does so itself
+    keeps = not batch_statistics and keeps_raw_output(
+        backend, x, (weight, bn_bias, bias, residual), bn_weight, running_mean, activation
+    )
+    if backend == "reference" or not (batch_statistics or keeps):
+        weight = cast(weight, dtype)  # the others do so themselves
     if backend == "reference":
         return reference.conv2d_bn_act(
             x, weight, bn_weight, bn_bias, running_mean, running_var, bias, residual,
             stride, padding, dilation, activation, training, momentum, eps,
         )  # fmt: skip
     kernels = namespace(backend)
+    if keeps:
+        return evaluation_calls[kernels.name].apply(
+            x, weight, bn_weight, bn_bias, running_mean, running_var, bias, residual,
+            (stride, padding, dilation, activation, eps), ignore_statistics,
+        )  # fmt: skip
     if not batch_statistics:
         return kernels.conv2d_bn_act(
             x, weight, bn_weight, bn_bias, running_mean, running_var, bias, residual,
@@ -204,6 +221,20 @@ def _setup_training(ctx, inputs, output):
     ctx.set_materialize_grads(False)  # zeros of z's size, which nobody reads
 
 
+def _setup_evaluation(ctx, inputs, output):
+    """Of a call that keeps the raw output."""
+    ctx.save_for_backward(*inputs[:8], output[1])
+    ctx.options = inputs[8:]
+
+
+def _evaluation(
+    kernels, x, weight, bn_weight, bn_bias, mean, var, bias, residual, stride, padding, dilation, activation, eps
+):
+    nothing = None, None, None, None
+    z = kernels.conv2d_bn_act(x, weight, *nothing, bias, None, stride, padding, dilation, "none", eps)
+    return kernels.batch_norm(z, bn_weight, bn_bias, mean, var, residual, activation, eps), z, mean, var
+
+
 def _gradients(kernels, ctx, grad_y: Tensor, mask: list[bool], training: bool) -> list[Tensor | None]:
     x, weight, bn_weight, bn_bias, mean, var, bias, residual, z = ctx.saved_tensors
     stride, padding, dilation, activation, eps = ctx.options
@@ -232,6 +263,7 @@ def _backward_training(kernels, ctx, grad_y, *ignored):
 
 
 training_calls: dict[str, TrainingCall] = {}  # by namespace
+evaluation_calls: dict[str, TrainingCall] = {}  # those that keep the raw output
 
 
 def register(name: str) -> None:
@@ -246,9 +278,17 @@ def register(name: str) -> None:
     training_calls[name] = TrainingCall(
         kernels.conv2d_bn_act_training, _setup_training, backward_training, tensors=6, weights=(1,)
     )
+    evaluation_calls[name] = TrainingCall(
+        partial(_evaluation, kernels), _setup_evaluation, partial(_backward, kernels), tensors=8, weights=(1,)
+    )
     torch.library.register_autograd(f"{name}::conv2d_bn_act_backward", refuse_double_backward(_NAME))
+
+
+def _fake_batch_norm(z, bn_weight, bn_bias, mean, var, residual, activation, eps):
+    return empty_activations(z, z.shape, memory_format_of(z))
 
 
 if _extension.available:
     register("inception_kernels")
+    torch.library.register_fake("inception_kernels::batch_norm", _fake_batch_norm)
     torch.library.register_fake("inception_kernels::conv2d_bn_act_prepacked", _fake_prepacked)

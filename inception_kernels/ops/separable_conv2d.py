@@ -9,7 +9,14 @@ from torch import Tensor
 from .. import _extension, backends, reference
 from . import _checks as check
 from ._aliasing import separate_memory
-from ._autograd import TrainingCall, float32_weights, gradient_operator, in_weight_dtypes
+from ._autograd import (
+    TrainingCall,
+    float32_weights,
+    gradient_operator,
+    ignore_statistics,
+    in_weight_dtypes,
+    keeps_raw_output,
+)
 from ._common import (
     autocast_dtype,
     cast,
@@ -71,6 +78,8 @@ def separable_conv2d(
 
     Returns:
         ``[N, K, P, Q]`` of x's dtype in x's memory format, with P and Q as for :func:`conv2d_bn_act`. Empty for N = 0.
+        Where a gradient through BN is wanted, the raw output before BN is kept for it, rounded to x's dtype, in
+        evaluation too.
 
     Raises:
         TypeError, ValueError, BackendUnavailableError: as :func:`conv2d_bn_act`.
@@ -117,7 +126,9 @@ def separable_conv2d(
             x.shape, (pointwise_weight.shape[0], x.shape[1], *depthwise_weight.shape[2:]), stride, padding, dilation
         ),
     )
-    if backend == "reference" or not batch_statistics:  # a training call does so itself
+    parameters = depthwise_weight, pointwise_weight, bn_bias, depthwise_bias, bias, residual
+    keeps = not batch_statistics and keeps_raw_output(backend, x, parameters, bn_weight, running_mean, activation)
+    if backend == "reference" or not (batch_statistics or keeps):  # the others do so themselves
         depthwise_weight, pointwise_weight = cast(depthwise_weight, dtype), cast(pointwise_weight, dtype)
     if backend == "reference":
         return reference.separable_conv2d(
@@ -126,6 +137,12 @@ def separable_conv2d(
             training, momentum, eps,
         )  # fmt: skip
     kernels = namespace(backend)
+    if keeps:
+        return evaluation_calls[kernels.name].apply(
+            x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, running_mean, running_var,
+            depthwise_bias, bias, residual,
+            (stride, padding, dilation, input_activation, mid_activation, activation, eps), ignore_statistics,
+        )  # fmt: skip
     if not batch_statistics:
         return kernels.separable_conv2d(
             x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, running_mean, running_var,
@@ -211,6 +228,23 @@ def _setup_training(ctx, inputs, output):
     ctx.set_materialize_grads(False)  # zeros of z's size, which nobody reads
 
 
+def _setup_evaluation(ctx, inputs, output):
+    """Of a call that keeps the raw output."""
+    ctx.save_for_backward(*inputs[:10], output[1])
+    ctx.options = inputs[10:]
+
+
+def _evaluation(
+    kernels, x, depthwise, pointwise, bn_weight, bn_bias, mean, var, depthwise_bias, bias, residual,
+    stride, padding, dilation, input_activation, mid_activation, activation, eps,
+):  # fmt: skip
+    z = kernels.separable_conv2d(
+        x, depthwise, pointwise, None, None, None, None, depthwise_bias, bias, None,
+        stride, padding, dilation, input_activation, mid_activation, "none", eps,
+    )  # fmt: skip
+    return kernels.batch_norm(z, bn_weight, bn_bias, mean, var, residual, activation, eps), z, mean, var
+
+
 def _gradients(kernels, ctx, grad_y: Tensor, mask: list[bool], training: bool) -> list[Tensor | None]:
     *geometry, input_activation, mid_activation, activation, eps = ctx.options
     gradients = gradient_operator(
@@ -236,6 +270,7 @@ def _backward_training(kernels, ctx, grad_y, *ignored):
 
 
 training_calls: dict[str, TrainingCall] = {}  # by namespace
+evaluation_calls: dict[str, TrainingCall] = {}  # those that keep the raw output
 
 
 def register(name: str) -> None:
@@ -251,6 +286,9 @@ def register(name: str) -> None:
     )
     training_calls[name] = TrainingCall(
         kernels.separable_conv2d_training, _setup_training, backward_training, tensors=8, weights=(1, 2)
+    )
+    evaluation_calls[name] = TrainingCall(
+        partial(_evaluation, kernels), _setup_evaluation, partial(_backward, kernels), tensors=10, weights=(1, 2)
     )
     torch.library.register_autograd(f"{name}::separable_conv2d_backward", refuse_double_backward(_NAME))
 
