@@ -1,6 +1,11 @@
 """The operators: validation, choice of the backend, and the rules that autograd and the compiler need."""
 
-from . import avg_pool2d, max_pool2d, run_program  # noqa: F401  (registers what operators without a public function need)
+from . import (  # noqa: F401  (registers what operators without a public function need)
+    avg_pool2d,
+    batch_norm,
+    max_pool2d,
+    run_program,
+)
 from .asymmetric_pair import asymmetric_pair
 from .conv2d_bn_act import conv2d_bn_act
 from .label_smoothing_cross_entropy import label_smoothing_cross_entropy

@@ -284,11 +284,6 @@ def register(name: str) -> None:
     torch.library.register_autograd(f"{name}::conv2d_bn_act_backward", refuse_double_backward(_NAME))
 
 
-def _fake_batch_norm(z, bn_weight, bn_bias, mean, var, residual, activation, eps):
-    return empty_activations(z, z.shape, memory_format_of(z))
-
-
 if _extension.available:
     register("inception_kernels")
-    torch.library.register_fake("inception_kernels::batch_norm", _fake_batch_norm)
     torch.library.register_fake("inception_kernels::conv2d_bn_act_prepacked", _fake_prepacked)
