@@ -75,7 +75,9 @@ def _four(bn: dict[str, Any]) -> tuple[Tensor | None, Tensor | None, Tensor | No
 
 def _takes(layer: FusedLayer, parts: Parts, x: Tensor) -> bool:
     """Whether a fused layer computes what the operator would, in the same memory format."""
-    if is_compiling() or layer.blocked(x, parts) is not None:
+    if not all(isinstance(member, nn.Conv2d | nn.BatchNorm2d) for member in parts.members):
+        return False  # somebody put another module there
+    if layer.blocked(x, parts) is not None:
         return False
     if numeric_padding(parts.conv if parts.depthwise is None else parts.depthwise) is None:
         return False
@@ -111,6 +113,8 @@ class _FusedModule(DropsCaches):
 
     def _kept(self, x: Tensor, residual: Tensor | None) -> Tensor | None:
         """The result by what is kept of the module; None where the operator has to be called."""
+        if is_compiling():
+            return None
         layer, parts = self._fused(), self._parts()
         return layer(x, parts, residual) if _takes(layer, parts, x) else None
 
@@ -271,9 +275,11 @@ class AsymmetricPair(DropsCaches):
 
     def _kept(self, x: Tensor, settings: dict[str, Any]) -> Tensor | None:
         """The result in evaluation by weights that were packed before; None where the operator has to be called."""
+        if settings["training"] or is_compiling() or self.__dict__.get("_is_replica"):
+            return None
         first, second = self.first, self.second
         parts = first._parts(), second._parts()
-        if settings["training"] or not (_takes(first._fused(), parts[0], x) and _takes(second._fused(), parts[1], x)):
+        if not (_takes(first._fused(), parts[0], x) and _takes(second._fused(), parts[1], x)):
             return None
         tensors = (*parts[0].tensors()[2:], *parts[1].tensors()[2:])
         paddings = padding_of(first.conv), padding_of(second.conv)

@@ -627,3 +627,14 @@ def by_children_with(module: nn.Module, x: Tensor, residual: Tensor | None) -> T
     before, mid, after = module.activations
     z = module.bn(module.pointwise(activate(module.depthwise(activate(x, before)), mid)))
     return activate(z + added, after)
+
+
+def test_module_with_another_kind_of_batch_norm_calls_the_operator():
+    torch.manual_seed(0)
+    module = ik.nn.ConvBNAct(3, 8, 3, padding=1).eval()
+    x = torch.randn(2, 3, 8, 8).to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        expected = ik.nn.ConvBNAct.forward(copy.deepcopy(module), x.contiguous())
+        module.bn = nn.SyncBatchNorm.convert_sync_batchnorm(module.bn)
+        assert torch.equal(module(x), expected)
+    assert module._layer is None or module._layer.last is None

@@ -80,5 +80,6 @@ class PreparedCache:
         self.held = None
         if not Stamp.possible(tensors):
             return None
-        self.held = Prepared(build(dtype), dtype, Stamp(tensors), frozen(settings), x.shape)
-        return self.held
+        held = Prepared(build(dtype), dtype, Stamp(tensors), frozen(settings), x.shape)
+        self.held = held  # which another thread may replace at once
+        return held
