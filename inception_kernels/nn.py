@@ -27,7 +27,12 @@ def batch_norm_arguments(bn: nn.BatchNorm2d) -> dict[str, Any]:
     """The keyword arguments with which an operator does what ``bn`` would do now; call :func:`count_batch` afterwards.
 
     Turns ``momentum=None`` into the factor of a cumulative average, as torch.nn.BatchNorm2d does.
+
+    Raises:
+        TypeError: a SyncBatchNorm in training, whose statistics are those of all processes: the operators know one.
     """
+    if bn.training and isinstance(bn, nn.SyncBatchNorm):
+        raise TypeError("bn: expected a BatchNorm2d in training, got a SyncBatchNorm, which no operator computes")
     momentum = bn.momentum
     if momentum is None and _counts_batches(bn):
         momentum = 1.0 / (float(bn.num_batches_tracked) + 1.0)  # type: ignore[arg-type]

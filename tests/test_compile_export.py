@@ -638,3 +638,5 @@ def test_module_with_another_kind_of_batch_norm_calls_the_operator():
         module.bn = nn.SyncBatchNorm.convert_sync_batchnorm(module.bn)
         assert torch.equal(module(x), expected)
     assert module._layer is None or module._layer.last is None
+    with pytest.raises(TypeError, match="got a SyncBatchNorm"):
+        module.train()(x)
