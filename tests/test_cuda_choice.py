@@ -122,12 +122,18 @@ def test_trusted_kernels_are_chosen_for_their_dtype_alone():
     assert backends.decide("separable_conv2d", on_cuda())[0] == "reference"
 
 
-@pytest.mark.usefixtures("hopper")
-def test_swapped_layers_prepare_their_weights_for_kernels_that_are_chosen(monkeypatch):
+@pytest.fixture
+def layer_on_cuda(monkeypatch) -> tuple[FusedLayer, Parts]:
+    """One that nothing is packed for."""
     conv = torch.nn.Conv2d(8, 16, 3, padding=1).requires_grad_(False)
-    fused, parts = FusedLayer("conv", "conv2d_bn_act", "none", "none", "relu"), Parts(None, conv, None, (conv,))
     monkeypatch.setattr(FusedLayer, "_build", lambda *_: "prepared")
     monkeypatch.setattr(Stamp, "possible", lambda tensors: True)
+    return FusedLayer("conv", "conv2d_bn_act", "none", "none", "relu"), Parts(None, conv, None, (conv,))
+
+
+@pytest.mark.usefixtures("hopper")
+def test_swapped_layers_prepare_their_weights_for_kernels_that_are_chosen(layer_on_cuda):
+    fused, parts = layer_on_cuda
     assert fused._prepare(on_cuda(), parts) is None
     cuda_kernels.trust("conv2d_bn_act", torch.bfloat16, torch.device("cuda"))
     assert fused._prepare(on_cuda(), parts).run == "prepared"
@@ -136,11 +142,8 @@ def test_swapped_layers_prepare_their_weights_for_kernels_that_are_chosen(monkey
 
 
 @pytest.mark.usefixtures("hopper")
-def test_kernels_are_asked_about_a_shape_when_it_changes(monkeypatch):
-    conv = torch.nn.Conv2d(8, 16, 3, padding=1).requires_grad_(False)
-    fused, parts = FusedLayer("conv", "conv2d_bn_act", "none", "none", "relu"), Parts(None, conv, None, (conv,))
-    monkeypatch.setattr(FusedLayer, "_build", lambda *_: "prepared")
-    monkeypatch.setattr(Stamp, "possible", lambda tensors: True)
+def test_kernels_are_asked_about_a_shape_when_it_changes(monkeypatch, layer_on_cuda):
+    fused, parts = layer_on_cuda
     cuda_kernels.trust("conv2d_bn_act", torch.bfloat16, torch.device("cuda"))
     asked = []
     monkeypatch.setattr(
