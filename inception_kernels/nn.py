@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 
-from . import ops
+from . import backends, ops
 from .ops._checks import IntOrPair
 from .ops._common import cast, shape_numbers, suggests_channels_last
 from .ops.prepared import PreparedAsymmetricPair
@@ -294,9 +294,11 @@ class AsymmetricPair(DropsCaches):
         if prepared is None:
             return None
         try:
-            return prepared(x)
+            y = prepared(x)
         except RuntimeError:  # the operator's checks say in the caller's terms what does not fit
             return None
+        backends.record(self._prepared.operator, x.device.type, {})
+        return y
 
     def _shapes(self, x: Tensor, paddings: tuple[tuple[int, int], tuple[int, int]]) -> tuple[int, ...]:
         windows = self.first.conv.weight.shape, self.second.conv.weight.shape

@@ -578,8 +578,12 @@ def test_module_keeps_what_it_packed_until_something_changes(name, change, autoc
     first = evaluate(module)
     kept = prepared_of(module)
     assert kept is not None
+    ik.conv2d_bn_act(torch.ones(1, 1, 1, 1).double(), torch.ones(1, 1, 1, 1).double())
     assert torch.equal(evaluate(module), first)
     assert prepared_of(module) is kept
+    choice, separable = backends.last_choice(), name.startswith("separable")
+    operator = "asymmetric_pair" if name == "pair" else "separable_conv2d" if separable else "conv2d_bn_act"
+    assert (choice.operator, choice.backend, choice.reasons) == (operator, "cpu", {})
     assert list(module.state_dict()) == keys
     change(module)
     module.eval()

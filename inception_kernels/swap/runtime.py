@@ -224,6 +224,7 @@ class FusedLayer:
                 y = prepared(x, residual)
             except RuntimeError:  # the operator's checks say in the caller's terms what does not fit
                 return self._run_operator(x, parts, residual)
+            backends.record(self.operator, x.device.type, {})
             self.last = _RAN_PREPARED[x.device.type, converted]
             return y
         with backends.preferring("triton") if by_triton else nullcontext():
