@@ -91,36 +91,35 @@ def _takes(layer: FusedLayer, parts: Parts, x: Tensor) -> bool:
 
 
 class _FusedModule(DropsCaches):
-    """`_parts` and `_activations` (before, between and after the convolutions) say what the module consists of."""
+    """One fused layer: children `_convolution`, and `depthwise` and `bn` where there are any."""
 
     _operator: str
-    _layer: FusedLayer | None
+    _convolution: str
 
     def __init__(self) -> None:
         super().__init__()
-        self._layer = None
+        self._layer: FusedLayer | None = None
+
+    def _caches(self) -> list[FusedLayer]:
+        return [] if self._layer is None else [self._layer]
 
     def _parts(self) -> Parts:
-        raise NotImplementedError
+        modules: Any = self._modules  # nn.Module.__getattr__ would cost more than the checks
+        depthwise, conv, bn = modules.get("depthwise"), modules[self._convolution], modules.get("bn")
+        return Parts(depthwise, conv, bn, tuple(each for each in (depthwise, conv, bn) if each is not None))
 
-    def _activations(self) -> tuple[str, str, str]:
-        raise NotImplementedError
-
-    def _drop_caches(self) -> None:
-        if self._layer is not None:
-            self._layer.drop_cache()
-
-    def _fused(self) -> FusedLayer:
-        layer, activations = self._layer, self._activations()
+    def _fused(self, activations: tuple[str, str, str]) -> FusedLayer:
+        """`activations`: before, between and after the convolutions, as they are set now."""
+        layer = self._layer
         if layer is None or (layer.input_activation, layer.mid_activation, layer.activation) != activations:
             layer = self._layer = FusedLayer("", self._operator, *activations)
         return layer
 
-    def _kept(self, x: Tensor, residual: Tensor | None) -> Tensor | None:
+    def _kept(self, x: Tensor, residual: Tensor | None, activations: tuple[str, str, str]) -> Tensor | None:
         """The result by what is kept of the module; None where the operator has to be called."""
         if is_compiling():
             return None
-        layer, parts = self._fused(), self._parts()
+        layer, parts = self._fused(activations), self._parts()
         return layer(x, parts, residual) if _takes(layer, parts, x) else None
 
 
@@ -135,7 +134,7 @@ class ConvBNAct(_FusedModule):
     Children ``conv`` and ``bn`` hold the parameters. Input ``[N, C, H, W]``, optional residual ``[N, K, P, Q]``.
     """
 
-    _operator = "conv2d_bn_act"
+    _operator, _convolution = "conv2d_bn_act", "conv"
 
     def __init__(
         self,
@@ -155,16 +154,11 @@ class ConvBNAct(_FusedModule):
         self.bn = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum)
         self.activation = activation
 
-    def _parts(self) -> Parts:
-        modules: Any = self._modules  # nn.Module.__getattr__ would cost more than the checks
-        conv, bn = modules["conv"], modules["bn"]
-        return Parts(None, conv, bn, (conv, bn))
-
     def _activations(self) -> tuple[str, str, str]:
         return "none", "none", self.activation
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        kept = self._kept(x, residual)
+        kept = self._kept(x, residual, self._activations())
         if kept is not None:
             return kept
         conv = self.conv
@@ -189,7 +183,7 @@ class SeparableConv2d(_FusedModule):
     Children ``depthwise``, ``pointwise`` and ``bn`` hold the parameters.
     """
 
-    _operator = "separable_conv2d"
+    _operator, _convolution = "separable_conv2d", "pointwise"
 
     def __init__(
         self,
@@ -215,16 +209,8 @@ class SeparableConv2d(_FusedModule):
         self.bn = nn.BatchNorm2d(out_channels, eps=eps, momentum=momentum) if batch_norm else None
         self.activations = (input_activation, mid_activation, activation)
 
-    def _parts(self) -> Parts:
-        modules: Any = self._modules
-        depthwise, pointwise, bn = modules["depthwise"], modules["pointwise"], modules.get("bn")
-        return Parts(depthwise, pointwise, bn, (depthwise, pointwise) if bn is None else (depthwise, pointwise, bn))
-
-    def _activations(self) -> tuple[str, str, str]:
-        return self.activations
-
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        kept = self._kept(x, residual)
+        kept = self._kept(x, residual, self.activations)
         if kept is not None:
             return kept
         depthwise, pointwise = self.depthwise, self.pointwise
@@ -275,8 +261,8 @@ class AsymmetricPair(DropsCaches):
         self.second = ConvBNAct(mid_channels, out_channels, two, padding=(two[0] // 2, two[1] // 2), **options)
         self._prepared = PreparedCache("asymmetric_pair")
 
-    def _drop_caches(self) -> None:
-        self._prepared.held = None
+    def _caches(self) -> list[PreparedCache]:
+        return [self._prepared]
 
     def _kept(self, x: Tensor, settings: dict[str, Any]) -> Tensor | None:
         """The result in evaluation by weights that were packed before; None where the operator has to be called."""
@@ -284,7 +270,8 @@ class AsymmetricPair(DropsCaches):
             return None
         first, second = self.first, self.second
         parts = first._parts(), second._parts()
-        if not (_takes(first._fused(), parts[0], x) and _takes(second._fused(), parts[1], x)):
+        layers = (each._fused(each._activations()) for each in (first, second))
+        if not all(_takes(layer, part, x) for layer, part in zip(layers, parts, strict=True)):
             return None
         tensors = (*parts[0].tensors()[2:], *parts[1].tensors()[2:])
         paddings = padding_of(first.conv), padding_of(second.conv)

@@ -101,7 +101,7 @@ def pytest_load_initial_conftests() -> None:
         "conv2d_bn_act",
         "separable_conv2d",
     ):  # only the host's kernels know it, and a GPU's x is not theirs
-        importlib.import_module(f"inception_kernels.ops.{operator}").float32_weights = lambda *_: {}  # type: ignore
+        importlib.import_module(f"inception_kernels.ops.{operator}").float32_weights = lambda *_: {}
     global hosted
     hosted = Hosted(path)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import assert_as_accurate
+from helpers import assert_as_accurate, needs_kernels
 from operator_cases import (
     DTYPES,
     MAKERS,
@@ -561,7 +561,7 @@ def other_eps(module: nn.Module) -> None:
             m.eps = 0.5
 
 
-@pytest.mark.skipif(backends.can_run_cpu() is not None, reason="layers are prepared for the compiled kernels")
+@needs_kernels
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("change", [halve_a_weight, other_activation, other_eps, nn.Module.train])
 @pytest.mark.parametrize("name", MODULES)
@@ -591,7 +591,7 @@ def test_module_keeps_what_it_packed_until_something_changes(name, change, autoc
     assert prepared_of(module) is not kept or (name == "separable_without_bn" and change is other_eps)
 
 
-@pytest.mark.skipif(backends.can_run_cpu() is not None, reason="layers are prepared for the compiled kernels")
+@needs_kernels
 @pytest.mark.parametrize("name", ["conv", "separable"])
 def test_module_adds_a_residual_to_what_it_keeps(name):
     torch.manual_seed(0)

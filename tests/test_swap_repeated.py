@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from helpers import assert_as_accurate, randomize_batch_norm
+from helpers import assert_as_accurate, needs_kernels, randomize_batch_norm
 from swap_models import BasicConv2d, Residual, Separable
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -234,7 +234,7 @@ def test_autocast_and_a_forced_backend_are_noticed(checked):
             module.swapped_layers] == ["reference"]  # fmt: skip
 
 
-@pytest.mark.skipif(not REPEATS, reason="needs the compiled extension")
+@needs_kernels
 def test_a_step_checked_under_a_forced_backend_is_repeated_under_it_alone(checked):
     model, x = layer_of(BasicConv2d), image()
     checked.clear()

@@ -91,8 +91,23 @@ def keeps_raw_output(
     return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is None
 
 
-def ignore_statistics(mean: Tensor, var: Tensor) -> None:
-    """What a call with statistics that were given does with them."""
+class EvaluationCall(TrainingCall):
+    """The same with statistics that are given, among the `tensors`: what `keeps_raw_output` is about.
+
+    `operator` returns y and the raw output; `backward` finds the tensors and the raw output saved, and `ctx.options`.
+    """
+
+    def __init__(
+        self, operator: Callable[..., Any], backward: Callable[..., Any], tensors: int, weights: tuple[int, ...]
+    ) -> None:
+        def setup(ctx: Any, inputs: Any, output: Any) -> None:
+            ctx.save_for_backward(*inputs[:tensors], output[1])
+            ctx.options = inputs[tensors:]
+
+        super().__init__(lambda *inputs: (*operator(*inputs), None, None), setup, backward, tensors, weights)
+
+    def __call__(self, *inputs: Any) -> Tensor:
+        return self.apply(*inputs[: self._tensors], inputs[self._tensors :], lambda mean, var: None)
 
 
 def below_autograd(operator: Callable[..., Any], *inputs: Any, **options: Any) -> Any:

@@ -10,10 +10,10 @@ from .. import _extension, backends, reference
 from . import _checks as check
 from ._aliasing import separate_memory
 from ._autograd import (
+    EvaluationCall,
     TrainingCall,
     float32_weights,
     gradient_operator,
-    ignore_statistics,
     in_weight_dtypes,
     keeps_raw_output,
 )
@@ -124,9 +124,9 @@ def conv2d_bn_act(
         )  # fmt: skip
     kernels = namespace(backend)
     if keeps:
-        return evaluation_calls[kernels.name].apply(
+        return evaluation_calls[kernels.name](
             x, weight, bn_weight, bn_bias, running_mean, running_var, bias, residual,
-            (stride, padding, dilation, activation, eps), ignore_statistics,
+            stride, padding, dilation, activation, eps,
         )  # fmt: skip
     if not batch_statistics:
         return kernels.conv2d_bn_act(
@@ -221,18 +221,12 @@ def _setup_training(ctx, inputs, output):
     ctx.set_materialize_grads(False)  # zeros of z's size, which nobody reads
 
 
-def _setup_evaluation(ctx, inputs, output):
-    """Of a call that keeps the raw output."""
-    ctx.save_for_backward(*inputs[:8], output[1])
-    ctx.options = inputs[8:]
-
-
 def _evaluation(
     kernels, x, weight, bn_weight, bn_bias, mean, var, bias, residual, stride, padding, dilation, activation, eps
 ):
     nothing = None, None, None, None
     z = kernels.conv2d_bn_act(x, weight, *nothing, bias, None, stride, padding, dilation, "none", eps)
-    return kernels.batch_norm(z, bn_weight, bn_bias, mean, var, residual, activation, eps), z, mean, var
+    return kernels.batch_norm(z, bn_weight, bn_bias, mean, var, residual, activation, eps), z
 
 
 def _gradients(kernels, ctx, grad_y: Tensor, mask: list[bool], training: bool) -> list[Tensor | None]:
@@ -263,7 +257,7 @@ def _backward_training(kernels, ctx, grad_y, *ignored):
 
 
 training_calls: dict[str, TrainingCall] = {}  # by namespace
-evaluation_calls: dict[str, TrainingCall] = {}  # those that keep the raw output
+evaluation_calls: dict[str, EvaluationCall] = {}  # those that keep the raw output
 
 
 def register(name: str) -> None:
@@ -278,8 +272,8 @@ def register(name: str) -> None:
     training_calls[name] = TrainingCall(
         kernels.conv2d_bn_act_training, _setup_training, backward_training, tensors=6, weights=(1,)
     )
-    evaluation_calls[name] = TrainingCall(
-        partial(_evaluation, kernels), _setup_evaluation, partial(_backward, kernels), tensors=8, weights=(1,)
+    evaluation_calls[name] = EvaluationCall(
+        partial(_evaluation, kernels), partial(_backward, kernels), tensors=8, weights=(1,)
     )
     torch.library.register_autograd(f"{name}::conv2d_bn_act_backward", refuse_double_backward(_NAME))
 

@@ -10,10 +10,10 @@ from .. import _extension, backends, reference
 from . import _checks as check
 from ._aliasing import separate_memory
 from ._autograd import (
+    EvaluationCall,
     TrainingCall,
     float32_weights,
     gradient_operator,
-    ignore_statistics,
     in_weight_dtypes,
     keeps_raw_output,
 )
@@ -138,10 +138,10 @@ def separable_conv2d(
         )  # fmt: skip
     kernels = namespace(backend)
     if keeps:
-        return evaluation_calls[kernels.name].apply(
+        return evaluation_calls[kernels.name](
             x, depthwise_weight, pointwise_weight, bn_weight, bn_bias, running_mean, running_var,
             depthwise_bias, bias, residual,
-            (stride, padding, dilation, input_activation, mid_activation, activation, eps), ignore_statistics,
+            stride, padding, dilation, input_activation, mid_activation, activation, eps,
         )  # fmt: skip
     if not batch_statistics:
         return kernels.separable_conv2d(
@@ -228,12 +228,6 @@ def _setup_training(ctx, inputs, output):
     ctx.set_materialize_grads(False)  # zeros of z's size, which nobody reads
 
 
-def _setup_evaluation(ctx, inputs, output):
-    """Of a call that keeps the raw output."""
-    ctx.save_for_backward(*inputs[:10], output[1])
-    ctx.options = inputs[10:]
-
-
 def _evaluation(
     kernels, x, depthwise, pointwise, bn_weight, bn_bias, mean, var, depthwise_bias, bias, residual,
     stride, padding, dilation, input_activation, mid_activation, activation, eps,
@@ -242,7 +236,7 @@ def _evaluation(
         x, depthwise, pointwise, None, None, None, None, depthwise_bias, bias, None,
         stride, padding, dilation, input_activation, mid_activation, "none", eps,
     )  # fmt: skip
-    return kernels.batch_norm(z, bn_weight, bn_bias, mean, var, residual, activation, eps), z, mean, var
+    return kernels.batch_norm(z, bn_weight, bn_bias, mean, var, residual, activation, eps), z
 
 
 def _gradients(kernels, ctx, grad_y: Tensor, mask: list[bool], training: bool) -> list[Tensor | None]:
@@ -270,7 +264,7 @@ def _backward_training(kernels, ctx, grad_y, *ignored):
 
 
 training_calls: dict[str, TrainingCall] = {}  # by namespace
-evaluation_calls: dict[str, TrainingCall] = {}  # those that keep the raw output
+evaluation_calls: dict[str, EvaluationCall] = {}  # those that keep the raw output
 
 
 def register(name: str) -> None:
@@ -287,8 +281,8 @@ def register(name: str) -> None:
     training_calls[name] = TrainingCall(
         kernels.separable_conv2d_training, _setup_training, backward_training, tensors=8, weights=(1, 2)
     )
-    evaluation_calls[name] = TrainingCall(
-        partial(_evaluation, kernels), _setup_evaluation, partial(_backward, kernels), tensors=10, weights=(1, 2)
+    evaluation_calls[name] = EvaluationCall(
+        partial(_evaluation, kernels), partial(_backward, kernels), tensors=10, weights=(1, 2)
     )
     torch.library.register_autograd(f"{name}::separable_conv2d_backward", refuse_double_backward(_NAME))
 

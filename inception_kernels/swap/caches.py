@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -10,8 +11,13 @@ from torch import nn
 class DropsCaches(nn.Module):
     """Forgets them where weights are about to change or move, so that they take no memory then."""
 
+    def _caches(self) -> Iterable[Any]:
+        """The `FusedLayer`s and `PreparedCache`s of this module, without its children's."""
+        return ()
+
     def _drop_caches(self) -> None:
-        raise NotImplementedError
+        for cache in self._caches():
+            cache.drop_cache()
 
     def train(self, mode: bool = True) -> Any:
         self._drop_caches()

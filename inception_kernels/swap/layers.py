@@ -278,9 +278,8 @@ class Swapped(DropsCaches):
         # Generated classes have no importable name: name the pair that makes them instead.
         return (_rebuild, (self._ik_base, behaviour, *reduced[1][1:]), *reduced[2:])
 
-    def _drop_caches(self) -> None:
-        for layer in self.swapped_layers:
-            layer.drop_cache()
+    def _caches(self) -> list[FusedLayer]:
+        return self.swapped_layers
 
 
 class ChainForward(Swapped):

@@ -40,6 +40,9 @@ class PreparedCache:
     def __getstate__(self) -> dict[str, Any]:
         return {"operator": self.operator, "held": None}
 
+    def drop_cache(self) -> None:
+        self.held = None
+
     def get(
         self,
         x: Tensor,

@@ -149,7 +149,8 @@ class FusedLayer:
         return {**vars(self), "last": None, "_repeated": None}
 
     def drop_cache(self) -> None:
-        self._prepared.held = self._repeated = None
+        self._prepared.drop_cache()
+        self._repeated = None
 
     # -- may it run fused?
 
