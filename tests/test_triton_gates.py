@@ -3,14 +3,19 @@
 import dataclasses
 import inspect
 import re
+import threading
 from collections import Counter
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 pytest.importorskip("triton", reason="Triton has no build for this platform")
 
 import torch
+from triton import knobs
+from triton.compiler import CompiledKernel
+from triton.compiler import compile as compile_source
 from triton.runtime.jit import JITFunction
 
 from inception_kernels.triton import tuning
@@ -102,23 +107,32 @@ def test_no_result_depends_on_which_program_comes_first(everything: list[Launch]
         assert not re.search(r"\batomic", path.read_text(encoding="utf-8")), path.name
 
 
-def test_candidates_are_compiled_side_by_side_before_they_are_timed() -> None:
+def test_candidates_are_compiled_side_by_side_before_they_are_timed(tmp_path: Path) -> None:
     """And only compiled: there is no device on which they could start."""
     run = JITFunction.run
     partial = torch.empty(2, 64, device="meta")
+    elements = [256, 512, 2048]
+    together = threading.Barrier(len(elements))
 
-    def launch(elements: int) -> torch.Tensor:
+    def launch(elements: int, **keywords: bool) -> torch.Tensor:
         out = torch.empty(64, device="meta")
-        add_pieces[(1,)](partial, out, 64, 2, ELEMENTS=elements)
+        add_pieces.run(partial, out, 64, 2, ELEMENTS=elements, grid=(1,), **{"warmup": False, **keywords})
         return out
 
-    with compiling_for("90"):
+    def compile_together(*arguments: object, **keywords: object) -> CompiledKernel:
+        together.wait(timeout=60)  # each in a thread of its own, or it breaks
+        return compile_source(*arguments, **keywords)
+
+    with compiling_for("90"), mock.patch.object(knobs.cache, "dir", str(tmp_path)):
         kernels = add_pieces.device_caches[90][0]
-        before = len(kernels)
-        tuning._compile([256, 512, 2048], launch)
-        added = list(kernels.values())[before:]
-    assert JITFunction.run is run
-    assert len(added) == 3 and all(kernel.asm["cubin"] for kernel in added)
+        with mock.patch.dict(kernels, clear=True):
+            with mock.patch.object(add_pieces, "compile", compile_together):
+                tuning._compile(elements, launch)
+            assert JITFunction.run is run
+            assert not together.broken
+            for each in elements:  # what a thread could not compile is compiled, or told, now
+                launch(each, warmup=True)
+            assert len(kernels) == len(elements) and all(kernel.asm["cubin"] for kernel in kernels.values())
 
 
 # ---- the table
