@@ -23,7 +23,7 @@ CPU, CUDA = "inception_kernels._C", "inception_kernels._C_cuda"
 # The oldest LibTorch whose stable ABI the sources use (2.11) and the oldest Python (3.10).
 DEFINES = [
     "-DTORCH_TARGET_VERSION=0x020b000000000000", "-DPy_LIMITED_API=0x030a0000", "-DNDEBUG",
-    # As LibTorch 2.13 defines it for that ABI; the headers of 2.11 and 2.12 lack it.
+    # As LibTorch 2.13 defines it for that ABI; the headers of 2.11 lack it.
     "-DSTABLE_TORCH_ERROR_CODE_CHECK(call)=TORCH_ERROR_CODE_CHECK(call)",
 ]  # fmt: skip
 CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]

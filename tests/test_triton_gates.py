@@ -114,9 +114,9 @@ def test_candidates_are_compiled_side_by_side_before_they_are_timed(tmp_path: Pa
     elements = [256, 512, 2048]
     together = threading.Barrier(len(elements))
 
-    def launch(elements: int, **keywords: bool) -> torch.Tensor:
+    def launch(elements: int, warmup: bool = False) -> torch.Tensor:
         out = torch.empty(64, device="meta")
-        add_pieces.run(partial, out, 64, 2, ELEMENTS=elements, grid=(1,), **{"warmup": False, **keywords})
+        add_pieces.run(partial, out, 64, 2, ELEMENTS=elements, grid=(1,), warmup=warmup)
         return out
 
     def compile_together(*arguments: object, **keywords: object) -> CompiledKernel:
@@ -130,6 +130,7 @@ def test_candidates_are_compiled_side_by_side_before_they_are_timed(tmp_path: Pa
                 tuning._compile(elements, launch)
             assert JITFunction.run is run
             assert not together.broken
+            assert kernels, "nothing was compiled in the threads"
             for each in elements:  # what a thread could not compile is compiled, or told, now
                 launch(each, warmup=True)
             assert len(kernels) == len(elements) and all(kernel.asm["cubin"] for kernel in kernels.values())
