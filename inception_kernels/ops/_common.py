@@ -62,12 +62,8 @@ def empty_activations(
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that autocast asks of a convolution on x's device; None outside autocast, for float64 and on meta."""
     kind = x.device.type
-    if (
-        not torch.amp.is_autocast_available(kind)
-        or not torch.is_autocast_enabled(kind)
-        or not x.is_floating_point()
-        or x.dtype == torch.float64
-    ):
+    # By name, and not by is_autocast_available: Dynamo of torch 2.11 cannot trace it.
+    if kind == "meta" or not torch.is_autocast_enabled(kind) or not x.is_floating_point() or x.dtype == torch.float64:
         return None
     return torch.get_autocast_dtype(kind)
 
