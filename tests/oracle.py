@@ -39,6 +39,10 @@ class Trace:
         where[layer] = t
 
 
+# Adds nothing to a variance of one; F.batch_norm of torch 2.11 refuses 0.
+NO_EPS = 1e-300
+
+
 def _norm(z: Tensor, bn: Sequence[Tensor | None], training: bool, momentum: float, eps: float, truth: bool) -> Tensor:
     weight, bias, mean, var = bn
     if mean is None and weight is None and bias is None:

@@ -18,6 +18,11 @@ from build_backend import build_ext, hooks, ninja_build, sources, toolchain, tor
 ROOT = Path(__file__).resolve().parent.parent
 TORCH_FOLDER = Path(torch.__file__).parent
 
+LIBTORCH_NAME = re.compile(
+    r"<torch/\S+>|\b(?:aoti_torch|torch)_\w+|\b(?:STD_|STABLE_|AOTI_)?TORCH_[A-Z]\w*|\btorch::(?:\w+::)*\w+"
+)
+LIBTORCH_NAMES = (ROOT / "tests" / "libtorch_names.txt").read_text().splitlines()[1:]
+
 
 def run_python(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, **environment}
@@ -335,6 +340,24 @@ torch.testing.assert_close(ik.conv2d_bn_act(torch.ones(1, 1, 4, 4), torch.ones(1
         )
         unstable = [line for line in nm.stdout.splitlines() if re.search(r"\b(at|c10|torch)::", line)]
         assert unstable == []
+
+    def test_sources_use_what_the_oldest_libtorch_has(self):
+        """The list may grow by what 2.11 has: the test below tells, in an environment of requirements/oldest.txt."""
+        files = [path for path in (ROOT / "csrc").rglob("*") if path.suffix in (".cpp", ".h", ".inl", ".cu", ".cuh")]
+        used = {name for path in files for name in LIBTORCH_NAME.findall(path.read_text())}
+        defined = {name for define in build_ext.DEFINES for name in re.findall(r"^-D(\w+)\(", define)}
+        assert sorted(used - defined) == sorted(LIBTORCH_NAMES)
+
+    @pytest.mark.parametrize("name", LIBTORCH_NAMES)
+    def test_this_libtorch_has_what_the_sources_use(self, name):
+        include = torch_lookup.require_torch().include
+        if name.startswith("<"):
+            assert (include / name[1:-1]).is_file()
+            return
+        folders = [include / "torch" / "csrc" / part for part in ("stable", "inductor/aoti_torch/c")]
+        headers = [path for folder in [*folders, include / "torch" / "headeronly"] for path in folder.rglob("*.h")]
+        word = re.compile(rf"\b{name.rpartition('::')[2]}\b")
+        assert any(word.search(path.read_text()) for path in headers)
 
     def test_code_for_one_instruction_set_is_not_linked_into_the_rest(self):
         """Of a function that several objects define the linker keeps one: never one that not every machine can run."""

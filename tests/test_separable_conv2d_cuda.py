@@ -76,7 +76,7 @@ class Problem:
         return oracle.separable_conv2d(
             self.x.to(dtype), self.depthwise.to(dtype), self.pointwise.to(dtype), *norm, cast(self.residual),
             self.case.stride, self.case.padding, self.case.dilation, cast(self.depthwise_bias),
-            input_activation=before, mid_activation=mid, activation=after, eps=0.0,
+            input_activation=before, mid_activation=mid, activation=after, eps=oracle.NO_EPS,
         )  # fmt: skip
 
 
@@ -185,7 +185,7 @@ def evaluate_tf32(problem: Problem) -> Tensor:
         norm = (problem.scale, problem.shift, torch.zeros(case.K), torch.ones(case.K))
     return oracle.conv2d_bn_act(
         rounded_to_tf32(oracle.activate(sums, mid)), rounded_to_tf32(problem.pointwise), *norm,
-        residual=problem.residual, activation=after, eps=0.0,
+        residual=problem.residual, activation=after, eps=oracle.NO_EPS,
     )  # fmt: skip
 
 

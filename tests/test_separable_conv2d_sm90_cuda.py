@@ -133,7 +133,7 @@ class Problem:
         return oracle.separable_conv2d(
             self.x.to(dtype), self.depthwise.to(dtype), self.pointwise.to(dtype), *norm, cast(self.residual),
             1, self.case.padding, 1, cast(self.depthwise_bias),
-            input_activation=before, mid_activation=mid, activation=after, eps=0.0,
+            input_activation=before, mid_activation=mid, activation=after, eps=oracle.NO_EPS,
         )  # fmt: skip
 
     def check(self) -> None:
