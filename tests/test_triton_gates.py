@@ -1,10 +1,10 @@
 """The Triton kernels compile, for GPUs that are not here, to what they were written for: a sample, and the whole table."""
 
-import dataclasses
 import inspect
 import re
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -36,6 +36,7 @@ SAMPLE = (
     r"^192->192 1x7 .* batch 256 forward tf32",
     r"^loss batch 256 backward bf16",
 )
+OTHERS_STACK = 24  # bytes that other versions of Triton than the table's put there at most (CONTRIBUTING.md)
 AGAIN = "`python -m tools.triton_gates --table` compiles what is new"
 
 
@@ -66,7 +67,11 @@ def test_sample(pattern: str, arch: str) -> None:
     launches = launches_of(pattern, arch)
     readings = read([each for each in launches if each.chosen or pattern == SAMPLE[0]])
     assert readings
-    assert not (broken := [sentence for each in readings for sentence in violations(each)]), "\n".join(broken)
+    held = readings
+    if table.versions()["triton"] != table.recorded()["triton"]:
+        unspilt = {"stack": 0, "local_accesses": 0}
+        held = [replace(each, **unspilt) if each.stack <= OTHERS_STACK else each for each in readings]
+    assert not (broken := [sentence for each in held for sentence in violations(each)]), "\n".join(broken)
     if table.versions().items() <= table.recorded().items():
         recorded = {each.identity: each for each in table.recorded_readings()}
         other = [each for each in readings if recorded.get(each.identity, each) != each]
@@ -191,7 +196,7 @@ GOOD = Reading(
 )
 def test_a_kernel_that_is_not_as_it_must_be_is_told(change: dict, sentence: str) -> None:
     assert not list(violations(GOOD))
-    (told,) = violations(dataclasses.replace(GOOD, **change))
+    (told,) = violations(replace(GOOD, **change))
     assert re.search(sentence, told)
 
 
