@@ -21,11 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 CPU, CUDA = "inception_kernels._C", "inception_kernels._C_cuda"
 
 # The oldest LibTorch whose stable ABI the sources use (2.11) and the oldest Python (3.10).
-DEFINES = [
-    "-DTORCH_TARGET_VERSION=0x020b000000000000", "-DPy_LIMITED_API=0x030a0000", "-DNDEBUG",
-    # As LibTorch 2.13 defines it for that ABI; the headers of 2.11 lack it.
-    "-DSTABLE_TORCH_ERROR_CODE_CHECK(call)=TORCH_ERROR_CODE_CHECK(call)",
-]  # fmt: skip
+DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DPy_LIMITED_API=0x030a0000", "-DNDEBUG"]
 CXX_FLAGS = ["-std=c++20", "-O3", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
 NVCC_FLAGS = ["-std=c++20", "-O3", "-lineinfo", "-Xcompiler=-fPIC,-fvisibility=hidden"]
 

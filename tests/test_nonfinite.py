@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from instruction_sets import ISA_FLAGS
 from operator_cases import DTYPES, MAKERS, call, evaluate, evaluate_on, in_layout, run
 from oracle import ACTIVATIONS, COMPOSITIONS, assert_as_accurate_as_torch
 
@@ -83,6 +84,21 @@ def test_activations_of_nan_infinities_and_large_values(operator, dtype, activat
     # PyTorch's own silu and elu round twice in half precision; values below the smallest normal number may be zero.
     limits = torch.finfo(y.dtype)
     torch.testing.assert_close(y, expected, equal_nan=True, rtol=2 * limits.eps, atol=limits.tiny)
+
+
+@pytest.mark.parametrize("isa", ISA_FLAGS)
+@pytest.mark.parametrize("activation", ["elu", "silu"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_activations_near_the_ends_of_the_exponential(dtype, activation, isa, use_isa):
+    use_isa(isa)
+    values = torch.cat([torch.linspace(-110, 110, 2201), torch.linspace(-90, -86, 4001)])
+    sizes = dict(N=1, C=3, H=1, W=1, K=len(values), window=(1, 1))
+    case = MAKERS["conv2d_bn_act"](**sizes, dtype=DTYPES[dtype], activation=activation)
+    zero = torch.zeros(len(values), dtype=DTYPES[dtype])
+    case = case.but(bn_weight=zero, bn_bias=values.to(DTYPES[dtype]))
+    y = run(case, "cpu")
+    limits = torch.finfo(y.dtype)
+    torch.testing.assert_close(y, evaluation_of(case), rtol=2 * limits.eps, atol=limits.tiny)
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])

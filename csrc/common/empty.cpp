@@ -40,9 +40,8 @@ Tensor allocate(const std::vector<int64_t>& sizes, const std::vector<int64_t>& s
                 int32_t device_type, int32_t device_index) {
   // Not torch::stable::empty(): the way through the dispatcher by name takes longer than many a layer's sums.
   AtenTensorHandle made = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(),
-                                                         strides.data(), type_code(dtype), device_type, device_index,
-                                                         &made));
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(sizes.size()), sizes.data(), strides.data(),
+                                                  type_code(dtype), device_type, device_index, &made));
   return Tensor(made);
 }
 

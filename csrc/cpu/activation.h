@@ -6,12 +6,14 @@
 
 namespace ik::cpu::IK_ISA {
 
-// p and s with exp(x) = s * p + s and expm1(x) = s * p + (s - 1); |x| limited to what float's exponent holds.
-inline void exp_parts(VecF x, VecF* p, VecF* s) {
-  x = vmin(broadcast(88.3762626647950f), vmax(broadcast(-87.3365447504019f), x));
-  const VecF n = round_nearest(x * broadcast(1.44269504088896341f));
-  VecF r = fmadd(n, broadcast(-0.693359375f), x);
-  r = fmadd(n, broadcast(2.12194440e-4f), r);
+constexpr float kLargestExponent = 88.72283f;  // exp() of what is larger is infinite
+
+// p and n with exp(x) = (p + 1) * 2^n; x limited to -126 < n <= 128, which nobody sees who adds or subtracts one.
+inline void exp_parts(VecF x, VecF* p, VecF* n) {
+  x = vmin(broadcast(kLargestExponent), vmax(broadcast(-86.9f), x));
+  *n = round_nearest(x * broadcast(1.44269504088896341f));
+  VecF r = fmadd(*n, broadcast(-0.693359375f), x);
+  r = fmadd(*n, broadcast(2.12194440e-4f), r);
   VecF q = broadcast(1.9875691500e-4f);
   q = fmadd(q, r, broadcast(1.3981999507e-3f));
   q = fmadd(q, r, broadcast(8.3334519073e-3f));
@@ -19,16 +21,18 @@ inline void exp_parts(VecF x, VecF* p, VecF* s) {
   q = fmadd(q, r, broadcast(1.6666665459e-1f));
   q = fmadd(q, r, broadcast(5.0000001201e-1f));
   *p = fmadd(q * r, r, r);
-  *s = power_of_two(n);
 }
 inline VecF exp(VecF x) {
-  VecF p, s;
-  exp_parts(x, &p, &s);
-  return where_greater(x, broadcast(88.72283f), broadcast(HUGE_VALF), fmadd(s, p, s));
+  VecF p, n;
+  exp_parts(x, &p, &n);
+  const VecF half = power_of_two(n - broadcast(1.0f));  // 2^128 is no float
+  return where_greater(x, broadcast(kLargestExponent), broadcast(HUGE_VALF), fmadd(half, p, half) * broadcast(2.0f));
 }
+// Of x <= 0: what is larger than 88 does not come back.
 inline VecF expm1(VecF x) {
-  VecF p, s;
-  exp_parts(x, &p, &s);
+  VecF p, n;
+  exp_parts(x, &p, &n);
+  const VecF s = power_of_two(n);
   return fmadd(s, p, s - broadcast(1.0f));
 }
 template <typename Function>
