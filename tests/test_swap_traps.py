@@ -298,7 +298,7 @@ def test_shared_convolutions_are_declined():
 
 
 def test_torchscript_is_declined():
-    with pytest.warns(DeprecationWarning, match="torch.jit.script"):
+    with pytest.warns((DeprecationWarning, FutureWarning), match="torch.jit.script"):
         scripted = torch.jit.script(conv_bn(dense()))
     assert "TorchScript" in reasons(nn.Sequential(scripted))["0.conv"]
 

@@ -8,7 +8,7 @@ from operator import is_
 
 from torch import Tensor
 
-_UNSIGNED = {2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
+_UNSIGNED = {1: ctypes.c_uint8, 2: ctypes.c_uint16, 4: ctypes.c_uint32, 8: ctypes.c_uint64}
 
 
 class Stamp:
@@ -41,9 +41,9 @@ class Stamp:
 
 
 def _samples(tensor: Tensor) -> list[tuple[ctypes._SimpleCData[int], int]]:
-    if tensor.device.type != "cpu" or tensor.numel() == 0:
-        return []
     size = tensor.element_size()
+    if tensor.device.type != "cpu" or tensor.numel() == 0 or size not in _UNSIGNED:
+        return []
     offsets = {
         sum(index(length) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
         for index in (lambda n: 0, lambda n: n // 2, lambda n: n - 1)
