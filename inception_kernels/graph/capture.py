@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 from torch.utils import _pytree as pytree
+from torch.utils._sympy.numbers import int_oo
 
 from .translate import Declined, aten, translate
 
 # torch.export changes the state of the process.
 _exporting = threading.Lock()
+_VIEWS = (aten.view.default, aten._unsafe_view.default, aten.reshape.default)
 
 
 class CaptureError(RuntimeError):
@@ -37,15 +39,46 @@ class Captured:
 
 def capture(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Captured:
     try:
-        with _exporting, warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")
-            program = torch.export.export(model, args, kwargs).run_decompositions({})
+        program = _export(model, args, kwargs)
     except Exception as error:  # torch.export raises many kinds; each says what in the model it cannot follow
         first = str(error).strip().splitlines()[0] if str(error).strip() else ""
         raise CaptureError(
             f"torch.export cannot capture {type(model).__name__}: {type(error).__name__}: {first}"
         ) from error
     return _import(program)
+
+
+def is_free_of_batch_sizes(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the model, called with batches of two and more, computes the same for every size of a batch.
+
+    For torch.export, with an unknown in its place: it must be asked for nothing but to keep images apart in a view.
+    """
+    shapes = torch.export.ShapesCollection()
+    for tensor in pytree.tree_leaves((args, kwargs)):
+        if isinstance(tensor, Tensor) and tensor.dim() > 0:
+            shapes[tensor] = {0: torch.export.Dim.AUTO}
+    try:
+        program = _export(model, args, kwargs, shapes)
+    except Exception:  # it does not say so
+        return False
+    inputs = set(program.graph_signature.user_inputs)
+    for node in program.graph.nodes:
+        value = node.meta.get("val")
+        if node.name in inputs and isinstance(value, Tensor) and value.dim() > 0:
+            if not isinstance(value.shape[0], torch.SymInt):
+                return False  # the model asked for this one size
+        for source in node.all_input_nodes:
+            if isinstance(source.meta.get("val"), torch.SymInt | torch.SymBool | torch.SymFloat):
+                view: Any = node.args[1] if node.target in _VIEWS else ()
+                if [size for size in view if size is source] != [source] or view[0] is not source:
+                    return False
+    return all(sizes.lower <= 2 and sizes.upper == int_oo for sizes in program.range_constraints.values())
+
+
+def _export(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any = None) -> Any:
+    with _exporting, warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        return torch.export.export(model, args, kwargs, dynamic_shapes=shapes).run_decompositions({})
 
 
 def _import(program: torch.export.ExportedProgram) -> Captured:

@@ -55,7 +55,7 @@ class CompiledGraph:
     def __init__(self, graph: fx.GraphModule) -> None:
         self.graph = graph
         self.declined = ""  # why the last call ran as plain PyTorch; empty where it did not
-        self._kinds: list[int] | None = None  # of the inputs
+        self._kinds: list[int] | None = None  # of the inputs; buffers lose their mark when they are replaced
         self.optimized: Optimized | None = None
         self._uncapturable: dict[Any, str] = {}  # by numbers and shapes -> why
         self._stamp: Stamp | None = None
@@ -104,7 +104,7 @@ class CompiledGraph:
     def _bound(self, inputs: tuple[Any, ...], static: list[Tensor]) -> Optimized:
         with self._binding:
             if self.optimized is None or self._stamp is None or not self._stamp.holds(static):
-                self.optimized = Optimized(_Bound(self.graph, inputs))
+                self.optimized = Optimized(_Bound(self.graph, inputs, self._kinds or []))
                 self._stamp = Stamp(static)
             return self.optimized
 
@@ -127,10 +127,10 @@ def _kind(value: Any) -> int:
 class _Bound(nn.Module):
     """The graph as a function of what is no parameter: first the tensors, then the numbers."""
 
-    def __init__(self, graph: fx.GraphModule, inputs: tuple[Any, ...]) -> None:
+    def __init__(self, graph: fx.GraphModule, inputs: tuple[Any, ...], kinds: list[int]) -> None:
         super().__init__()
         self.graph = graph
-        self.kinds = [_kind(value) for value in inputs]
+        self.kinds = kinds
         for i, value in enumerate(inputs):
             if self.kinds[i] == _STATIC:
                 self.register_buffer(f"input_{i}", value.detach())

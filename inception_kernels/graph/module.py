@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from .. import _extension
-from .capture import Captured, capture
+from .capture import Captured, capture, is_free_of_batch_sizes
 from .encode import Constants, encode
 from .layout import Schedule, schedule
 from .partition import Segment, partition
@@ -78,10 +78,10 @@ class _Network:
         self._plans: dict[Any, list[Callable[[_Environment], None]]] = {}
         self._planning = threading.RLock()
 
-    def takes_batches_of(self, other: _Network) -> bool:
-        """Whether this one, captured with another batch size, is the same graph: then that size is nowhere in it.
+    def computes_as(self, other: _Network) -> bool:
+        """Whether this one, captured with another batch size, is the same, and without PyTorch's calls.
 
-        PyTorch's calls may hold it as a number that is not seen here.
+        They may hold the size as a number that is not seen here.
         """
         calls = any(isinstance(action, fx.Node) and action.op == "call_function" for action in self.actions)
         return (
@@ -164,6 +164,7 @@ class Optimized(nn.Module):
         super().__init__()
         self._model = [model]  # no child: its parameters are not this module's
         self._networks: OrderedDict[Any, _Network] = OrderedDict()  # the one used last at the end
+        self._bound_to_batch: set[Any] = set()
         self._capturing = threading.Lock()
         self.training = False
 
@@ -184,28 +185,45 @@ class Optimized(nn.Module):
         equal = tuple(batches.index(batch) for batch in batches)
         key = (spec, equal, *(_without_batch(leaf, batches[0]) for leaf in leaves))
         exact = (key, *batches)
-        network = self._recall(key) or self._recall(exact)
+        several = all(size >= 2 for batch in batches for size in batch)
+        network = self._known(key, exact, several)
         if network is not None:
             return network
         with self._capturing:  # and another thread may have done so meanwhile
-            return self._recall(key) or self._recall(exact) or self._capture(key, exact, args, kwargs)
+            return self._known(key, exact, several) or self._capture(key, exact, several, args, kwargs)
 
-    def _capture(self, key: Any, exact: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Network:
+    def _known(self, key: Any, exact: Any, several: bool) -> _Network | None:
+        """That of all batches of several images, or of this batch."""
+        return (self._recall(key) if several else None) or self._recall(exact)
+
+    def _capture(self, key: Any, exact: Any, several: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Network:
         network = _Network(self._model[0], args, kwargs)
-        for other_exact, other in list(self._networks.items()):
-            if other_exact[0] == key and other.takes_batches_of(network):
-                del self._networks[other_exact]
-                self._networks[key] = other
-                return other
+        alike = [
+            (name, other)
+            for name, other in list(self._networks.items())
+            if (name == key or name[0] == key) and other.computes_as(network)
+        ]
+        if alike:
+            network = alike[0][1]
+            if several and key not in self._bound_to_batch:
+                if is_free_of_batch_sizes(self._model[0], args, kwargs):
+                    exact = key
+                else:
+                    self._bound_to_batch.add(key)
         self._networks[exact] = network
-        if len(self._networks) > KEPT_SHAPES:
-            self._networks.popitem(last=False)
+        if self._kept() > KEPT_SHAPES:
+            while self._kept() > KEPT_SHAPES:
+                self._networks.popitem(last=False)
             warnings.warn(
                 f"an optimised network keeps {KEPT_SHAPES} input shapes and got another: the one that was not used for "
                 "the longest time is captured again when it comes back. Bring inputs to fewer sizes, or swap the model",
                 stacklevel=6,  # _network, forward, and nn.Module's two frames
             )
         return network
+
+    def _kept(self) -> int:
+        """One network may be there for several batch sizes."""
+        return len(set(map(id, self._networks.values())))
 
     def _recall(self, key: Any) -> _Network | None:
         network = self._networks.get(key)
@@ -290,8 +308,8 @@ def optimize(model: nn.Module, example_input: Any) -> Optimized:
     or read its `.report`, for which and why. On a GPU use :func:`inception_kernels.swap`.
 
     It is a snapshot: later changes of the model's parameters do not reach it. It keeps a copy of the model, which is
-    captured again for images of another size, and once for a second batch size, to see whether anything depends on it
-    (if not, further ones are only planned), and the packed weights of the 8 sizes used last.
+    captured again for images of another size, and for a second and a third batch size, until it is known that nothing
+    depends on it (further ones are then only planned), and the packed weights of the 8 sizes used last.
 
     Args:
         model: in evaluation (`model.eval()`), on the CPU, that `torch.export` can capture.
