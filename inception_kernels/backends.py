@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _extension, cuda_kernels
 from .cuda_kernels import Shapes
@@ -170,14 +171,26 @@ def decide(operator: str, x: Tensor, shapes: Shapes | None = None) -> tuple[str 
     """What :func:`choose` would choose, None where a forced backend cannot, and why not those before it."""
     order = (_forced,) if _forced is not None else _order(x)
     reasons: dict[str, str] = {}
+    forward_mode = _forward_mode()
     for name in order:
-        reason = _predicates[name](x, operator, shapes)
+        reason = forward_mode if name != "reference" else None
+        reason = reason or _predicates[name](x, operator, shapes)
         if reason is None and name == "cuda" and _forced is None:
             reason = cuda_kernels.unproven(x, operator)
         if reason is None:
             return name, reasons
         reasons[name] = reason
     return None, reasons
+
+
+def _forward_mode() -> str | None:
+    """Why only the reference, plain PyTorch, can run: an operator without a tangent would be taken for a constant."""
+    if torch.compiler.is_compiling():
+        return None
+    transforms = torch._C._functorch.get_interpreter_stack() or ()
+    if forward_ad._current_level < 0 and all(t.key() != torch._C._functorch.TransformType.Jvp for t in transforms):
+        return None
+    return "forward-mode differentiation is active, and the operators have no derivative for it"
 
 
 def _order(x: Tensor) -> tuple[str, ...]:

@@ -1,5 +1,7 @@
 """Modules over the fused operators. Their children are torch.nn layers, so checkpoints keep the usual keys.
 
+A child that has hooks is called, and with it all others: the module is then plain PyTorch.
+
 Where nothing can be trained a module keeps its batch norm folded and its weights packed until one of them changes, and
 in training steps it checks its arguments once, as swapped layers do (`swap.runtime`): both for channels-last inputs.
 """
@@ -17,6 +19,7 @@ from . import backends, ops
 from .ops._checks import IntOrPair
 from .ops._common import cast, shape_numbers, suggests_channels_last
 from .ops.prepared import PreparedAsymmetricPair
+from .reference._parts import activate
 from .swap.atoms import numeric_padding
 from .swap.caches import DropsCaches
 from .swap.prepared_cache import PreparedCache
@@ -78,6 +81,15 @@ def _four(bn: dict[str, Any]) -> tuple[Tensor | None, Tensor | None, Tensor | No
     return bn["bn_weight"], bn["bn_bias"], bn["running_mean"], bn["running_var"]
 
 
+def _hooked(*modules: nn.Module | None) -> bool:
+    """Whether a call of one of them would do something besides its forward."""
+    return any(
+        each is not None
+        and bool(each._forward_hooks or each._forward_pre_hooks or each._backward_hooks or each._backward_pre_hooks)
+        for each in modules
+    )
+
+
 def _takes(layer: FusedLayer, parts: Parts, x: Tensor) -> bool:
     """Whether a fused layer computes what the operator would, in the same memory format."""
     if not all(isinstance(member, nn.Conv2d | nn.BatchNorm2d) for member in parts.members):
@@ -88,6 +100,10 @@ def _takes(layer: FusedLayer, parts: Parts, x: Tensor) -> bool:
         return False
     # One channel or one pixel: in both formats at once.
     return x.is_contiguous(memory_format=torch.channels_last) and (not x.is_contiguous() or suggests_channels_last(x))
+
+
+def _finish(u: Tensor, residual: Tensor | None, activation: str) -> Tensor:
+    return activate(u if residual is None else u + residual, activation)
 
 
 class _FusedModule(DropsCaches):
@@ -158,6 +174,8 @@ class ConvBNAct(_FusedModule):
         return "none", "none", self.activation
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        if _hooked(self.conv, self.bn):
+            return _finish(self.bn(self.conv(x)), residual, self.activation)
         kept = self._kept(x, residual, self._activations())
         if kept is not None:
             return kept
@@ -210,11 +228,14 @@ class SeparableConv2d(_FusedModule):
         self.activations = (input_activation, mid_activation, activation)
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        depthwise, pointwise = self.depthwise, self.pointwise
+        before, mid, after = self.activations
+        if _hooked(depthwise, pointwise, self.bn):
+            z = pointwise(activate(depthwise(activate(x, before)), mid))
+            return _finish(z if self.bn is None else self.bn(z), residual, after)
         kept = self._kept(x, residual, self.activations)
         if kept is not None:
             return kept
-        depthwise, pointwise = self.depthwise, self.pointwise
-        before, mid, after = self.activations
         bn = {} if self.bn is None else batch_norm_arguments(self.bn)
         y = ops.separable_conv2d(
             x, depthwise.weight, pointwise.weight, residual=residual, stride=depthwise.stride,
@@ -314,6 +335,8 @@ class AsymmetricPair(DropsCaches):
         bn1, bn2 = batch_norm_arguments(first.bn), batch_norm_arguments(second.bn)
         if any(bn1[name] != bn2[name] for name in ("training", "momentum", "eps")):
             return second(first(x))  # one of the two is frozen, or was given other settings
+        if _hooked(first, second, first.conv, first.bn, second.conv, second.bn):
+            return second(first(x))
         kept = self._kept(x, bn1)
         if kept is not None:
             return kept

@@ -216,3 +216,37 @@ def test_empty_batch_gives_an_empty_result_with_gradients(operator, backend, dty
         else:
             assert outcome.grads[name].shape == t.shape, name
             assert (outcome.grads[name] == 0).all(), name
+
+
+# ---- forward-mode differentiation
+
+
+@pytest.mark.parametrize("operator", MAKERS)
+def test_forward_mode_is_the_references(operator):
+    """An operator without a tangent would be taken for a constant."""
+    case = MAKERS[operator]().cast(torch.float64)
+    x = case.tensors["x"]
+
+    def ours(x):
+        return call(OPERATORS[operator], case.but(x=x))
+
+    def plain(x):
+        return call(COMPOSITIONS[operator], case.but(x=x))
+
+    tangent = torch.randn_like(x)
+    expected = torch.func.jvp(plain, (x,), (tangent,))
+    torch.testing.assert_close(torch.func.jvp(ours, (x,), (tangent,)), expected)
+    assert "forward-mode" in backends.last_choice().reasons["cpu"]
+    with torch.autograd.forward_ad.dual_level():
+        dual = ours(torch.autograd.forward_ad.make_dual(x, tangent))
+        torch.testing.assert_close(torch.autograd.forward_ad.unpack_dual(dual).tangent, expected[1])
+
+
+def test_forward_mode_through_the_loss():
+    logits, target = torch.randn(4, 10), torch.arange(4)
+    losses = (
+        lambda x: ik.label_smoothing_cross_entropy(x, target, smoothing=0.1),
+        lambda x: torch.nn.functional.cross_entropy(x, target, label_smoothing=0.1),
+    )
+    ours, plain = (torch.func.jvp(loss, (logits,), (torch.ones_like(logits).cumsum(1),)) for loss in losses)
+    torch.testing.assert_close(ours, plain)

@@ -12,6 +12,7 @@ from torch import nn
 
 from inception_kernels import backends
 from inception_kernels.graph import compiled_graphs
+from inception_kernels.graph import module as graph_module
 from inception_kernels.graph.compile_backend import NAME, register
 
 pytestmark = needs_kernels
@@ -64,6 +65,55 @@ def test_parameters_that_change(model):
     check(model, fast, x)
     model.fc = nn.Linear(16, 7)
     check(model, fast, x)
+
+
+def test_parameters_that_change_through_data(model):
+    fast = torch.compile(model, backend=NAME)
+    x = torch.randn(2, 3, 43, 43)
+    check(model, fast, x)
+    model.fc.weight.data.mul_(2)
+    model.fc.bias.data.add_(1)
+    check(model, fast, x)
+
+
+def test_parameters_that_count_no_writes_run_as_pytorch():
+    with torch.inference_mode():
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()).eval()
+        fast = torch.compile(model, backend=NAME)
+        x = torch.randn(2, 3, 9, 9)
+        assert torch.equal(fast(x), model(x))
+        model[0].weight.mul_(2)
+        assert torch.equal(fast(x), model(x))
+    assert any("inference_mode" in graph.declined for graph in compiled_graphs())
+
+
+@pytest.fixture
+def captures(monkeypatch) -> list[int]:
+    """Grows by one for each network that torch.export is asked for."""
+    asked: list[int] = []
+    capture = graph_module.capture
+    monkeypatch.setattr(graph_module, "capture", lambda *args: asked.append(1) or capture(*args))
+    return asked
+
+
+def test_batch_sizes_that_come_back_are_not_captured_again(model, captures):
+    fast = torch.compile(model, backend=NAME)
+    seen = []
+    with torch.no_grad():
+        for batch in (2, 3, 4, 5, 2, 3, 4, 5):
+            x = torch.randn(batch, 3, 43, 43)
+            torch.testing.assert_close(fast(x), model(x))
+            seen.append(len(captures))
+    assert seen[-1] == seen[3]
+
+
+def test_what_cannot_be_captured_is_not_tried_again(captures):
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    fast = torch.compile(model, backend=NAME)
+    with torch.no_grad():
+        for _ in range(3):
+            fast(torch.randn(2, 3, 9, 9))
+    assert len(captures) == 1
 
 
 def test_wanted_gradients_run_as_pytorch_with_the_reason(model, caplog):

@@ -36,6 +36,31 @@ def elements(plan: Schedule, value: fx.Node) -> set[tuple[int, int]]:
     return {(id(place.root), channel) for channel in range(place.channel, place.channel + count)}
 
 
+class Swapped(torch.nn.Module):
+    """The channels of an image in another order, and one of them alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all, self.one = torch.nn.Conv2d(3, 4, 3), torch.nn.Conv2d(1, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        red, green, blue = (x[:, i].unsqueeze(1) for i in range(3))
+        return self.all(torch.cat([blue, green, red], 1)) + self.one(green)
+
+
+def test_channels_of_an_input_are_read_after_its_copy():
+    """The copy has adjacent channels, and is a step like any other."""
+    x = torch.randn(1, 3, 8, 8)
+    graph = capture(Swapped().eval(), (x,), {}).graph
+    (segment,) = partition(graph)
+    image = segment.inputs[0]
+    plan = schedule(graph, segment.nodes, {image: tuple(x.shape)}, segment.outputs, frozenset([image]), 4)
+    (copied,) = (step for step in plan.steps if step.x is image)
+    readers = [step for step in plan.steps if plan.places[step.x].root is copied.y]
+    assert len(readers) == 4
+    assert all(step.region > copied.region for step in readers)
+
+
 @pytest.mark.parametrize(("name", "size"), [("inception_v3", 139), ("xception", 71)])
 def test_networks(name, size):
     _, plan = scheduled(models.load(name), size)

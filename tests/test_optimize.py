@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import threading
 import warnings
 from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +22,7 @@ from torch.utils import _pytree as pytree
 import inception_kernels as ik
 from inception_kernels import backends, models
 from inception_kernels.graph import CaptureError
+from inception_kernels.graph import module as graph_module
 from inception_kernels.graph.module import KEPT_SHAPES
 
 pytestmark = needs_kernels
@@ -170,6 +175,154 @@ def test_calls_from_several_threads(small):
         worker.join()
     assert all(torch.equal(y, want) for got, want in zip(results, expected, strict=True) for y in got)
     assert all(len(got) == 20 for got in results)
+
+
+class Function(nn.Module):
+    """A function of its own layers and the inputs."""
+
+    def __init__(self, function: Callable[..., Any], **layers: nn.Module) -> None:
+        super().__init__()
+        self.function = function
+        for name, layer in layers.items():
+            self.add_module(name, layer)
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.function(self, *inputs)
+
+
+def conv(channels: int = 3) -> nn.Conv2d:
+    torch.manual_seed(0)
+    return nn.Conv2d(channels, 4, 3, padding=1)
+
+
+def same_as_pytorch(model: nn.Module, *calls: tuple[Any, ...]) -> nn.Module:
+    """Optimised for the first call, right in all of them."""
+    model.eval()
+    fast = ik.optimize(model, calls[0])
+    for inputs in calls:
+        with torch.no_grad():
+            expected = model(*inputs)
+        torch.testing.assert_close(fast(*inputs), expected)
+    return fast
+
+
+def test_new_sizes_from_several_threads():
+    """torch.export is for one thread at a time."""
+    fast = ik.optimize(nn.Sequential(conv(), nn.ReLU()).eval(), torch.randn(1, 3, 8, 8))
+    inputs = [torch.randn(batch, 3, size, 9) for size in (5, 6, 7) for batch in (1, 2)]
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        results = list(pool.map(fast, inputs))
+    for x, y in zip(inputs, results, strict=True):
+        assert torch.equal(fast(x), y)
+    assert fast(torch.randn(2, 3, 10, 10)).shape == (2, 4, 10, 10)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: m.conv(x) * (1.0 * x.shape[0]),
+        lambda m, x: (m.conv(x), x.shape[0]),
+        lambda m, x: m.conv(x) if x.shape[0] < 3 else m.conv(x).relu(),
+        lambda m, x: m.conv(x).sum((2, 3)) / x.shape[0],
+    ],
+    ids=["factor", "output", "branch", "in a PyTorch call"],
+)
+def test_results_that_depend_on_the_batch_size(function):
+    same_as_pytorch(Function(function, conv=conv()), *((torch.randn(N, 3, 6, 5),) for N in (2, 5, 1, 3, 2)))
+
+
+def test_batches_that_broadcast():
+    model = Function(lambda m, x, y: m.conv(x) + m.conv(y), conv=conv())
+    batches = ((1, 1), (2, 2), (3, 3), (1, 2), (2, 1), (3, 1))
+    same_as_pytorch(model, *((torch.randn(N, 3, 6, 5), torch.randn(M, 3, 6, 5)) for N, M in batches))
+
+
+def test_a_graph_without_the_batch_size_is_captured_twice(monkeypatch):
+    captures = []
+    capture = graph_module.capture
+    monkeypatch.setattr(graph_module, "capture", lambda *args: captures.append(1) or capture(*args))
+    same_as_pytorch(nn.Sequential(conv(), nn.ReLU()), *((torch.randn(N, 3, 6, 5),) for N in (1, 2, 3, 4, 1, 2)))
+    assert len(captures) == 2
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: m.conv(x).flatten(1),
+        lambda m, x: m.conv(x).view(x.shape[0], -1),
+        lambda m, x: m.conv(x).permute(0, 2, 3, 1).contiguous().view(x.shape[0], -1),
+        lambda m, x: F.relu(m.conv(x)).view(x.shape[0], 2, 2, *x.shape[2:]).transpose(1, 2).flatten(1, 2),
+        lambda m, x: m.conv(x).mean(),
+        lambda m, x: x[:, 0].unsqueeze(1),
+        lambda m, x: (x[:, 1].unsqueeze(1), m.conv(x)[:, 2].unsqueeze(1)[:, 0].unsqueeze(1)),
+        lambda m, x: F.max_pool2d(torch.cat([x[:, :0], m.conv(x)], 1), 2),
+        lambda m, x: F.avg_pool2d(m.conv(x), 2, divisor_override=-3),
+        lambda m, x: m.conv(x) + m.conv(x).double(),
+        lambda m, x: torch.cat([m.conv(x), m.conv(x).double()], 1),
+        lambda m, x: (m.conv(x).relu(), F.max_pool2d(m.conv(x).double(), 2).relu()),
+        lambda m, x: m.conv(x) * torch.full((1,), 2.0, dtype=torch.float64),
+        lambda m, x: m.conv(x) * torch.full((1, 1, 1, 1, 1), 2.0),
+        lambda m, x: m.conv(((x * 50).to(torch.uint8) * (1 / 255)) - 0.5),
+    ],
+)
+def test_what_stays_with_pytorch(function):
+    same_as_pytorch(Function(function, conv=conv()), (torch.randn(2, 3, 6, 6),), (torch.randn(3, 3, 6, 6),))
+
+
+def test_arguments_that_are_no_tensors():
+    model = Function(lambda m, x, factor, other: m.conv(x) * factor, conv=conv())
+    x = torch.randn(2, 3, 6, 6)
+    same_as_pytorch(model, (x, 2.0, None), (x, 3.0, None), (x, 3.0, 1))
+
+
+def test_copies_have_memory_of_their_own():
+    x = torch.randn(1, 3, 6, 6)
+
+    def function(m, x):
+        y = m.conv(x)
+        return x.clone(), y, y.clone(), y.clone()
+
+    results = same_as_pytorch(Function(function, conv=conv()), (x,))(x)
+    assert len({t.data_ptr() for t in (x, *results)}) == 5
+
+
+def test_as_strided_is_refused():
+    model = Function(lambda m, x: m.conv(x).as_strided((2, 2), (1, 2)), conv=conv()).eval()
+    with pytest.raises(CaptureError, match="as_strided"):
+        ik.optimize(model, torch.randn(1, 3, 6, 6))
+
+
+def test_a_batch_norm_far_from_zero_is_not_folded_into_the_next_convolution():
+    torch.manual_seed(0)
+    norm = nn.BatchNorm2d(32)
+    norm.running_mean.fill_(10)
+    model = nn.Sequential(norm, nn.Conv2d(32, 8, 3)).eval()
+    x = torch.randn(2, 32, 12, 12) + 10
+    fast = ik.optimize(model, x)
+    assert fast.report.passes["fold_into_consumer"] == 0
+    check(model, fast, x)
+
+
+def test_programs_of_a_network_share_their_weights():
+    """PyTorch's calls between them, here the grouped convolutions, make many programs."""
+    grouped = [nn.Sequential(nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 3, padding=1, groups=2)) for _ in range(4)]
+    x = torch.randn(1, 16, 8, 8)
+    fast = ik.optimize(nn.Sequential(*grouped).eval(), x)
+    programs = [program for program, _ in fast.programs(x)]
+    assert len(programs) == 4
+    assert len({program.constants.data_ptr() for program in programs}) == 1
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda fast: pickle.loads(pickle.dumps(fast))])
+def test_copies_and_files_capture_again(small, again):
+    model, fast = small
+    check(model, again(fast), torch.randn(2, 3, 23, 23))
+
+
+def test_under_autocast(small):
+    _, fast = small
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(RuntimeError, match="not in autocast's"):
+        fast(torch.randn(2, 3, 23, 23))
 
 
 class Structured(nn.Module):

@@ -639,6 +639,43 @@ def test_torch_compile_keeps_the_fused_operators(kind):
     assert sum(fused_calls().values()) == len(plan(model).swapped)
 
 
+class Interrupted(nn.Module):
+    """Layers that Dynamo compiles one by one, because it cannot compile the forward that calls them."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        self.layers = layers
+        for i in range(layers):
+            setattr(self, f"conv{i}", nn.Conv2d(8 if i else 3, 8, 3, padding=1, bias=False))
+            setattr(self, f"bn{i}", nn.BatchNorm2d(8))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for i in range(self.layers):
+            x = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(x)).relu()
+            torch._dynamo.graph_break()
+        return x
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("layers", [12, 2], ids=["past the recompile limit", "one module of a group alone"])
+def test_modules_of_a_group_that_are_compiled_one_by_one(layers, training):
+    x = torch.randn(2, 3, 9, 9)
+    torch._dynamo.reset()
+    model = randomize_batch_norm(Interrupted(layers), example_input=x).train(training)
+    original = copy.deepcopy(model)
+    assert len(swap(model).swapped) == layers
+    if layers == 2:
+        model.conv0.compile(backend="eager")
+        compiled = model
+    else:
+        compiled = torch.compile(model, backend="eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), original(x), rtol=1e-4, atol=1e-4)
+    for (name, buffer), other in zip(model.named_buffers(), original.buffers(), strict=True):
+        torch.testing.assert_close(buffer, other, rtol=1e-4, atol=1e-4, msg=name)
+    torch._dynamo.reset()
+
+
 def test_compiled_training_matches():
     torch._dynamo.reset()
     model = build(Branches).train()

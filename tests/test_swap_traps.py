@@ -298,7 +298,7 @@ def test_shared_convolutions_are_declined():
 
 
 def test_torchscript_is_declined():
-    with pytest.warns(DeprecationWarning, match="torch.jit.script"):
+    with pytest.warns((DeprecationWarning, FutureWarning), match="torch.jit.script"):
         scripted = torch.jit.script(conv_bn(dense()))
     assert "TorchScript" in reasons(nn.Sequential(scripted))["0.conv"]
 
@@ -378,6 +378,17 @@ def replace_child(model):
     model[1] = Separable(4, 6)
 
 
+def take_a_part(model):
+    for module in (model[1].pointwise, model[2]):
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.dim() > 0:
+                tensor.data = tensor.data[:4]
+
+
+def transpose(model):
+    model[1].conv1.weight.data = model[1].conv1.weight.data.transpose(2, 3)
+
+
 def cast(model):
     model.double()
 
@@ -386,7 +397,7 @@ def cast(model):
     "change",
     [
         write_in_place, write_through_data, replace_data, replace_parameter, load_state, train_a_batch, change_eps,
-        replace_child, cast,
+        replace_child, take_a_part, transpose, cast,
     ],
     ids=lambda change: change.__name__,
 )  # fmt: skip
@@ -400,7 +411,86 @@ def test_folded_weights_follow_every_change(change):
     plain = copy.deepcopy(model)
     unswap(plain)
     torch.testing.assert_close(evaluate(model, x), evaluate(plain, x))
-    assert not torch.allclose(evaluate(model, x).to(before.dtype), before, rtol=1e-3) or change is cast
+    after = evaluate(model, x).to(before.dtype)
+    assert after.shape != before.shape or not torch.allclose(after, before, rtol=1e-3) or change is cast
+
+
+class Doubled(nn.Module):
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        return value * 2
+
+
+def parametrize_norm(model):
+    nn.utils.parametrize.register_parametrization(model.bn1, "weight", Doubled())
+
+
+def hold_norm_in_attributes(model):
+    """As FullyShardedDataParallel does."""
+    for store, name in ((model.bn1._parameters, "bias"), (model.bn1._buffers, "running_var")):
+        tensor = store.pop(name)
+        setattr(model.bn1, name, (tensor.detach() * 3).requires_grad_(tensor.requires_grad))
+
+
+def hold_weight_in_attribute(model):
+    weight = model.conv1._parameters.pop("weight")
+    model.conv1.weight = weight.detach().mul(2).requires_grad_()
+
+
+def give_norm_a_forward(model):
+    model.bn1.forward = lambda x: x * 2
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "change", [parametrize_norm, hold_norm_in_attributes, hold_weight_in_attribute, give_norm_a_forward],
+    ids=lambda change: change.__name__,
+)  # fmt: skip
+def test_what_is_no_longer_a_plain_layer_runs_itself(change, training):
+    x = torch.randn(2, 3, 43, 43).contiguous(memory_format=torch.channels_last)
+    models = [randomize_batch_norm(Residual(), example_input=x).train(training)]
+    models.append(copy.deepcopy(models[0]))
+    swap(models[1])
+    for model in models:
+        evaluate(model, x)
+        change(model)
+    for _ in range(3):
+        results = [model(x) for model in models]
+        torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+    ran = {layer.path: layer.ran for layer in explain(models[1]).layers}
+    assert ran["conv1"] == "original"
+
+
+def test_a_weight_without_memory_of_its_own():
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    x = torch.randn(2, 3, 43, 43)
+    model = randomize_batch_norm(Residual(), example_input=x).eval()
+    swap(model)
+    evaluate(model, x)
+    weight = model.conv1.weight.detach()
+    model.conv1.weight = nn.Parameter(TwoTensor(weight, weight.clone()), requires_grad=False)
+    assert type(evaluate(model, x)) is TwoTensor
+
+
+class Counting(nn.Module):
+    """Writes to its own buffers and lists when it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = conv_bn(dense())
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))
+        self.seen: list[torch.Size] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        self.seen.append(x.shape)
+        return self.body(x)
+
+
+def test_a_plan_leaves_alone_what_a_forward_writes_to():
+    model = Counting().eval()
+    assert len(plan(model).swapped) == 1
+    assert (model.calls.item(), model.seen) == (0, [])
 
 
 def test_inference_tensors_are_not_folded():

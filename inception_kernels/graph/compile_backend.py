@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import operator
 import sys
+import threading
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from .. import _extension
+from ..swap.stamp import Stamp
 from .capture import CaptureError
 from .module import Optimized
 
@@ -46,32 +47,46 @@ def register_if_loaded() -> None:
 
 
 class CompiledGraph:
-    """One graph of torch.compile. Parameters and buffers are taken as constants, and again when they have changed."""
+    """One graph of torch.compile. Parameters and buffers are taken as constants, and again when they have changed.
+
+    `swap.stamp` says which changes are noticed.
+    """
 
     def __init__(self, graph: fx.GraphModule) -> None:
         self.graph = graph
         self.declined = ""  # why the last call ran as plain PyTorch; empty where it did not
+        self._kinds: list[int] | None = None  # of the inputs; buffers lose their mark when they are replaced
         self.optimized: Optimized | None = None
-        self._static: list[int] | None = None  # positions of parameters and buffers among the inputs
-        self._moving: list[int] = []  # of all other tensors
-        self._held: tuple[Tensor, ...] = ()
-        self._versions: list[int] = []
-        self._others: tuple[Any, ...] = ()  # numbers among the inputs
+        self._uncapturable: dict[Any, str] = {}  # by numbers and shapes -> why
+        self._stamp: Stamp | None = None
+        self._binding = threading.Lock()
         _graphs.add(self)
 
     def __call__(self, *inputs: Any) -> Any:
-        reason = self._reason(inputs)
+        if self._kinds is None:
+            self._kinds = [_kind(value) for value in inputs]
+        static, moving, numbers = (
+            [value for value, kind in zip(inputs, self._kinds, strict=True) if kind == wanted]
+            for wanted in (_STATIC, _MOVING, _NUMBER)
+        )
+        reason = self._reason(inputs, static)
         if reason is None:
-            try:
-                return self._run(inputs)
-            except CaptureError as error:
-                reason = str(error)
+            shapes = (*numbers, *((value.shape, value.dtype) for value in moving))
+            reason = self._uncapturable.get(shapes)
+            if reason is None:
+                try:
+                    results = self._bound(inputs, static)(*moving, *numbers)
+                except CaptureError as error:
+                    reason = self._uncapturable[shapes] = str(error)
+                else:
+                    self.declined = ""
+                    return results
         if reason != self.declined:
             log.warning("torch.compile backend %s runs a graph as plain PyTorch: %s", NAME, reason)
             self.declined = reason
         return self.graph(*inputs)
 
-    def _reason(self, inputs: tuple[Any, ...]) -> str | None:
+    def _reason(self, inputs: tuple[Any, ...], static: list[Tensor]) -> str | None:
         if not _extension.available:
             return _extension.reason
         tensors = [value for value in inputs if isinstance(value, Tensor)]
@@ -82,30 +97,16 @@ class CompiledGraph:
             return f"it has a tensor on {other}: this backend runs on the CPU"
         if torch.is_autocast_enabled("cpu"):
             return "autocast is on: convert the model to the dtype instead"
+        if not Stamp.possible(static):
+            return "parameters made under torch.inference_mode() do not tell when they change"
         return None
 
-    def _run(self, inputs: tuple[Any, ...]) -> Any:
-        if self._static is None:
-            self._static = [i for i, value in enumerate(inputs) if _is_static(value)]
-            self._moving = [i for i, value in enumerate(inputs) if i not in self._static and isinstance(value, Tensor)]
-        static = tuple(inputs[i] for i in self._static)
-        moving = [inputs[i] for i in self._moving]
-        others = tuple(value for value in inputs if not isinstance(value, Tensor))
-        same = (
-            self.optimized is not None
-            and others == self._others
-            and all(map(operator.is_, static, self._held))
-            and [_version(tensor) for tensor in static] == self._versions
-        )
-        if not same:
-            bound = _Bound(self.graph, inputs, frozenset(self._static))
-            self.optimized = Optimized(bound)
-            self._held, self._others = static, others
-            self._versions = [_version(tensor) for tensor in static]
-        assert self.optimized is not None
-        results = self.optimized(*moving)
-        self.declined = ""
-        return results
+    def _bound(self, inputs: tuple[Any, ...], static: list[Tensor]) -> Optimized:
+        with self._binding:
+            if self.optimized is None or self._stamp is None or not self._stamp.holds(static):
+                self.optimized = Optimized(_Bound(self.graph, inputs, self._kinds or []))
+                self._stamp = Stamp(static)
+            return self.optimized
 
     def __str__(self) -> str:
         if self.declined or self.optimized is None:
@@ -113,30 +114,32 @@ class CompiledGraph:
         return str(self.optimized.report)
 
 
-def _is_static(value: Any) -> bool:
-    return isinstance(value, nn.Parameter) or hasattr(value, "_dynamo_static_input_type")
+_STATIC, _MOVING, _NUMBER = range(3)
 
 
-def _version(tensor: Tensor) -> int:
-    return 0 if tensor.is_inference() else tensor._version
+def _kind(value: Any) -> int:
+    if not isinstance(value, Tensor):
+        return _NUMBER
+    static = isinstance(value, nn.Parameter) or hasattr(value, "_dynamo_static_input_type")
+    return _STATIC if static else _MOVING
 
 
 class _Bound(nn.Module):
-    """The graph as a function of what is neither parameter nor number."""
+    """The graph as a function of what is no parameter: first the tensors, then the numbers."""
 
-    def __init__(self, graph: fx.GraphModule, inputs: tuple[Any, ...], static: frozenset[int]) -> None:
+    def __init__(self, graph: fx.GraphModule, inputs: tuple[Any, ...], kinds: list[int]) -> None:
         super().__init__()
         self.graph = graph
-        self.numbers = {i: value for i, value in enumerate(inputs) if not isinstance(value, Tensor)}
-        self.static = sorted(static)
-        self.count = len(inputs)
-        for i in self.static:
-            self.register_buffer(f"input_{i}", inputs[i].detach())
+        self.kinds = kinds
+        for i, value in enumerate(inputs):
+            if self.kinds[i] == _STATIC:
+                self.register_buffer(f"input_{i}", value.detach())
 
-    def forward(self, *moving: Tensor) -> Any:
-        fixed = {i: getattr(self, f"input_{i}") for i in self.static}
-        rest = iter(moving)
+    def forward(self, *values: Any) -> Any:
+        moving = iter(values)
+        numbers = iter(values[self.kinds.count(_MOVING) :])
         inputs = [
-            fixed[i] if i in fixed else self.numbers[i] if i in self.numbers else next(rest) for i in range(self.count)
+            getattr(self, f"input_{i}") if kind == _STATIC else next(moving if kind == _MOVING else numbers)
+            for i, kind in enumerate(self.kinds)
         ]
         return self.graph(*inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class Constants:
         self._parts: list[Tensor] = []
         self._size = 0
         self._buffer: Tensor | None = None
+        self._lock = threading.Lock()  # a program may run while another is made
 
     def of(self, step: Any) -> list[int]:
         """Byte offsets of weight, second weight, depthwise bias, scale and shift; -1 for none."""
@@ -50,19 +52,23 @@ class Constants:
         return self._offsets[step]
 
     def _add(self, part: Tensor) -> int:
-        offset = self._size
-        padding = -part.numel() % ALIGNMENT
-        self._parts += [part, part.new_zeros(padding)]
-        self._size += part.numel() + padding
-        self._buffer = None
-        return offset
+        with self._lock:
+            offset = self._size
+            padding = -part.numel() % ALIGNMENT
+            self._parts += [part, part.new_zeros(padding)]
+            self._size += part.numel() + padding
+            self._buffer = None
+            return offset
 
     @property
     def buffer(self) -> Tensor:
-        if self._buffer is None:
-            self._buffer = torch.cat(self._parts) if self._parts else torch.empty(0, dtype=torch.uint8)
-            self._parts = [self._buffer]
-        return self._buffer
+        """Another one when parts have been added; their offsets stay."""
+        buffer = self._buffer
+        if buffer is None:
+            with self._lock:
+                buffer = torch.cat(self._parts) if self._parts else torch.empty(0, dtype=torch.uint8)
+                self._parts, self._buffer = [buffer], buffer
+        return buffer
 
 
 def encode(schedule: Schedule, constants: Constants, element_bytes: int) -> tuple[Tensor, list[int]]:

@@ -84,8 +84,8 @@ def schedule(
         count = None if isinstance(module, Concatenate) else 1  # a residual is of the output's shape
         shapes[node] = module.output_shape(*(shapes[value] for value in _values(node)[:count]))
     result = Schedule([], _places(graph, nodes, shapes, outputs), shapes, list(inputs), outputs)
-    _steps(graph, nodes, result, layout_copies)
-    _regions(graph, result)
+    copies = _steps(graph, nodes, result, layout_copies)
+    _regions(graph, result, copies)
     _leading(result, element_bytes, cache_bytes)
     _arena(result, element_bytes)
     return result
@@ -119,7 +119,10 @@ def _places(
     return places
 
 
-def _steps(graph: fx.GraphModule, nodes: list[fx.Node], result: Schedule, layout_copies: frozenset[fx.Node]) -> None:
+def _steps(
+    graph: fx.GraphModule, nodes: list[fx.Node], result: Schedule, layout_copies: frozenset[fx.Node]
+) -> dict[fx.Node, fx.Node]:
+    """Returns the copy that is read in place of each input among `layout_copies`."""
     sources: dict[fx.Node, fx.Node] = {}
     copies = fx.Graph()
     for value in layout_copies:  # a value of its own: the input with adjacent channels
@@ -146,9 +149,10 @@ def _steps(graph: fx.GraphModule, nodes: list[fx.Node], result: Schedule, layout
                     copy_step = ScheduledStep(Elementwise(), sources.get(value, value), None, node, True, channel)
                     result.steps.append(copy_step)
                 channel += result.shapes[value][1]
+    return sources
 
 
-def _regions(graph: fx.GraphModule, result: Schedule) -> None:
+def _regions(graph: fx.GraphModule, result: Schedule, copies: dict[fx.Node, fx.Node]) -> None:
     """As early as what it reads allows."""
     ready: dict[fx.Node, int] = {}  # value -> the first region that may read it
 
@@ -177,7 +181,7 @@ def _regions(graph: fx.GraphModule, result: Schedule) -> None:
             module = graph.get_submodule(str(value.target))
             if isinstance(module, Concatenate | Slice):
                 for part in value.all_input_nodes:
-                    region = max(region, visit(part))
+                    region = max(region, visit(copies.get(part, part)))
         ready[value] = region
         return region
 

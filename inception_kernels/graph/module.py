@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,11 +15,12 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from .. import _extension
-from .capture import Captured, capture
+from .capture import Captured, capture, is_free_of_batch_sizes
 from .encode import Constants, encode
 from .layout import Schedule, schedule
 from .partition import Segment, partition
 from .passes import apply_passes
+from .passes._graph import same_graph
 from .report import GraphReport, StepTime, describe
 from .steps import Shape
 
@@ -27,13 +29,24 @@ KEPT_SHAPES = 8
 
 _Environment = dict[fx.Node, Any]
 
+aten = torch.ops.aten
+_FOR_ANY_STRIDES = {aten.view.default: aten.reshape.default, aten._unsafe_view.default: aten.reshape.default}
+
 
 class _Program:
     """One segment, encoded for one shape."""
 
-    def __init__(self, segment: Segment, plan: Schedule, program: Tensor, constants: Tensor, sizes: list[int]) -> None:
+    def __init__(
+        self, segment: Segment, plan: Schedule, program: Tensor, constants: Constants, sizes: list[int]
+    ) -> None:
         self.segment, self.plan = segment, plan
-        self.program, self.constants, self.sizes = program, constants, sizes
+        self.program, self.sizes = program, sizes
+        self._constants = constants
+
+    @property
+    def constants(self) -> Tensor:
+        """All programs of a network read one buffer."""
+        return self._constants.buffer
 
     def __call__(self, env: _Environment) -> None:
         inputs = [env[node] for node in self.segment.inputs]
@@ -63,18 +76,28 @@ class _Network:
         self.returned: list[fx.Node] = list(next(n for n in self.graph.graph.nodes if n.op == "output").args[0])
         self.constants: dict[torch.dtype, Constants] = {}
         self._plans: dict[Any, list[Callable[[_Environment], None]]] = {}
+        self._planning = threading.RLock()
 
-    @property
-    def is_generic(self) -> bool:
-        """Whether the batch size is nowhere in the graph: PyTorch's calls may hold it as a number."""
-        return not any(isinstance(action, fx.Node) and action.op == "call_function" for action in self.actions)
+    def computes_as(self, other: _Network) -> bool:
+        """Whether this one, captured with another batch size, is the same, and without PyTorch's calls.
+
+        They may hold the size as a number that is not seen here.
+        """
+        calls = any(isinstance(action, fx.Node) and action.op == "call_function" for action in self.actions)
+        return (
+            not calls
+            and self.captured.outputs == other.captured.outputs
+            and self.captured.out_spec == other.captured.out_spec
+            and same_graph(self.graph, other.graph)
+        )
 
     def run(self, tensors: list[Tensor]) -> list[Tensor]:
         env: _Environment = dict(zip(self.placeholders, tensors, strict=True))
         key = tuple((t.shape, t.dtype, t.dim() == 4 and t.stride(1) == 1) for t in tensors)
         plan = self._plans.get(key)
         if plan is None:
-            self._plans[key] = self._make_plan(env)
+            with self._planning:
+                self._plans[key] = self._make_plan(env)
         else:
             for step in plan:
                 step(env)
@@ -82,11 +105,9 @@ class _Network:
 
     def programs(self, tensors: list[Tensor]) -> list[tuple[_Program, list[Tensor]]]:
         env: _Environment = dict(zip(self.placeholders, tensors, strict=True))
-        return [
-            (step, [env[node] for node in step.segment.inputs])
-            for step in self._make_plan(env)
-            if isinstance(step, _Program)
-        ]
+        with self._planning:
+            plan = self._make_plan(env)
+        return [(step, [env[node] for node in step.segment.inputs]) for step in plan if isinstance(step, _Program)]
 
     def _make_plan(self, env: _Environment) -> list[Callable[[_Environment], None]]:
         """Runs once, because the shapes of what PyTorch computes are known only then."""
@@ -115,7 +136,7 @@ class _Network:
         )
         plan = schedule(self.graph, segment.nodes, shapes, segment.outputs, scattered, dtype.itemsize)
         program, sizes = encode(plan, constants, dtype.itemsize)
-        return _Program(segment, plan, program, constants.buffer, sizes)
+        return _Program(segment, plan, program, constants, sizes)
 
     def _torch_call(self, node: fx.Node) -> Callable[[_Environment], None]:
         attributes = {
@@ -123,13 +144,15 @@ class _Network:
             for source in node.all_input_nodes
             if source.op == "get_attr"
         }
-        target = self.graph.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+        target: Any = self.graph.get_submodule(str(node.target)) if node.op == "call_module" else node.target
+        # Values here have adjacent channels, whatever the model's have.
+        target = _FOR_ANY_STRIDES.get(target, target)
 
         def call(env: _Environment) -> None:
             def look_up(source: fx.Node) -> Any:
                 return attributes[source] if source in attributes else env[source]
 
-            env[node] = target(*fx.map_arg(node.args, look_up), **fx.map_arg(node.kwargs, look_up))  # type: ignore[operator]
+            env[node] = target(*fx.map_arg(node.args, look_up), **fx.map_arg(node.kwargs, look_up))
 
         return call
 
@@ -141,6 +164,8 @@ class Optimized(nn.Module):
         super().__init__()
         self._model = [model]  # no child: its parameters are not this module's
         self._networks: OrderedDict[Any, _Network] = OrderedDict()  # the one used last at the end
+        self._bound_to_batch: set[Any] = set()
+        self._capturing = threading.Lock()
         self.training = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -155,25 +180,50 @@ class Optimized(nn.Module):
         return pytree.tree_unflatten(outputs, captured.out_spec)
 
     def _network(self, leaves: list[Any], spec: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Network:
-        # Image sizes may be anywhere in a captured graph (a pool over x.shape[2:]), batch sizes only in PyTorch calls.
-        key = (spec, *((leaf.dtype, leaf.shape[1:]) if isinstance(leaf, Tensor) else leaf for leaf in leaves))
-        network = self._recall(key)
+        # Image sizes may be anywhere in a captured graph (a pool over x.shape[2:]), and so may batch sizes.
+        batches = [leaf.shape[:1] for leaf in leaves if isinstance(leaf, Tensor)]
+        equal = tuple(batches.index(batch) for batch in batches)
+        key = (spec, equal, *(_without_batch(leaf, batches[0]) for leaf in leaves))
+        exact = (key, *batches)
+        several = all(size >= 2 for batch in batches for size in batch)
+        network = self._known(key, exact, several)
         if network is not None:
             return network
-        exact = (key, tuple(leaf.shape[:1] for leaf in leaves if isinstance(leaf, Tensor)))
-        network = self._recall(exact)
-        if network is not None:
-            return network
+        with self._capturing:  # and another thread may have done so meanwhile
+            return self._known(key, exact, several) or self._capture(key, exact, several, args, kwargs)
+
+    def _known(self, key: Any, exact: Any, several: bool) -> _Network | None:
+        """That of all batches of several images, or of this batch."""
+        return (self._recall(key) if several else None) or self._recall(exact)
+
+    def _capture(self, key: Any, exact: Any, several: bool, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Network:
         network = _Network(self._model[0], args, kwargs)
-        self._networks[key if network.is_generic else exact] = network
-        if len(self._networks) > KEPT_SHAPES:
-            self._networks.popitem(last=False)
+        alike = [
+            (name, other)
+            for name, other in list(self._networks.items())
+            if (name == key or name[0] == key) and other.computes_as(network)
+        ]
+        if alike:
+            network = alike[0][1]
+            if several and key not in self._bound_to_batch:
+                if is_free_of_batch_sizes(self._model[0], args, kwargs):
+                    exact = key
+                else:
+                    self._bound_to_batch.add(key)
+        self._networks[exact] = network
+        if self._kept() > KEPT_SHAPES:
+            while self._kept() > KEPT_SHAPES:
+                self._networks.popitem(last=False)
             warnings.warn(
                 f"an optimised network keeps {KEPT_SHAPES} input shapes and got another: the one that was not used for "
                 "the longest time is captured again when it comes back. Bring inputs to fewer sizes, or swap the model",
-                stacklevel=5,  # forward, and nn.Module's two frames
+                stacklevel=6,  # _network, forward, and nn.Module's two frames
             )
         return network
+
+    def _kept(self) -> int:
+        """One network may be there for several batch sizes."""
+        return len(set(map(id, self._networks.values())))
 
     def _recall(self, key: Any) -> _Network | None:
         network = self._networks.get(key)
@@ -181,6 +231,14 @@ class Optimized(nn.Module):
             with suppress(KeyError):  # another thread may have dropped it meanwhile
                 self._networks.move_to_end(key)
         return network
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of copies and files: what was captured is captured again."""
+        return {**self.__dict__, "_networks": OrderedDict(), "_capturing": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._capturing = threading.Lock()
 
     def train(self, mode: bool = True) -> Any:
         if mode:
@@ -214,9 +272,21 @@ class Optimized(nn.Module):
         return str(self.report)
 
 
+def _without_batch(leaf: Any, batch: torch.Size) -> Any:
+    """What of an argument may be in a graph, the first tensor's batch size apart, be it as a number by itself."""
+    if isinstance(leaf, Tensor):
+        return leaf.dtype, leaf.shape[1:]
+    return "batch" if type(leaf) is int and (leaf,) == batch else (type(leaf), leaf)
+
+
 def _check_inputs(tensors: list[Tensor]) -> None:
     if not tensors:
         raise TypeError("expected at least one tensor among the arguments")
+    if torch.is_autocast_enabled("cpu"):
+        raise RuntimeError(
+            "an optimised network runs in the dtype of its model, not in autocast's: convert the model and its inputs "
+            "and optimise it, or call it outside autocast"
+        )
     for tensor in tensors:
         if tensor.device.type != "cpu":
             raise ValueError(
@@ -238,8 +308,8 @@ def optimize(model: nn.Module, example_input: Any) -> Optimized:
     or read its `.report`, for which and why. On a GPU use :func:`inception_kernels.swap`.
 
     It is a snapshot: later changes of the model's parameters do not reach it. It keeps a copy of the model, which is
-    captured again for images of another size (another batch size is only planned again), and the packed weights of the
-    8 sizes used last.
+    captured again for images of another size, and for a second and a third batch size, until it is known that nothing
+    depends on it (further ones are then only planned), and the packed weights of the 8 sizes used last.
 
     Args:
         model: in evaluation (`model.eval()`), on the CPU, that `torch.export` can capture.
@@ -252,7 +322,7 @@ def optimize(model: nn.Module, example_input: Any) -> Optimized:
         TypeError: `model` is not a module.
         ValueError: the model is in training, or not on the CPU.
         CaptureError: `torch.export` cannot follow the model; the message says where.
-        RuntimeError: the package was built without its extension.
+        RuntimeError: the package was built without its extension, or autocast is on.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")

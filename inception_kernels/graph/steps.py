@@ -233,7 +233,17 @@ class AveragePool(Step):
 
 
 class Elementwise(Step):
-    """Batch norm, activation or addition that nothing else took in."""
+    """Batch norm, activation or addition that nothing else took in. `offset`: a batch norm's largest |mean| / std."""
+
+    def __init__(
+        self,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        activation: str = "none",
+        offset: float = 0.0,
+    ) -> None:
+        super().__init__(scale, shift, activation)
+        self.offset = offset
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         return self.finish(x, residual)

@@ -30,12 +30,14 @@ class Declined(Exception):
     """Why an operator stays PyTorch's."""
 
 
-def translate(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Shapes, value: Any) -> Steps:
+def translate(
+    target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Shapes, dtypes: set[torch.dtype], value: Any
+) -> Steps:
     """The steps that compute a call, none where it does nothing, and the inputs of the first. Raises `Declined`.
 
     Args:
         args, kwargs: of the call, with nodes of the new graph for activations and tensors for constants.
-        shapes: of the activations.
+        shapes, dtypes: of the activations.
         value: what the call returns, as a fake tensor.
     """
     if not isinstance(target, torch._ops.OpOverload):
@@ -46,6 +48,8 @@ def translate(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any], shapes
     first = value[0] if isinstance(value, tuple | list) else value
     if not isinstance(first, Tensor) or first.dtype not in _DTYPES:
         raise Declined(f"{target} does not return a float32, bfloat16, float16 or float64 tensor")
+    if dtypes - {first.dtype}:
+        raise Declined(f"{target} makes {first.dtype} of {', '.join(sorted(map(str, dtypes)))}")
     arguments = _by_name(target, args, kwargs)
     try:
         return function(arguments, shapes)
@@ -69,8 +73,11 @@ def _by_name(target: torch._ops.OpOverload, args: tuple[Any, ...], kwargs: dict[
 def _image(value: Any, shapes: Shapes) -> fx.Node:
     if not isinstance(value, fx.Node):
         raise Declined("its input is a constant")
-    if len(shapes.get(value, ())) != 4:
-        raise Declined(f"its input is {list(shapes.get(value, ()))}, not [N, C, H, W]")
+    shape = shapes.get(value, ())
+    if len(shape) != 4:
+        raise Declined(f"its input is {list(shape)}, not [N, C, H, W]")
+    if 0 in shape[1:]:
+        raise Declined(f"its input has no values: {list(shape)}")
     return value
 
 
@@ -113,12 +120,13 @@ def _batch_norm(a: dict[str, Any], shapes: Shapes) -> Steps:
         raise Declined("it has no running statistics")
     weight, bias = _constant(a["weight"], "its weight"), _constant(a["bias"], "its bias")
     scale = (var.double() + a["eps"]).rsqrt()
+    offset = float((mean.double() * scale).abs().max())
     if weight is not None:
         scale = scale * weight.double()
     shift = -mean.double() * scale
     if bias is not None:
         shift = shift + bias.double()
-    return [Elementwise(scale, shift)], [x]
+    return [Elementwise(scale, shift, offset=offset)], [x]
 
 
 def _activation(kind: str) -> Callable[..., Steps]:
@@ -141,6 +149,8 @@ def _max_pool(a: dict[str, Any], shapes: Shapes) -> Steps:
 def _average_pool(a: dict[str, Any], shapes: Shapes) -> Steps:
     x, window = _image(a["self"], shapes), _pair(a["kernel_size"])
     stride = _pair(a["stride"]) if a["stride"] else window
+    if a["divisor_override"] is not None and a["divisor_override"] < 0:
+        raise Declined("it divides by a negative number")
     pool = AveragePool(
         window, stride, _pair(a["padding"]), a["ceil_mode"], a["count_include_pad"], a["divisor_override"]
     )
@@ -156,13 +166,13 @@ def _adaptive_average_pool(a: dict[str, Any], shapes: Shapes) -> Steps:
 
 def _mean(a: dict[str, Any], shapes: Shapes) -> Steps:
     x = _image(a["self"], shapes)
-    if sorted(d % 4 for d in a["dim"] or ()) != [2, 3] or a["dtype"] is not None:
+    if sorted(d % 4 for d in a.get("dim") or ()) != [2, 3] or a["dtype"] is not None:
         raise Declined("it is not over height and width")
     return [AveragePool(None)] if a["keepdim"] else [AveragePool(None), Flatten()], [x]
 
 
 def _number(value: Any) -> float | None:
-    if isinstance(value, Tensor) and value.numel() == 1:
+    if isinstance(value, Tensor) and value.numel() == 1 and value.dim() <= 4:
         value = value.item()
     return float(value) if isinstance(value, int | float) else None
 

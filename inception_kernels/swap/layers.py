@@ -333,3 +333,22 @@ class FollowForward(_Called):
         if group is not None and group.follow(self, args[0]):
             return args[0]
         return super().forward(*args, **kwargs)
+
+
+def _inlined_only(*functions: Any) -> None:
+    """Dynamo takes these into the graph of who calls them and never compiles one of them by itself.
+
+    Otherwise, where it cannot compile the forward that calls the modules of a group, it compiles module by module and
+    may give up on some: a compiled leader would hand nothing on to an eager follower.
+    """
+    from torch._C._dynamo import eval_frame  # there without torch._dynamo, which is slow to load
+
+    skip = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.DEFAULT)
+    for function in functions:
+        eval_frame.set_code_exec_strategy(function.__code__, skip)
+
+
+_inlined_only(
+    LeadForward.forward, FollowForward.forward, _Called._group, CallsSite.lead, CallsSite.follow, CallsSite._blocked,
+    CallsSite._run, CallsSite._pending, FusedLayer.blocked,
+)  # fmt: skip

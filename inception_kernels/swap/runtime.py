@@ -65,6 +65,14 @@ class Parts:
             statistics.get("running_var"),
         )
 
+    def are_registered(self) -> bool:
+        """Whether all of `tensors` are parameters and buffers, and not properties or plain attributes."""
+        for module in (self.conv, self.depthwise, self.norm):
+            if module is not None and not ("weight" in module._parameters and "bias" in module._parameters):
+                return False
+        norm = self.norm
+        return norm is None or ("running_mean" in norm._buffers and "running_var" in norm._buffers)
+
     def count_batch(self) -> None:
         counter = None if self.norm is None else batch_counter(self.norm)
         if counter is not None:
@@ -164,6 +172,8 @@ class FusedLayer:
                 or member._backward_pre_hooks
             ):
                 return f"a {type(member).__name__} inside it has hooks"
+            if "forward" in member.__dict__:
+                return f"a {type(member).__name__} inside it has a forward of its own"
         conv, depthwise = parts.conv, parts.depthwise
         if conv._modules or (depthwise is not None and depthwise._modules):
             return "a convolution inside it is parametrized"
@@ -178,9 +188,13 @@ class FusedLayer:
             return "a global module hook wants to see every module"
         if x.dim() != 4:
             return f"the input has {x.dim()} dimensions"
+        if not conv.__dict__.get("_is_replica") and not parts.are_registered():
+            return "a parameter or a running statistic inside it is computed, or no parameter or buffer"
         weight: Any = conv._parameters.get("weight")  # without nn.Module.__getattr__, as in Parts
         if weight is None:
             weight = conv.weight
+        if type(weight) is not nn.Parameter and type(weight) is not Tensor:
+            return f"a weight inside it is a {type(weight).__name__}"
         if x.device != weight.device:
             return f"the input is on {x.device}, the weight on {weight.device}"
         if x.dtype != weight.dtype and not torch.is_autocast_enabled(x.device.type):

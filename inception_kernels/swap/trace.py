@@ -4,6 +4,7 @@ Each container is traced by itself (torch.fx): one that cannot be traced never h
 search. Training and evaluation may take different paths, so both are traced.
 """
 
+import copy
 import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,8 +42,14 @@ class Traced:
 
 @contextmanager
 def mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """Set `training` on this one module (its children are not run) and undo what its forward assigns to itself."""
+    """Set `training` on this one module (its children are not run) and undo what its forward does to it.
+
+    It runs on copies of the module's own buffers and containers.
+    """
     before = dict(vars(module))
+    held = {name: copy.copy(value) for name, value in before.items() if isinstance(value, list | dict | set)}
+    vars(module).update(held)
+    vars(module)["_buffers"] = {name: None if b is None else b.clone() for name, b in module._buffers.items()}
     module.training = training
     try:
         yield

@@ -1,6 +1,7 @@
 """A scale and a shift in front of a convolution without padding move into its weight and its shift.
 
-With padding they cannot: the zeros are added behind them.
+With padding they cannot: the zeros are added behind them. Nor does a batch norm whose mean exceeds its standard
+deviation: the convolution would add up large values and take most of the sum off again.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from torch import fx
 from ..steps import Convolution, Elementwise
 from ._graph import insert_step, replace, residual_of, sole_user, step_of
 
+MOST_OFFSET = 1.0
+
 
 def fold_into_consumer(graph: fx.GraphModule) -> int:
     count = 0
@@ -20,7 +23,12 @@ def fold_into_consumer(graph: fx.GraphModule) -> int:
         consumer = None if user is None else step_of(graph, user, Convolution)
         if step is None or user is None or consumer is None or consumer.padding != (0, 0):
             continue
-        if step.activation != "none" or residual_of(node) is not None or residual_of(user) is node:
+        if (
+            step.offset > MOST_OFFSET
+            or step.activation != "none"
+            or residual_of(node) is not None
+            or residual_of(user) is node
+        ):
             continue
         folded = copy.copy(consumer)
         folded._buffers = dict(consumer._buffers)
