@@ -67,10 +67,15 @@ def _summary(rows: Sequence[Row], current: str) -> Iterator[str]:
     """
     ours = [row for row in rows if row.kind == "network" and row.role == OURS and row.speedup]
     fresh = [row for row in ours if not is_stale(row, current)]
-    runs: dict[str, list[Row]] = {}  # inference and training are measured one after the other
+    # Inference and training are measured one after the other, with a commit between them maybe.
+    runs: dict[tuple[str, str], list[Row]] = {}
+    last: dict[tuple[str, str], Environment] = {}
     for where, members in sorted(_by_environment(fresh or ours), key=lambda group: group[0].started):
-        runs.setdefault(_heading(where), []).extend(members)
-    for heading, members in runs.items():
+        same = (_installation(where), where.source_hash)
+        runs.setdefault(same, []).extend(members)
+        last[same] = where
+    for same, members in runs.items():
+        heading = _heading(last[same])
         ways = sorted({(row.pass_, row.backend) for row in members})
         body = []
         for network, batch, dtype in sorted({(row.case, row.batch, row.dtype) for row in members}):
@@ -203,10 +208,14 @@ def _by_environment(rows: Iterable[Row]) -> list[tuple[Environment, list[Row]]]:
     return groups
 
 
-def _heading(where: Environment) -> str:
+def _installation(where: Environment) -> str:
     kernels = where.isa.split(",")[0]
     cores = f", {where.threads} threads, {kernels}" if where.device_type == "cpu" else f", driver {where.driver}"
-    return f"{where.device}{cores}, torch {where.versions.get('torch')}, {where.started[:10]}, commit {where.commit}:"
+    return f"{where.device}{cores}, torch {where.versions.get('torch')}"
+
+
+def _heading(where: Environment) -> str:
+    return f"{_installation(where)}, {where.started[:10]}, commit {where.commit}:"
 
 
 def _section(heading: str, lines: Sequence[str]) -> list[str]:
