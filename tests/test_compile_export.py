@@ -465,6 +465,30 @@ def by_children(module: nn.Module, x: Tensor) -> Tensor:
     return activate(z if module.bn is None else module.bn(z), after)
 
 
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*:FutureWarning")
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", MODULES)
+def test_hooks_of_children_run(name, training):
+    """Among them the ones that compute a weight in every call."""
+    torch.manual_seed(0)
+    module = MODULES[name]().train(training)
+    x = torch.randn(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
+    module(x)
+    convolution = next(each for each in reversed(list(module.modules())) if isinstance(each, nn.Conv2d))
+    nn.utils.weight_norm(convolution)
+    seen = []
+    convolution.register_forward_hook(lambda *call: seen.append(1))
+    for step in range(1, 3):
+        with torch.no_grad():
+            convolution.weight_g.mul_(2)
+        expected = by_children(module, x)
+        seen.clear()
+        y = module(x)
+        y.square().sum().backward()
+        assert seen == [1], step
+        torch.testing.assert_close(y, expected)
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_module_copies_and_pickles(name):
     torch.manual_seed(0)

@@ -343,6 +343,8 @@ def _inlined_only(*functions: Any) -> None:
     """
     from torch._C._dynamo import eval_frame  # there without torch._dynamo, which is slow to load
 
+    if not hasattr(eval_frame, "set_code_exec_strategy"):  # 2.11 to 2.14 have it; what torch keeps for itself may go
+        return
     skip = eval_frame._FrameExecStrategy(eval_frame._FrameAction.SKIP, eval_frame._FrameAction.DEFAULT)
     for function in functions:
         eval_frame.set_code_exec_strategy(function.__code__, skip)

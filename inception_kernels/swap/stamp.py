@@ -15,9 +15,9 @@ class Stamp:
     """What some tensors were when it was taken.
 
     Writes count in `_version`; a new storage shows in `data_ptr`, another view of it in the shape and the strides of
-    what has several dimensions. Writes through `.data` count nowhere, so three
-    elements of each CPU tensor are compared as well: that catches an update of a whole tensor (an exponential
-    moving average, an initialiser), not one of single elements.
+    what has several dimensions. Writes through `.data` count nowhere, so three elements of each CPU tensor are compared
+    as well: that catches an update of a whole tensor (an exponential moving average, an initialiser), not one of single
+    elements.
     """
 
     def __init__(self, tensors: Sequence[Tensor | None]) -> None:
