@@ -57,5 +57,27 @@ def test_a_limit_ends_the_rounds_but_three_always_run() -> None:
     assert {name: len(values) for name, values in samples.items()} == {"a": 3, "b": 3}
 
 
+class SlowClock(timing.CpuClock):
+    """Every call takes as long as it returns."""
+
+    def seconds(self, call: timing.Call, count: int) -> float:
+        return [call() for _ in range(count)][-1]  # type: ignore[return-value]  # the calls below return their seconds
+
+
+def test_who_is_slow_beyond_doubt_has_one_sample() -> None:
+    calls = {"fast": lambda: 0.5, "slow": lambda: 6.0, "slower": lambda: 4.0, "slowest": lambda: 90.0}
+    samples = timing.interleave(calls, 9, 1e-3, SlowClock())
+    assert {name: len(values) for name, values in samples.items()} == {
+        "fast": 9,
+        "slow": 1,
+        "slower": 9,
+        "slowest": 1,
+    }
+    assert samples["slowest"] == [90.0]
+    # What takes no time to repeat is repeated.
+    few = timing.interleave({"fast": lambda: 1e-5, "slow": lambda: 9e-4}, 9, 1e-3, SlowClock())
+    assert min(len(values) for values in few.values()) == 9
+
+
 def test_harness_overhead_is_a_small_positive_number() -> None:
     assert timing.harness_overhead_seconds() > 0

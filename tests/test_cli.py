@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from inception_kernels import _version, backends, cli, roofline
-from inception_kernels.bench import harness, report
+from inception_kernels.bench import Config, harness, report
 from inception_kernels.bench.contenders import Eager
 from inception_kernels.bench.plain import PlainConv
 from inception_kernels.bench.problem import Case
@@ -88,6 +89,15 @@ def test_flops_in_its_own_process() -> None:
     assert "8.3" in done.stdout and "GMAC" in done.stdout
 
 
+def test_a_reader_may_stop_early() -> None:
+    command = [sys.executable, "-m", "inception_kernels", "info", "--kernels"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
 def test_plan_prints_and_writes_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "plan.json"
     assert cli.main(["plan", "xception", "--input", "1,3,71,71", "--json", str(path)]) == 0
@@ -129,6 +139,23 @@ def test_bench_options_reach_the_harness(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (full.dtypes, full.passes, full.threads, full.tune) == (("bfloat16",), ("training",), 1, True)
     assert full.backends == ("eager", "openvino")
     assert (quick.batches, quick.layers, quick.compile_training) == ((3,), 1, False)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bench_leaves_out_bfloat16_where_pytorch_has_no_kernels(
+    fast: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Config] = []
+    monkeypatch.setattr(harness, "run", lambda config, progress: seen.append(config) or [])
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: fast)
+    assert cli.main(["bench", "--quick"]) == 0
+    assert ("bfloat16 is not measured" in capsys.readouterr().err) is not fast
+    assert cli.main(["bench", "--dtypes", "float32,bfloat16"]) == 0
+    assert capsys.readouterr().err == ""
+    assert [config.dtypes for config in seen] == [
+        ("float32", "bfloat16") if fast else ("float32",),
+        ("float32", "bfloat16"),
+    ]
 
 
 def test_bench_renders_and_checks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

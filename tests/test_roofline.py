@@ -57,3 +57,33 @@ def test_probe_measures_something() -> None:
     probed = roofline.measure("cpu", ("float32", "bfloat16"))
     assert set(probed.product) == {"float32", "bfloat16"}
     assert all(rate > 0 for rate in (*probed.product.values(), *probed.copy.values()))
+
+
+def probe(monkeypatch: pytest.MonkeyPatch, seconds: dict[torch.dtype, float]) -> list[torch.Size]:
+    """Products that take so long, the second three times as long; returns the sizes for which the second was called."""
+    called: list[torch.Size] = []
+
+    def second(shape: torch.Size, dtype: torch.dtype) -> float:
+        called.append(shape)
+        return 3 * seconds[dtype]
+
+    monkeypatch.setattr(roofline, "_PRODUCTS", {"cpu": ((16, 16, 16), (32, 32, 32))})
+    monkeypatch.setattr(
+        roofline, "_products", lambda a, b: [lambda: seconds[a.dtype], lambda: second(a.shape, a.dtype)]
+    )
+    monkeypatch.setattr(roofline, "_cpu_seconds", lambda call, count: call())
+    monkeypatch.setattr(roofline, "_copy_rate", lambda *_: 1e9)
+    return called
+
+
+def test_a_product_that_takes_longer_than_its_time_is_called_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = probe(monkeypatch, {torch.float32: 100.0})
+    assert roofline.measure("cpu", ("float32",), seconds=0.25).product == {"float32": pytest.approx(2 * 16**3 / 100)}
+    assert called == [(16, 16)]
+
+
+def test_sixteen_bits_are_multiplied_in_float32_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    called = probe(monkeypatch, {torch.float32: 1e-3, torch.bfloat16: 50.0, torch.float16: 1e-4})
+    product = roofline.measure("cpu", ("bfloat16", "float16"), seconds=0.25).product
+    assert product == {"bfloat16": pytest.approx(2 * 32**3 / 1e-3), "float16": pytest.approx(2 * 32**3 / 1e-4)}
+    assert (32, 32) in called

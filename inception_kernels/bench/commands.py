@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
-from inception_kernels.bench.config import DTYPES, KINDS, NETWORKS, OPERATORS, PASSES, Config
+from inception_kernels.bench.config import DTYPES, KINDS, NETWORKS, OPERATORS, PASSES, Config, usual_dtypes
 
 _DEFAULT = Config()
 
@@ -20,12 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("kinds", _DEFAULT.kinds, KINDS),
         ("networks", _DEFAULT.networks, NETWORKS),
         ("operators", _DEFAULT.operators, OPERATORS),
-        ("dtypes", _DEFAULT.dtypes, DTYPES),
         ("passes", _DEFAULT.passes, PASSES),
     ):
         usual = "all" if default == allowed else ",".join(default)
         text = f"out of {', '.join(allowed)} (default: {usual})"
         what.add_argument(f"--{name}", type=_words, default=default, metavar="LIST", help=text)
+    text = f"out of {', '.join(DTYPES)} (default: float32 and, where PyTorch has fast kernels for it, bfloat16)"
+    what.add_argument("--dtypes", type=_words, default=None, metavar="LIST", help=text)
     what.add_argument("--batches", type=_numbers, default=None, metavar="LIST", help="(default: 1,8; --quick: 1)")
     what.add_argument("--layers", type=int, default=None, metavar="N", help="at most N layers per operator")
     what.add_argument("--backends", type=_words, default=(), metavar="LIST", help="race only these and eager")
@@ -62,6 +64,12 @@ def run(args: argparse.Namespace) -> int:
     with terminal.progress(console) as progress:
         rows = harness.run(config, progress=progress)
     terminal.show(rows, console)
+    if set(config.dtypes) < set(_DEFAULT.dtypes) and args.dtypes is None:
+        print(
+            "bfloat16 is not measured: without AVX-512 this PyTorch computes it in plain loops, in which an image "
+            "takes minutes. --dtypes float32,bfloat16 measures it all the same.",
+            file=sys.stderr,
+        )
     if args.output is not None:
         for path in report.write(rows, args.output):
             print(f"wrote {path}")
@@ -101,7 +109,7 @@ def _config(args: argparse.Namespace) -> Config:
         networks=args.networks,
         operators=args.operators,
         batches=args.batches or _DEFAULT.batches,
-        dtypes=args.dtypes,
+        dtypes=args.dtypes or usual_dtypes(args.device),
         passes=args.passes,
         backends=args.backends,
         device=args.device,

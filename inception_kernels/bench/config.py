@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import torch
+
 NETWORKS = ("inception_v3", "xception")
 LAYER_OPERATORS = ("separable_conv2d", "conv2d_bn_act", "asymmetric_pair")
 OPERATORS = (
@@ -16,6 +18,12 @@ OPERATORS = (
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PASSES = ("inference", "training")
 KINDS = ("network", "operator")
+
+
+def usual_dtypes(device: str) -> tuple[str, ...]:
+    """float32, and bfloat16 where PyTorch has kernels for it: its own loops take minutes for an image of a network."""
+    fast = not device.startswith("cpu") or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return ("float32", "bfloat16") if fast else ("float32",)
 
 
 @dataclass(frozen=True)

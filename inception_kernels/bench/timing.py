@@ -10,6 +10,10 @@ from dataclasses import dataclass
 Call = Callable[[], object]
 
 _LEAST_ROUNDS = 3
+# A call that is so many times slower than the fastest implementation's, and takes longer than a slot, is not repeated.
+_BEYOND_DOUBT = 10.0
+# A first call that takes so long does not do so for what only first calls do.
+_LONG_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -100,17 +104,21 @@ def interleave(
 
     In each round every implementation runs for about `slot_seconds`; the order rotates by one from round to round.
     A slot of short calls starts with one that is not counted, because the implementation before has left its own data
-    in the caches. `between` runs before each slot. No round begins after `limit_seconds`, but three always run.
+    in the caches. `between` runs before each slot. No round begins after `limit_seconds`, but three always run. Whose
+    call takes ten times as long as another's, and longer than a slot, has one sample, from before the first round:
+    PyTorch's own bfloat16 takes minutes per image of a network on a processor that has no instructions for it.
     """
     once = {}
     for name, call in calls.items():
-        clock.seconds(call, 1)  # allocates
-        first = clock.seconds(call, 1)
+        first = clock.seconds(call, 1)  # allocates
+        if first < _LONG_SECONDS:
+            first = clock.seconds(call, 1)
         # The shortest of a few: a call that was interrupted would give this implementation shorter slots than others.
         few = [clock.seconds(call, 1) for _ in range(4)] if first < slot_seconds else []
         once[name] = max(min([first, *few]), 1e-8)
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    names = list(calls)
+    slow = max(slot_seconds, _BEYOND_DOUBT * min(once.values(), default=0.0))
+    samples = {name: [once[name]] if once[name] > slow else [] for name in calls}
+    names = [name for name in calls if not samples[name]]
     begun = time.monotonic()
     for turn in range(rounds):
         if limit_seconds is not None and turn >= _LEAST_ROUNDS and time.monotonic() - begun > limit_seconds:
