@@ -356,6 +356,15 @@ def test_many_sizes_do_not_pile_up():
         check(model, fast, torch.randn(1, 3, 9, 9))
 
 
+def test_plans_of_batch_sizes_do_not_pile_up(monkeypatch):
+    monkeypatch.setattr(graph_module, "KEPT_PLANS", 3)
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU()).eval()
+    fast = ik.optimize(model, torch.randn(2, 3, 8, 8))
+    for batch in (*range(1, 9), 2, 8):
+        check(model, fast, torch.randn(batch, 3, 8, 8))
+    assert {len(network._plans) for network in fast._networks.values()} == {3}
+
+
 def test_structured_inputs_and_outputs():
     model = Structured().eval()
     for size in (8, 11):

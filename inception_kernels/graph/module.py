@@ -26,6 +26,8 @@ from .steps import Shape
 
 # Each has its own packed weights, as large as the model.
 KEPT_SHAPES = 8
+# Of batch sizes of one of them, in which packed weights are shared: some 50 KB each.
+KEPT_PLANS = 128
 
 _Environment = dict[fx.Node, Any]
 
@@ -98,6 +100,8 @@ class _Network:
         if plan is None:
             with self._planning:
                 self._plans[key] = self._make_plan(env)
+                if len(self._plans) > KEPT_PLANS:
+                    del self._plans[next(iter(self._plans))]
         else:
             for step in plan:
                 step(env)
@@ -309,7 +313,8 @@ def optimize(model: nn.Module, example_input: Any) -> Optimized:
 
     It is a snapshot: later changes of the model's parameters do not reach it. It keeps a copy of the model, which is
     captured again for images of another size, and for a second and a third batch size, until it is known that nothing
-    depends on it (further ones are then only planned), and the packed weights of the 8 sizes used last.
+    depends on it (further ones are then only planned), the packed weights of the 8 image sizes used last, and the plans
+    of the last 128 batch sizes.
 
     Args:
         model: in evaluation (`model.eval()`), on the CPU, that `torch.export` can capture.
