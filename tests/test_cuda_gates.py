@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cuda_extension
 import pytest
 
 from tools.cubin_gates import binaries, compiler, gates, table
@@ -21,10 +22,11 @@ def missing_tool() -> str | None:
 
 
 @pytest.fixture(scope="module")
-def kernels() -> list[KernelReport]:
+def kernels(tmp_path_factory: pytest.TempPathFactory) -> list[KernelReport]:
     reason = missing_tool()
     if reason is not None:
         pytest.skip(reason)
+    cuda_extension.build(tmp_path_factory.mktemp("extension"))
     return table.reports()
 
 

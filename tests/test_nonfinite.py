@@ -109,12 +109,19 @@ def test_one_nan_in_the_gradient(name, dtype):
     y = run(case, "cpu")
     grad_y = torch.randn(y.shape, generator=torch.Generator().manual_seed(7)).to(y.dtype)
     clean = evaluate_on("cpu", case, grad_y).grads["x"]
+    torchs = evaluate(COMPOSITIONS[case.operator], case, grad_y).grads["x"]
     grad_y[1, 2, 1, 2] = float("nan")
+    backends.reset_counters()
     dirty = evaluate_on("cpu", case, grad_y).grads["x"]
-    expected = evaluate(COMPOSITIONS[case.operator], case.cast(torch.float64), grad_y.double()).grads["x"].isnan()
+    large_blocks = dtype == "bf16" and any(name.endswith("_winograd_data") for name in backends.counters())
+    exact = evaluate(COMPOSITIONS[case.operator], case.cast(torch.float64), grad_y.double()).grads["x"]
+    expected = exact.isnan()
     assert expected.any() and not expected.all()
     assert torch.equal(dirty.isnan(), expected)
-    assert torch.equal(dirty[~expected], clean[~expected])
+    if large_blocks:  # as in the result: pixels that share a block with it are computed by the definition
+        assert_as_accurate_as_torch(dirty[~expected], exact[~expected], [torchs[~expected]], name="other pixels")
+    else:
+        assert torch.equal(dirty[~expected], clean[~expected])
 
 
 @pytest.mark.parametrize("operator", MAKERS)

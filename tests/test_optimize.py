@@ -196,13 +196,13 @@ def conv(channels: int = 3) -> nn.Conv2d:
 
 
 def same_as_pytorch(model: nn.Module, *calls: tuple[Any, ...]) -> nn.Module:
-    """Optimised for the first call, right in all of them."""
+    """Optimised for the first call, right in all of them. What is float64 comes from a convolution in float32."""
     model.eval()
     fast = ik.optimize(model, calls[0])
     for inputs in calls:
         with torch.no_grad():
             expected = model(*inputs)
-        torch.testing.assert_close(fast(*inputs), expected)
+        torch.testing.assert_close(fast(*inputs), expected, rtol=1.3e-6, atol=1e-5)
     return fast
 
 

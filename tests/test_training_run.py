@@ -50,11 +50,11 @@ class InDouble(nn.Module):
         return self.net(x.double())
 
 
-def losses(images, kind: str, precision: str = "fp32", steps: int = 8) -> torch.Tensor:
+def losses(images, kind: str, seed: int, precision: str = "fp32", steps: int = 8) -> torch.Tensor:
     """Of the first steps from one seed, with the recipe of Inception-v3: "fused", "reference" or "float64"."""
     net = small_net(classes=10, dropout=0.0)
     rows = Rows()
-    options = Options(epochs=1, batch_size=64, precision=precision, channels_last=kind == "fused")
+    options = Options(epochs=1, batch_size=64, precision=precision, channels_last=kind == "fused", seed=seed)
     trainer = Trainer(
         InDouble(net) if kind == "float64" else net, images, inception_v3_imagenet(), options, logs=[rows]
     )
@@ -65,17 +65,21 @@ def losses(images, kind: str, precision: str = "fp32", steps: int = 8) -> torch.
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_loss_curves_stay_together(precision):
-    """On the digits. The loss itself is float32 near 2.3, which is the floor."""
+    """On the digits. The loss itself is float32 near 2.3, which is the floor.
+
+    Each curve is one draw of rounding errors that grow from step to step, hence several, and their root mean squares.
+    """
     pytest.importorskip("sklearn", reason="needs scikit-learn")
     images = data.digits(16)
     ik.backends.reset_counters()
-    fused = losses(images, "fused", precision)
+    fused, exact, reference = (
+        torch.stack([losses(images, kind, seed, precision) for seed in range(3)])
+        for kind in ("fused", "float64", "reference")
+    )
     assert any(".backward.cpu" in name for name in ik.backends.counters()) or ik.backends.available()["cpu"]
-    exact = losses(images, "float64")
-    reference = losses(images, "reference", precision)
-    allowed = 2 * (reference - exact).abs().max() + 4 * torch.finfo(torch.float32).eps * exact.max()
-    assert (fused - exact).abs().max() <= allowed
-    assert len(set(exact.tolist())) == len(exact) > 5
+    floor = 4 * torch.finfo(torch.float32).eps * exact.max()
+    assert (fused - exact).square().mean().sqrt() <= 2 * (reference - exact).square().mean().sqrt() + floor
+    assert len(set(exact.flatten().tolist())) == exact.numel() > 15
 
 
 def test_same_final_accuracy_on_digits():
