@@ -138,8 +138,8 @@ def _product_rate(device: str | torch.device, dtype: torch.dtype, timer: Timer, 
                 continue
             rate = _best_rate(call, timer, seconds / 3)
             best = max(best, 2.0 * rows * inner * columns * rate)
-            # PyTorch's bfloat16 without AVX-512 takes minutes for the larger ones.
-            if rate * seconds < 1:
+            # The larger ones would take PyTorch's bfloat16 without AVX-512 a minute and more.
+            if rate * seconds < 0.25:
                 hopeless.add(number)
     return best
 

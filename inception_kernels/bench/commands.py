@@ -66,8 +66,8 @@ def run(args: argparse.Namespace) -> int:
     terminal.show(rows, console)
     if set(config.dtypes) < set(_DEFAULT.dtypes) and args.dtypes is None:
         print(
-            "bfloat16 is not measured: without AVX-512 this PyTorch computes it in plain loops, in which an image "
-            "takes minutes. --dtypes float32,bfloat16 measures it all the same.",
+            "bfloat16 is not measured: PyTorch has no kernels for it on this processor (on x86 they need AVX-512), but "
+            "loops that take up to minutes for an image. --dtypes float32,bfloat16 measures it all the same.",
             file=sys.stderr,
         )
     if args.output is not None:

@@ -21,9 +21,12 @@ KINDS = ("network", "operator")
 
 
 def usual_dtypes(device: str) -> tuple[str, ...]:
-    """float32, and bfloat16 where PyTorch has kernels for it: its own loops take minutes for an image of a network."""
-    fast = not device.startswith("cpu") or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return ("float32", "bfloat16") if fast else ("float32",)
+    """float32, and bfloat16 where PyTorch has kernels for it: its loops take up to minutes for an image."""
+    if device.startswith("cpu") and not (
+        torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    ):
+        return ("float32",)
+    return ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)

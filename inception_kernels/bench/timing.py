@@ -106,7 +106,7 @@ def interleave(
     A slot of short calls starts with one that is not counted, because the implementation before has left its own data
     in the caches. `between` runs before each slot. No round begins after `limit_seconds`, but three always run. Whose
     call takes ten times as long as another's, and longer than a slot, has one sample, from before the first round:
-    PyTorch's own bfloat16 takes minutes per image of a network on a processor that has no instructions for it.
+    PyTorch's bfloat16 takes up to minutes for an image of a network where it has no kernels for the processor.
     """
     once = {}
     for name, call in calls.items():
